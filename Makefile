@@ -1,0 +1,51 @@
+# Two commands do everything: `make demo` and `make test`. Each makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --no-compile --disable-pip-version-check
+# Debian packages that tests run against for real; installed where the machine lets us.
+APT := chromium prometheus wrk
+
+.PHONY: demo test test-long lint bench bench-quick clean apt
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/hedged demo --out demo
+
+test: $(VENV)/.dev apt lint
+	$(PY) -m pytest -q -m "not long and not gpu"
+
+test-long: $(VENV)/.dev apt
+	$(PY) -m pytest -q -m "long"
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(PY) tests/check_imports.py
+
+bench: $(VENV)/.dev
+	$(PY) -m bench all --json
+
+bench-quick: $(VENV)/.dev
+	$(PY) -m bench all --quick --json
+
+# magika asks for plain onnxruntime, which must never be installed beside onnxruntime-gpu.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) -c constraints.txt -e '.[fit,demo]'
+	$(PIP) -c constraints.txt --no-deps magika
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) -c constraints.txt -e '.[fit,demo,postgres,dev]'
+	touch $@
+
+apt:
+	@for tool in chromium promtool wrk; do command -v $$tool >/dev/null && continue; \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(APT) >/dev/null; break; \
+	  else echo "tests need $$tool: apt-get install $(APT)"; exit 1; fi; done
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

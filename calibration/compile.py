@@ -1,0 +1,111 @@
+"""From a calibrated head to ONNX: ``head.onnx`` over (phi, z) and ``predictor.onnx`` over inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.head import Head, emit, reference
+from posthoc.contract import Array, FitError, TensorSpec, output_fields
+from posthoc.graph import HEAD_OPSET, Fragment, append, standalone, taken_names
+from posthoc.links import Link, emit_link
+from posthoc.runtime import open_session
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A compiled predictor: bytes, our outputs by field, and the field -> tensor name map."""
+
+    model: bytes
+    outputs: tuple[TensorSpec, ...]
+    names: dict[str, str]
+
+
+def field_specs(head: Head, present: Mapping[str, str]) -> tuple[TensorSpec, ...]:
+    """Specs of the fields that ``present`` holds, in the order of design."""
+    quantiles = 0 if head.quantile_factors is None else head.quantile_factors.shape[1]
+    size = {"C": head.width, "K": head.width, "Q": quantiles}
+    return tuple(
+        TensorSpec(name=n, dtype=dtype, shape=(-1, *(size[a] for a in axes)))
+        for n, (dtype, axes) in output_fields(head.task).items()
+        if n in present
+    )
+
+
+def compile_head(head: Head, *, scores: bool = False) -> bytes:
+    """``head.onnx``: inputs phi (N×D, if used) and z (N×C); ``scores`` adds ``set_scores``."""
+    g = Fragment(HEAD_OPSET)
+    phi = None if head.features is None else g.input("phi", "float32", ["N", head.features])
+    z = g.input("z", "float32", ["N", head.width])
+    made = emit(head, g, phi, z, scores=scores)
+    outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for spec in field_specs(head, made):
+        g.op("Identity", made[spec.name], out=spec.name)
+        outputs[spec.name] = (spec.dtype, spec.shape)
+    if "set_scores" in made:
+        g.op("Identity", made["set_scores"], out="set_scores")
+        outputs["set_scores"] = ("float32", (-1, head.width))
+    return standalone(g, outputs)
+
+
+def compile_predictor(head: Head, frozen: bytes, *, opset: int, phi: str | None, z: str, link: Link = "identity"
+) -> Fused:
+    """``predictor.onnx``: the frozen graph with the head behind its tensors ``phi`` and ``z``.
+
+    On a clash with a name of the frozen graph, our output takes the prefix ``uq_``.
+    """
+    taken = taken_names(frozen)
+    prefix = "uq/"
+    while any(name.startswith(prefix) for name in taken):
+        prefix = "uq_" + prefix
+    g = Fragment(opset, prefix)
+    made = emit(head, g, phi if head.features is not None else None, emit_link(g, z, link))
+    outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
+    names: dict[str, str] = {}
+    specs = field_specs(head, made)
+    for spec in specs:
+        name = spec.name
+        while name in taken:
+            name = "uq_" + name
+        g.op("Identity", made[spec.name], out=name)
+        names[spec.name] = name
+        outputs[name] = (spec.dtype, spec.shape)
+    return Fused(append(frozen, g, outputs), specs, names)
+
+
+def check_head(head: Head, model: bytes, phi: Array | None, z: Array) -> dict[str, float]:
+    """Largest difference of ``head.onnx`` from the float64 reference on real rows, by field.
+
+    Differences are absolute up to one and relative beyond. Masks and counts may differ only on
+    rows whose score lies within the tolerance of its threshold. Raises FitError above 1e-5.
+    """
+    session = open_session(model)
+    feed = {"z": np.asarray(z, np.float32)}
+    if head.features is not None:
+        feed["phi"] = np.asarray(phi, np.float32)
+    names = [o.name for o in session.get_outputs()]
+    got = dict(zip(names, session.run(names, feed), strict=True))
+    want = reference(head, phi, z)
+    worst: dict[str, float] = {}
+    for name in names:
+        if got[name].dtype.kind == "f":
+            if not np.isfinite(got[name]).all() and np.isfinite(want[name]).all():
+                raise FitError(f"the compiled head gives a {name} that is not finite")
+            if name == "ood_pvalue":
+                continue  # a step function: compared through its score
+            finite = np.isfinite(want[name])
+            diff = np.abs(got[name] - want[name])[finite] / np.maximum(
+                1.0, np.abs(want[name][finite])
+            )
+            worst[name] = float(diff.max(initial=0.0))
+    label = got.get("label")
+    if label is not None and not np.array_equal(label, want["label"]):
+        raise FitError("the compiled head changes a label of the frozen model")
+    for name, value in worst.items():
+        if value > TOLERANCE:
+            raise FitError(f"the compiled head's {name} is off by {value:.1e} from float64")
+    return worst

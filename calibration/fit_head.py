@@ -1,0 +1,352 @@
+"""From cached rows to a calibrated head: every statistical decision of a fit, and no file.
+
+Rows come in four disjoint parts. Module rows fit the posterior and the OOD scores; calibration
+rows fit temperature and strength together and choose whatever has settings; conformal rows give
+final ranks only; test rows are not seen here. Ranks are taken from the compiled graph's own
+float32 scores, because that graph is what will be compared with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from calibration.bundle import (
+    AbstainRecord,
+    ConformalRecord,
+    FittedRecord,
+    Guarantee,
+    OodRecord,
+    conformal_rank,
+    threshold_at,
+)
+from calibration.compile import compile_head
+from calibration.conformal.intervals import (
+    QUANTILE_LEVELS,
+    quantile_factors,
+    residual_scores,
+    signed_residuals,
+)
+from calibration.conformal.scores import METHODS, choose_raps
+from calibration.head import Head, Ood, reference
+from calibration.ood_choice import choose_score
+from calibration.scaling import Scaling, fit_classification, fit_regression
+from calibration.threshold import (
+    fit_abstention,
+    neyman_pearson_rank,
+    neyman_pearson_rows,
+    pvalue_table,
+)
+from posthoc import links, registry
+from posthoc.contract import Array, F64, Features, FitError, LinearHead, State, Task
+from posthoc.runtime import open_session
+
+BLOCK = 4096
+
+
+class FitOptions(BaseModel):
+    """What a user may ask of a fit. ``method`` none is scaling alone; ``ood`` auto chooses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    task: Task
+    method: str = "laplace"
+    conformal: str | None = None  # default: lac, or residual for a regression
+    alphas: tuple[float, ...] = Field(default=(0.1, 0.05), min_length=1)
+    ood: str = "auto"
+    ood_alpha: float = Field(default=0.05, gt=0, lt=1)
+    ood_delta: float = Field(default=0.05, gt=0, lt=1)
+    max_error: float | None = Field(default=0.05, gt=0, lt=1)
+    error_delta: float = Field(default=0.05, gt=0, lt=1)
+    tolerance: float | None = Field(default=None, gt=0)  # regression: wrong beyond it
+    prior_precision: float | None = Field(default=None, gt=0)
+    train_rows: int | None = Field(default=None, gt=0)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The three parts that a fit may see."""
+
+    module: Features
+    calibration: Features
+    conformal: Features
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A calibrated head, the records of its manifest and its sorted conformal scores."""
+
+    head: Head
+    module: FittedRecord
+    scaling: Scaling
+    conformal: ConformalRecord
+    ood: OodRecord | None
+    abstain: AbstainRecord | None
+    scores: dict[str, Array]
+
+
+def fit_head(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Fitted:
+    """Fit module, scaling, conformal thresholds, OOD flag and abstention.
+
+    Raises FitError when a method is unknown or does not fit the model, when a part is empty or
+    without labels, or when an interval is asked for at a level that the rows cannot support.
+    """
+    for name in ("module", "calibration", "conformal"):
+        rows: Features = getattr(parts, name)
+        if len(rows) == 0:
+            raise FitError(f"no {name} rows: give more data or another --split")
+        if rows.y is None:
+            raise FitError("a fit needs labels: name their column with --target")
+    module = _fit_module(linear, parts.module, options)
+    spread = None if module is None else _spread(module, parts.calibration)
+    noise = _noise(module, parts.module) if options.task == "regression" else None
+    scaling = _fit_scaling(parts.calibration, spread, noise)
+    ood, proxy = _fit_ood(linear, parts, options)
+    head = Head(
+        task=options.task,
+        width=parts.module.z.shape[1],
+        features=None if parts.module.phi is None else parts.module.phi.shape[1],
+        module=module,
+        temperature=scaling.temperature,
+        strength=scaling.strength,
+        noise=noise,
+        ood=ood,
+        abstains=options.max_error is not None
+        and (options.task == "classification" or options.tolerance is not None),
+    )
+    if module is None and ood is not None and not registry.info(ood.name).needs & {"features"}:
+        head = head.with_(features=None)
+    if module is None and ood is None:
+        head = head.with_(features=None)
+    if options.task == "classification":
+        if module is not None:
+            rank = module[1].tensors["directions"].shape[0]
+            head = head.with_(eps=links.normal_draws(rank, options.seed))
+        head = _choose_conformal(head, parts.calibration, options)
+    elif options.conformal not in (None, "residual"):
+        raise FitError(f"unknown interval method {options.conformal!r}; there is residual")
+    return _thresholds(head, parts, options, scaling, proxy)
+
+
+def _fit_module(
+    linear: LinearHead | None, rows: Features, options: FitOptions
+) -> tuple[str, State] | None:
+    if options.method == "none":
+        return None
+    info = registry.info(options.method)
+    if info.kind != "module" or options.task not in info.tasks:
+        raise FitError(f"{options.method!r} is not a module for {options.task}")
+    if linear is None:
+        raise FitError(
+            f"{options.method} needs a linear head and this model is a black box; "
+            "use --method none (scaling, conformal sets and output scores still work)"
+        )
+    page = registry.page(options.method)
+    stats = page.init(linear, options.task)
+    for block in blocks(rows):
+        stats = page.update(stats, block)
+    state: State = page.finish(
+        stats, linear, prior_precision=options.prior_precision, train_rows=options.train_rows
+    )
+    return options.method, state
+
+
+def _spread(module: tuple[str, State], rows: Features) -> links.Spread:
+    name, state = module
+    found: links.Spread = registry.page(name).spread(state, rows.phi)
+    return found
+
+
+def _noise(module: tuple[str, State] | None, rows: Features) -> F64:
+    """Noise variance K of a regression: the module's own, or the module rows' mean square."""
+    if module is not None:
+        return np.asarray(module[1].settings["noise_variance"], np.float64)
+    return np.asarray(((np.asarray(rows.y, np.float64) - rows.z) ** 2).mean(0))
+
+
+def _fit_scaling(rows: Features, spread: links.Spread | None, noise: F64 | None) -> Scaling:
+    variance = None if spread is None else spread.variance
+    assert rows.y is not None
+    if noise is None:
+        return fit_classification(rows.z, rows.y, variance)
+    return fit_regression(np.asarray(rows.y, np.float64) - rows.z, noise, variance)
+
+
+def _fit_ood(
+    linear: LinearHead | None, parts: Parts, options: FitOptions
+) -> tuple[Ood | None, dict[str, float]]:
+    """The score named or chosen, fitted on module rows; thresholds follow later."""
+    if options.ood == "none":
+        return None, {}
+    have = {"labels"} | ({"features"} if parts.module.phi is not None else set())
+    have |= {"linear_head"} if linear is not None else set()
+    fitting = registry.applicable(registry.SCORES, options.task, have)
+    proxy: dict[str, float] = {}
+    if options.ood == "auto":
+        if not fitting:
+            return None, {}
+        name, proxy = choose_score(fitting, parts.module, parts.calibration, options.seed)
+    elif options.ood in fitting:
+        name = options.ood
+    else:
+        raise FitError(
+            f"the OOD score {options.ood!r} does not fit this model; these do: "
+            f"{', '.join(fitting) or 'none'}"
+        )
+    page = registry.page(name)
+    width = 0 if parts.module.phi is None else parts.module.phi.shape[1]
+    stats = page.init(parts.module.z.shape[1], width)
+    for block in blocks(parts.module):
+        stats = page.update(stats, block)
+    none = np.zeros(0)
+    return Ood(name, page.finish(stats, linear), none, np.ones(1)), proxy
+
+
+def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:
+    method = options.conformal or "lac"
+    if method not in METHODS:
+        raise FitError(f"unknown conformal method {method!r}; there are {', '.join(METHODS)}")
+    if method == "lac":
+        return head.with_(conformal=method)
+    assert rows.y is not None
+    p = reference(head, rows.phi, rows.z)["probs"]
+    settings = choose_raps(p, rows.y, options.alphas[0])
+    return head.with_(conformal=method, conformal_settings=settings)
+
+
+def run_head(head: Head, rows: Features) -> dict[str, Array]:
+    """Every output of the compiled head, ``set_scores`` included, on cached rows in float32."""
+    session = open_session(compile_head(head, scores=True))
+    names = [o.name for o in session.get_outputs()]
+    made: dict[str, list[Array]] = {n: [] for n in names}
+    for block in blocks(rows):
+        feed = {"z": np.asarray(block.z, np.float32)}
+        if head.features is not None:
+            feed["phi"] = np.asarray(block.phi, np.float32)
+        for name, value in zip(names, session.run(names, feed), strict=True):
+            made[name].append(value)
+    return {n: np.concatenate(v) for n, v in made.items()}
+
+
+def _thresholds(
+    head: Head, parts: Parts, options: FitOptions, scaling: Scaling, proxy: dict[str, float]
+) -> Fitted:
+    """Ranks of the conformal rows, by the compiled head."""
+    rows = parts.conformal
+    assert rows.y is not None
+    out = run_head(head, rows)
+    scores: dict[str, Array] = {}
+    if head.task == "classification":
+        true = out["set_scores"][np.arange(len(rows)), np.asarray(rows.y, np.int64)]
+        scores["set"] = sorted_scores = np.sort(true)
+        wrong = out["label"] != rows.y
+        sureness: Literal["confidence", "std"] = "confidence"
+    else:
+        y = np.asarray(rows.y, np.float64)
+        exact = residual_scores(y, out["mean"], out["std"])
+        # The graph compares in float32: round up, so that a covered row stays covered.
+        scores["interval"] = sorted_scores = np.sort(_float32_up(exact))
+        signed = signed_residuals(y, out["mean"], out["std"])
+        head = head.with_(quantile_factors=quantile_factors(signed))
+        wrong = np.abs(y - out["mean"]).max(1) > (options.tolerance or math.inf)
+        sureness = "std"
+    guarantees = tuple(_guarantee(sorted_scores, a) for a in options.alphas)
+    if head.task == "regression":
+        for g in guarantees:
+            if g.threshold is None:
+                raise FitError(
+                    f"an interval at alpha {g.alpha} needs at least {g.n_needed} conformal rows; "
+                    f"there are {g.n}"
+                )
+    q = guarantees[0].threshold
+    head = head.with_(q_hat=math.inf if q is None else q)
+    ood_record = None
+    if head.ood is not None:
+        scores["ood"] = np.sort(out["ood_score"])
+        head, ood_record = _flag(head, scores["ood"], options, proxy)
+    abstain = None
+    if head.abstains:
+        grid = run_head(head, parts.calibration)[sureness]
+        sure = out[sureness]
+        if sureness == "std":
+            grid, sure = -grid.max(1), -sure.max(1)
+        head, abstain = _abstain(head, grid, sure, wrong, options)
+    module = FittedRecord(name="none")
+    if head.module is not None:
+        module = FittedRecord(name=head.module[0], settings=dict(head.module[1].settings))
+    settings: dict[str, Any] = dict(head.conformal_settings)
+    method = head.conformal if head.task == "classification" else "residual"
+    conformal = ConformalRecord(method=method, settings=settings, guarantees=guarantees)
+    return Fitted(head, module, scaling, conformal, ood_record, abstain, scores)
+
+
+def _guarantee(sorted_scores: Array, alpha: float) -> Guarantee:
+    if not 0 < alpha < 1:
+        raise FitError(f"alpha must lie strictly between 0 and 1, not {alpha}")
+    n = len(sorted_scores)
+    q = threshold_at(sorted_scores, alpha)
+    return Guarantee(
+        alpha=alpha,
+        n=n,
+        rank=conformal_rank(n, alpha),
+        threshold=None if math.isinf(q) else q,
+        n_needed=math.ceil(round(1 / alpha, 9)) - 1,
+    )
+
+
+def _flag(
+    head: Head, scores: Array, options: FitOptions, proxy: dict[str, float]
+) -> tuple[Head, OodRecord]:
+    assert head.ood is not None
+    table, p = pvalue_table(scores)
+    rank = neyman_pearson_rank(len(scores), options.ood_alpha, options.ood_delta)
+    threshold = math.inf if rank is None else float(scores[rank - 1])
+    ood = Ood(head.ood.name, head.ood.state, table, p, threshold)
+    settings = dict(ood.state.settings) | ({"proxy_auroc": proxy} if proxy else {})
+    record = OodRecord(
+        score=FittedRecord(name=ood.name, settings=settings),
+        alpha=options.ood_alpha,
+        delta=options.ood_delta,
+        n=len(scores),
+        n_needed=neyman_pearson_rows(options.ood_alpha, options.ood_delta),
+        threshold=None if rank is None else threshold,
+    )
+    return head.with_(ood=ood), record
+
+
+def _abstain(
+    head: Head, grid: Array, sure: Array, wrong: Array, options: FitOptions
+) -> tuple[Head, AbstainRecord]:
+    assert options.max_error is not None
+    found = fit_abstention(grid, sure, wrong, options.max_error, options.error_delta)
+    record = AbstainRecord(
+        max_error=options.max_error,
+        delta=options.error_delta,
+        n=len(sure),
+        n_needed=neyman_pearson_rows(options.max_error, options.error_delta),
+        threshold=found.threshold,
+        answered=found.answered,
+    )
+    return head.with_(abstain=found.threshold), record
+
+
+def _float32_up(values: F64) -> Array:
+    """The smallest float32 at or above each value."""
+    low = values.astype(np.float32)
+    return np.where(low < values, np.nextafter(low, np.float32(np.inf)), low)
+
+
+def blocks(rows: Features, size: int = BLOCK) -> Iterator[Features]:
+    """Consecutive blocks of rows."""
+    for i in range(0, len(rows), size):
+        j = slice(i, i + size)
+        yield Features(
+            None if rows.phi is None else rows.phi[j],
+            rows.z[j],
+            None if rows.y is None else rows.y[j],
+        )

@@ -1,0 +1,152 @@
+"""What an evaluation holds: plain records that go to JSON and come back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from posthoc.contract import Task
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Figure(_Record):
+    """A number and a range: a 95 % ``interval`` of it, or where a ``perfect`` model's would lie."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    range: Literal["interval", "perfect"] = "interval"
+
+
+class Difference(_Record):
+    """Metric of ``of`` less that of ``to`` on the same rows; below zero, ``of`` is better."""
+
+    metric: str
+    of: str
+    to: str
+    value: float
+    low: float
+    high: float
+
+
+class Reliability(_Record):
+    """The filled confidence bins: rows, mean confidence, accuracy, and the 95 % band of the
+    accuracy that a perfectly calibrated model would show there."""
+
+    count: tuple[int, ...]
+    confidence: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+class Curve(_Record):
+    """A line: risk (y) against coverage (x), both as shares."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class System(_Record):
+    """One column of the comparison: the frozen model, a baseline, or the hedged model."""
+
+    name: str
+    metrics: dict[str, Figure]
+    reliability: Reliability | None = None
+    risk_coverage: Curve | None = None
+    pit: tuple[int, ...] | None = None  # counts in 20 equal bins of 0…1
+
+
+class Level(_Record):
+    """Coverage at one level beside the 99 % band that luck allows; size is a set size or width.
+
+    ``mean_size`` is None where too few conformal rows made an interval infinite.
+    """
+
+    level: str
+    alpha: float
+    coverage: float
+    band_low: float
+    band_high: float
+    mean_size: float | None
+    empty_share: float | None = None
+
+
+class SetSizes(_Record):
+    """The sizes that occur at one level, how often, and the coverage within each."""
+
+    level: str
+    size: tuple[int, ...]
+    count: tuple[int, ...]
+    coverage: tuple[float, ...]
+
+
+class Histogram(_Record):
+    """Shares of rows per bin, by the name of the set of rows; edges are one longer."""
+
+    name: str
+    edges: tuple[float, ...]
+    shares: dict[str, tuple[float, ...]]
+
+
+class OodResult(_Record):
+    """How well one score tells one strange set from the test rows."""
+
+    score: str
+    out: str
+    n_out: int
+    auroc: Figure
+    aupr: float
+    fpr95: float
+
+
+class Answered(_Record):
+    """The rows that were neither flagged nor abstained on: coverage here is not promised."""
+
+    share: float
+    error: float | None = None
+    level: str | None = None
+    coverage: float | None = None
+
+
+class Quantiles(_Record):
+    """Predicted quantile levels and the shares of targets that were at most them."""
+
+    level: tuple[float, ...]
+    observed: tuple[float, ...]
+
+
+class WidthGroup(_Record):
+    """A fifth of the rows by interval width: their mean width, coverage and count."""
+
+    mean_width: float
+    coverage: float
+    count: int
+
+
+class Evaluation(_Record):
+    """Everything that the report shows, from ``evaluate_classification`` or ``_regression``.
+
+    ``about`` holds the header's lines (model, bundle identity, splits) as the caller wrote them.
+    """
+
+    task: Task
+    about: dict[str, str] = {}
+    n: int
+    n_conformal: int
+    label_equal: float | None = None  # share of rows whose label is the frozen argmax
+    systems: tuple[System, ...]
+    differences: tuple[Difference, ...]
+    levels: tuple[Level, ...]
+    set_sizes: tuple[SetSizes, ...] = ()
+    width_groups: tuple[WidthGroup, ...] = ()
+    widths: Histogram | None = None
+    quantiles: Quantiles | None = None
+    pce_floor: float | None = None
+    answered: Answered | None = None
+    ood: tuple[OodResult, ...] = ()
+    scores: tuple[Histogram, ...] = ()

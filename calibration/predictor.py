@@ -1,0 +1,134 @@
+"""A bundle that answers: the fused graph in ONNX Runtime behind the names of a prediction.
+
+The service, batch scoring, evaluation and the demo all run this class, so what was evaluated is
+what is served. It imports no torch and no onnx.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from calibration.bundle import (
+    GOLDEN,
+    PREDICTOR,
+    Bundle,
+    conformal_rank,
+    load_bundle,
+    threshold_at,
+)
+from posthoc.contract import (
+    PREDICTIONS,
+    Array,
+    BundleError,
+    DataError,
+    Prediction,
+    TensorSpec,
+    output_fields,
+)
+from posthoc.runtime import open_session
+
+
+class Predictor:
+    """One verified bundle in one ONNX Runtime session. Thread-safe; holds no request state.
+
+    ``device`` is ``auto``, ``cpu``, ``cuda[:n]`` or ``tensorrt``; ``threads`` is the number of
+    intra-op threads on CPU (0: ONNX Runtime's default).
+    """
+
+    def __init__(self, bundle: Bundle | str | Path, *, device: str = "cpu", threads: int = 0):
+        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        self.manifest = self.bundle.manifest
+        self.session = open_session(self.bundle.files[PREDICTOR], device=device, threads=threads)
+        self.inputs: tuple[TensorSpec, ...] = self.manifest.inputs
+        self.fields: tuple[str, ...] = tuple(
+            f
+            for f in output_fields(self.manifest.task)
+            if f in {s.name for s in self.manifest.outputs}
+        )
+        scores = self.bundle.conformal_scores
+        self._scores = scores["set" if self.manifest.task == "classification" else "interval"]
+        self._q_default = {
+            g.alpha: math.inf if g.threshold is None else g.threshold
+            for g in self.manifest.conformal.guarantees
+        }
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        outputs: Sequence[str] | None = None,
+        q_hat: Array | float | None = None,
+        ood_threshold: Array | float | None = None,
+        u: Array | None = None,
+    ) -> dict[str, Array]:
+        """Prediction fields (and frozen outputs, by their own names) for N rows.
+
+        ``inputs`` maps each of ``self.inputs`` to an array of its dtype; ``q_hat``,
+        ``ood_threshold`` and ``u`` are scalars or arrays of N, defaulting to the bundle's own.
+        ``outputs`` defaults to every field. Raises DataError for a missing input or a wrong shape.
+        """
+        names = list(self.fields if outputs is None else outputs)
+        feed = {s.name: _as_spec(inputs, s) for s in self.inputs}
+        for name, value in (("q_hat", q_hat), ("ood_threshold", ood_threshold), ("u", u)):
+            if value is not None:
+                feed[name] = np.atleast_1d(np.asarray(value, dtype=np.float32))
+        graph_names = [self.manifest.output_names.get(n, n) for n in names]
+        return dict(zip(names, self.session.run(graph_names, feed), strict=True))
+
+    def predict(self, inputs: Mapping[str, Array], *, alpha: float | None = None) -> Prediction:
+        """The typed prediction for N rows, at level ``alpha`` (default: the bundle's first)."""
+        q = None if alpha is None else self.q_hat(alpha)
+        return PREDICTIONS[self.manifest.task](**self.run(inputs, q_hat=q))
+
+    def q_hat(self, alpha: float) -> float:
+        """The conformal threshold for any ``alpha`` in (0, 1), from the sorted scores.
+
+        Raises DataError when the bundle holds too few conformal rows for that level.
+        """
+        if not 0 < alpha < 1:
+            raise DataError(f"alpha must lie strictly between 0 and 1, not {alpha}")
+        if alpha in self._q_default:
+            return self._q_default[alpha]
+        n = len(self._scores)
+        if conformal_rank(n, alpha) > n:
+            raise DataError(
+                f"alpha {alpha} needs at least {math.ceil(1 / alpha) - 1} conformal rows and this "
+                f"bundle holds {n}"
+            )
+        return threshold_at(self._scores, alpha)
+
+    def self_check(self) -> None:
+        """Run the golden rows and compare; BundleError where an answer differs."""
+        with np.load(io.BytesIO(self.bundle.files[GOLDEN]), allow_pickle=False) as golden:
+            inputs = {k[3:]: golden[k] for k in golden.files if k.startswith("in/")}
+            wanted = {k[4:]: golden[k] for k in golden.files if k.startswith("out/")}
+        got = self.run(inputs, outputs=list(wanted))
+        for name, want in wanted.items():
+            exact = want.dtype.kind in "biu"
+            # Another processor rounds differently; a changed answer is far outside 1e-3.
+            if not (
+                np.array_equal(got[name], want)
+                if exact
+                else np.allclose(got[name], want, rtol=1e-3, atol=1e-4)
+            ):
+                raise BundleError(
+                    f"{self.bundle.path}: golden rows do not reproduce: {name} differs"
+                )
+
+
+def _as_spec(inputs: Mapping[str, Array], spec: TensorSpec) -> Array:
+    """One input as its declared dtype; DataError naming it when missing or of another shape."""
+    if spec.name not in inputs:
+        raise DataError(f"input {spec.name!r} is missing")
+    value = np.ascontiguousarray(inputs[spec.name], dtype=np.dtype(spec.dtype))
+    if value.ndim != len(spec.shape) or any(
+        want not in (-1, have) for want, have in zip(spec.shape[1:], value.shape[1:], strict=True)
+    ):
+        want = "×".join("N" if d == -1 else str(d) for d in spec.shape)
+        raise DataError(f"input {spec.name!r} has shape {value.shape}; the model takes {want}")
+    return value

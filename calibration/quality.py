@@ -1,0 +1,78 @@
+"""The few figures of a fit on its own test rows, for the manifest and the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from calibration.conformal.intervals import residual_scores
+from calibration.fit_head import Fitted, run_head
+from calibration.metrics.totals import (
+    ClassificationTotals,
+    RegressionTotals,
+    level_name,
+    update_classification,
+    update_regression,
+)
+from calibration.scaling import fit_temperature
+from posthoc.contract import Array, Features
+from posthoc.links import softmax
+
+__all__ = ["classification_totals", "fit_temperature", "summary"]
+
+
+def classification_totals(p: Array, label: Array, y: Array) -> ClassificationTotals:
+    """Additive statistics of probabilities N×C whose ``label`` is what the frozen model said."""
+    confidence = p[np.arange(len(p)), label]
+    return update_classification(
+        ClassificationTotals(), confidence=confidence, label=label, y=y, probs=p
+    )
+
+
+def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
+    """Accuracy (or RMSE), NLL, ECE and coverage on the test rows, frozen beside hedged."""
+    assert test.y is not None
+    if len(test) == 0:
+        return {}
+    out = run_head(fitted.head, test)
+    levels = {}
+    if fitted.head.task == "classification":
+        y = np.asarray(test.y, np.int64)
+        label = out["label"]
+        true = out["set_scores"][np.arange(len(y)), y]
+        for g in fitted.conformal.guarantees:
+            q = np.inf if g.threshold is None else g.threshold
+            levels[level_name(g.alpha)] = {
+                "coverage": float((true <= q).mean()),
+                "mean_set_size": float((out["set_scores"] <= q).sum(1).mean()),
+                "empty": float(((out["set_scores"] <= q).sum(1) == 0).mean()),
+            }
+        rows = {
+            "frozen": _classification(classification_totals(softmax(test.z), label, y)),
+            "hedged": _classification(classification_totals(out["probs"], label, y)),
+        }
+        return {"rows": len(test), **rows, "levels": levels}
+    y = np.asarray(test.y, np.float64)
+    totals = update_regression(RegressionTotals(), mean=out["mean"], std=out["std"], y=y)
+    score = residual_scores(y, out["mean"], out["std"])
+    for g in fitted.conformal.guarantees:
+        assert g.threshold is not None
+        levels[level_name(g.alpha)] = {
+            "coverage": float((score <= g.threshold).mean()),
+            "mean_width": float((2 * g.threshold * out["std"]).mean()),
+        }
+    return {
+        "rows": len(test),
+        "hedged": {"rmse": totals.rmse, "crps": totals.crps, "nll": totals.log_loss},
+        "levels": levels,
+    }
+
+
+def _classification(totals: ClassificationTotals) -> dict[str, float]:
+    return {
+        "accuracy": totals.accuracy,
+        "nll": totals.log_loss,
+        "ece": totals.ece,
+        "brier": totals.brier,
+    }

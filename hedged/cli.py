@@ -1,0 +1,82 @@
+"""The command line. Each command lives in hedged/commands and imports what it needs when it runs.
+
+Exit codes: 0 done · 1 something you can mend, said on stderr · 2 wrong usage · 75 interrupted,
+run the same command again to go on.
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from hedged.commands import demo, evaluate, fit, inspect, score, serve
+from posthoc.contract import HedgedError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Honest error bars for a model that is already deployed, without retraining it.",
+)
+app.command("demo")(demo.demo)
+app.command("fit")(fit.fit)
+app.command("evaluate")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(inspect.verify)
+app.command("modules")(inspect.modules)
+app.command("serve")(serve.serve)
+app.command("score")(score.score)
+
+
+@app.callback()
+def main_options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of defaults: a table per command, e.g. [fit] method = 'none'"),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop")] = False,
+) -> None:
+    """Read the configuration file; flags and HEDGED_<COMMAND>_<OPTION> come before it."""
+    if version:
+        from hedged import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    if config is not None:
+        context.default_map = read_config(config, context.command)
+
+
+def read_config(path: Path, group: click.Command) -> dict[str, Any]:
+    """Defaults by command from TOML; HedgedError for an unknown command or option, naming it."""
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as e:
+        raise HedgedError(f"--config {path}: {e}") from None
+    commands = getattr(group, "commands", {})
+    for command, table in tables.items():
+        if command not in commands:
+            raise HedgedError(f"--config {path}: no command {command!r}; {', '.join(commands)}")
+        known = {p.name for p in commands[command].params}
+        for key in table:
+            if key not in known:
+                raise HedgedError(
+                    f"--config {path}: hedged {command} has no option {key!r}; "
+                    f"it has {', '.join(sorted(k for k in known if k))}"
+                )
+    return tables
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend are one line on stderr."""
+    try:
+        app(auto_envvar_prefix="HEDGED")
+    except HedgedError as e:
+        print(f"hedged: {e}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,80 @@
+"""What every command shares: progress on stderr, JSON on stdout, parsing of repeated options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+
+Report = Callable[[str, int, int], None]
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A callback (what, done, total) that draws one bar for each ``what`` on stderr."""
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=not sys.stderr.isatty()) as bars:
+        known: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in known:
+                known[what] = bars.add_task(what, total=total)
+            bars.update(known[what], completed=done, total=total)
+
+        yield report
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=1, allow_nan=False, default=str))
+
+
+def pairs(values: Sequence[str], option: str) -> dict[str, str]:
+    """``name=value`` options as a dict; a usage error for one without ``=``."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, sign, rest = value.partition("=")
+        if not sign or not name or not rest:
+            raise typer.BadParameter(f"{option} takes name=value, not {value!r}")
+        found[name] = rest
+    return found
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Comma-separated numbers."""
+    try:
+        return tuple(float(v) for v in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option} takes numbers like .1,.05, not {text!r}") from None
+
+
+def lines(path: Path | None) -> tuple[str, ...] | None:
+    """The lines of a text file of names, or None."""
+    if path is None:
+        return None
+    try:
+        return tuple(x.strip() for x in path.read_text().splitlines() if x.strip())
+    except OSError as e:
+        raise typer.BadParameter(f"{path}: {e.strerror}") from None

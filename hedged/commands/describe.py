@@ -1,0 +1,63 @@
+"""A bundle in words: what it serves, what it promises and how it did on its test rows."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from calibration.bundle import Bundle
+from hedged.commands import console
+
+
+def describe(bundle: Bundle) -> None:
+    """Print a bundle for a person."""
+    m = bundle.manifest
+    say = console.out.print
+    say(f"[bold]{m.name}[/] version {m.version} · {m.task} · {bundle.path}")
+    say(f"identity {bundle.identity}")
+    say(f"frozen model {m.frozen.file} sha256 {m.frozen.sha256[:16]}… ({m.frozen.size:,} bytes)")
+    head = m.frozen.head or "none found: a black box, outputs only"
+    say(f"linear head: {head}" + (f", {m.frozen.features} features" if m.frozen.features else ""))
+    rows = ", ".join(f"{k} {v:,}" for k, v in m.splits.rows.items())
+    say(f"rows: {rows}" + (f" (split by {m.splits.by})" if m.splits.by else ""))
+    scaling = ", ".join(f"{k} {v:.4g}" for k, v in m.scaling.items())
+    prior = m.module.settings.get("prior_precision")
+    say(f"module {m.module.name}" + (f", prior precision {prior:.4g}" if prior else ""))
+    say(f"scaling: {scaling}")
+    _promises(bundle)
+    _measured(bundle)
+
+
+def _promises(bundle: Bundle) -> None:
+    m = bundle.manifest
+    table = Table(title="Promises", title_justify="left")
+    for column in ("what", "level", "rows", "needs", "threshold"):
+        table.add_column(column)
+    for g in m.conformal.guarantees:
+        q = "everything" if g.threshold is None else f"{g.threshold:.5g}"
+        what = f"{m.conformal.method}: covers the truth"
+        table.add_row(what, f"≥ {1 - g.alpha:.3g}", str(g.n), str(g.n_needed), q)
+    if m.ood is not None:
+        o = m.ood
+        q = "nothing flagged" if o.threshold is None else f"{o.threshold:.5g}"
+        what = f"{o.score.name}: flags clean rows"
+        table.add_row(what, f"≤ {o.alpha:g} (but {o.delta:g})", str(o.n), str(o.n_needed), q)
+    if m.abstain is not None:
+        a = m.abstain
+        q = "abstains on all" if a.threshold is None else f"{a.threshold:.5g}"
+        what = f"wrong among answered ({a.answered:.1%})"
+        table.add_row(what, f"≤ {a.max_error:g} (but {a.delta:g})", str(a.n), str(a.n_needed), q)
+    console.out.print(table)
+
+
+def _measured(bundle: Bundle) -> None:
+    evaluation = bundle.manifest.evaluation
+    if not evaluation:
+        return
+    console.out.print(f"On its {evaluation['rows']:,} test rows:")
+    for who in ("frozen", "hedged"):
+        if who in evaluation:
+            figures = "  ".join(f"{k} {v:.4f}" for k, v in evaluation[who].items())
+            console.out.print(f"  {who:<8}{figures}")
+    for level, found in evaluation.get("levels", {}).items():
+        figures = "  ".join(f"{k} {v:.4g}" for k, v in found.items())
+        console.out.print(f"  level {level}: {figures}")

@@ -1,0 +1,287 @@
+"""A table or ``.npz`` → named tensors, by a saved mapping, with bad rows told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from posthoc.columns import Faults, decoded, dense, find, is_text, merge, texts
+from posthoc.contract import Array, DataError, Task, TensorSpec
+from posthoc.tables import Table, open_table
+
+__all__ = [
+    "Rows",
+    "Table",
+    "TableMapping",
+    "infer_mapping",
+    "open_table",
+    "split_roles",
+    "to_rows",
+]
+
+
+class TableMapping(BaseModel):
+    """Which columns make which tensor; saved in the bundle and used again wherever it reads rows.
+
+    Each input is filled by its columns stacked in order, or by one list or tensor column alone.
+    ``split_by`` names the column whose equal values share a split (copies and truncations of one
+    item); without it equal rows do.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    inputs: dict[str, tuple[str, ...]]
+    target: tuple[str, ...] = ()
+    group: str | None = None
+    split_by: str | None = None
+    id: str | None = None
+
+    def columns(self, *, target: bool = True) -> tuple[str, ...]:
+        """Every column that rows are made of, once each."""
+        meta = (self.group, self.split_by, self.id)
+        every = (*(c for cs in self.inputs.values() for c in cs), *(self.target if target else ()))
+        return tuple(dict.fromkeys((*every, *(c for c in meta if c is not None))))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N rows as tensors. Rows in ``bad`` hold zeros, so that batch shapes stay as they were.
+
+    ``inputs`` maps input names to arrays (N, …) of the model's dtype; ``y`` is int64 (N) or
+    float64 (N×K); ``bad`` maps a row to what is wrong with it, naming the column; hashes are 64
+    bits of BLAKE2b: of the row's input bytes, and of its ``split_by`` value (else the same).
+    """
+
+    inputs: dict[str, Array]
+    y: Array | None
+    bad: dict[int, str]
+    ids: list[str] | None
+    groups: Array | None
+    split_keys: NDArray[np.uint64]
+    content_hashes: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.content_hashes)
+
+
+def infer_mapping(
+    columns: Sequence[str],
+    specs: Sequence[TensorSpec],
+    *,
+    target: Sequence[str] | str | None,
+    inputs: Mapping[str, Sequence[str]] | None = None,
+    group: str | None = None,
+    split_by: str | None = None,
+    id: str | None = None,
+) -> TableMapping:
+    """The mapping from ``columns`` to the model inputs ``specs``.
+
+    Each input takes, in this order of preference: what ``inputs`` says, the column of its own
+    name, and (a model with one input) every column that is not target, group, split or id, in
+    the table's order. Raises DataError for a column or input that does not exist, and for an
+    input that nothing fills.
+    """
+    targets = (target,) if isinstance(target, str) else tuple(target or ())
+    given = {name: tuple(cols) for name, cols in (inputs or {}).items()}
+    names = [s.name for s in specs]
+    for name in given:
+        if name not in names:
+            raise DataError(f"the model has no input {name!r}; it takes {', '.join(names)}")
+    meta = {c for c in (*targets, group, split_by, id) if c is not None}
+    for column in (*meta, *(c for cs in given.values() for c in cs)):
+        if column not in columns:
+            raise DataError(f"no column {column!r}; the table has {', '.join(columns)}")
+    rest = tuple(c for c in columns if c not in meta)
+    filled: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if name in given:
+            filled[name] = given[name]
+        elif name in rest:
+            filled[name] = (name,)
+        elif len(names) == 1:
+            filled[name] = rest
+        if not filled.get(name):
+            raise DataError(
+                f"input {name!r} has no column; name them with --inputs {name}=a,b,c "
+                f"(the table has {', '.join(columns)})"
+            )
+    return TableMapping(inputs=filled, target=targets, group=group, split_by=split_by, id=id)
+
+
+def to_rows(
+    batch: pa.RecordBatch,
+    mapping: TableMapping,
+    specs: Sequence[TensorSpec],
+    *,
+    task: Task | None = None,
+    classes: Sequence[str] | None = None,
+    need_target: bool = False,
+    n_classes: int | None = None,
+) -> Rows:
+    """One record batch as tensors.
+
+    With ``task`` and a mapping that names a target, ``y`` is read where the target columns are
+    present (``need_target``: must be). Class names are looked up in ``classes``; integers are
+    class indices below ``len(classes)`` or ``n_classes``. Raises DataError for a missing column
+    or one of the wrong type; what is wrong with single rows goes to ``bad``.
+    """
+    bad: Faults = {}
+    inputs = {}
+    for spec in specs:
+        if spec.name not in mapping.inputs:
+            raise DataError(f"the mapping does not say which columns make input {spec.name!r}")
+        inputs[spec.name] = _input(batch, mapping.inputs[spec.name], spec, bad)
+    y = None
+    present = bool(mapping.target) and set(mapping.target) <= set(batch.schema.names)
+    if task is not None and (present or need_target):
+        if not mapping.target:
+            raise DataError("no target column is named; give --target")
+        limit = len(classes) if classes is not None else n_classes
+        y = (
+            _class_index(batch, mapping.target, classes, limit, bad)
+            if task == "classification"
+            else _stack(batch, mapping.target, "target", "float64", bad)
+        )
+    ids = None
+    if mapping.id is not None:
+        ids = [t or "" for t in _meta(batch, mapping.id, "id", bad)]
+    groups = None
+    if mapping.group is not None:
+        column = decoded(find(batch, mapping.group, "group"))
+        named = [t or "" for t in _meta(batch, mapping.group, "group", bad)]
+        groups = np.asarray(named)
+        if pa.types.is_integer(column.type):
+            groups = np.array([int(t) if t else 0 for t in named], np.int64)
+    keys = None
+    if mapping.split_by is not None:
+        keys = _hash_texts(_meta(batch, mapping.split_by, "split", bad))
+    for row in bad:
+        for array in inputs.values():
+            array[row] = 0
+        if y is not None:
+            y[row] = 0
+    hashes = _hash_rows([inputs[s.name] for s in specs], batch.num_rows)
+    return Rows(inputs, y, bad, ids, groups, hashes if keys is None else keys, hashes)
+
+
+def split_roles(
+    keys: NDArray[np.uint64], fractions: Mapping[str, float], seed: int
+) -> NDArray[np.int8]:
+    """Role of each row, as an index into ``fractions``; equal keys share a role.
+
+    A role depends on (key, seed) alone, so it stays when rows come, go or move. Raises DataError
+    unless the fractions are positive and sum to 1.
+    """
+    shares = np.array(list(fractions.values()), np.float64)
+    if not (shares > 0).all() or not math.isclose(shares.sum(), 1.0, abs_tol=1e-9):
+        raise DataError(f"split fractions must be positive and sum to 1, not {dict(fractions)}")
+    salt = _mix(np.array([seed % (1 << 64)], np.uint64))
+    uniform = (_mix(keys ^ salt) >> np.uint64(11)) * 2.0**-53
+    return np.searchsorted(shares.cumsum()[:-1], uniform, side="right").astype(np.int8)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One step of SplitMix64 (Steele, Lea & Flood 2014, fig. 17)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _input(batch: Any, columns: tuple[str, ...], spec: TensorSpec, bad: Faults) -> Array:
+    tail = spec.shape[1:]
+    if len(columns) == 1:
+        return _column(batch, columns[0], f"input {spec.name!r}", spec.dtype, tail, bad)
+    stacked = _stack(batch, columns, f"input {spec.name!r}", spec.dtype, bad)
+    free, known = tail.count(-1), math.prod(d for d in tail if d != -1)
+    k = len(columns)
+    if free > 1 or not tail or (k % known if free else k != known):
+        want = "×".join("any" if d == -1 else str(d) for d in tail) or "one"
+        raise DataError(
+            f"input {spec.name!r} takes {want} values a row and {k} columns fill it "
+            f"({', '.join(columns)}); name the right ones with --inputs {spec.name}=a,b,c"
+        )
+    return stacked.reshape(-1, *(k // known if d == -1 else d for d in tail))
+
+
+def _column(
+    batch: Any, name: str, role: str, dtype: str, shape: tuple[int, ...], bad: Faults
+) -> Array:
+    values, faults = dense(find(batch, name, role), name, dtype, shape)
+    merge(bad, name, faults)
+    return values
+
+
+def _stack(batch: Any, columns: tuple[str, ...], role: str, dtype: str, bad: Faults) -> Array:
+    """N×K from K scalar columns, or from one column of scalars or of lists of one length."""
+    if len(columns) == 1:
+        listed = find(batch, columns[0], role).type
+        shape = (-1,) if pa.types.is_nested(listed) or hasattr(listed, "storage_type") else ()
+        return _column(batch, columns[0], role, dtype, shape, bad).reshape(batch.num_rows, -1)
+    return np.stack([_column(batch, c, role, dtype, (), bad) for c in columns], axis=1)
+
+
+def _class_index(
+    batch: Any,
+    columns: tuple[str, ...],
+    classes: Sequence[str] | None,
+    limit: int | None,
+    bad: Faults,
+) -> Array:
+    if len(columns) != 1:
+        raise DataError(f"classification takes one target column, not {', '.join(columns)}")
+    name = columns[0]
+    column = find(batch, name, "target")
+    if not is_text(column.type):
+        y = _column(batch, name, "target", "int64", (), bad)
+        wrong = (y < 0) | (y >= (np.iinfo(np.int64).max if limit is None else limit))
+        below = "" if limit is None else f" below {limit}"
+        faults = {int(r): f"is {y[r]}, not a class index{below}" for r in np.flatnonzero(wrong)}
+    else:
+        if classes is None:
+            raise DataError(
+                f"column {name!r}: expected class indices (int64), found {column.type}; "
+                "give the class names in output order with --classes"
+            )
+        index = {c: i for i, c in enumerate(classes)}
+        labels = texts(column)
+        y = np.array([index.get(t or "", 0) for t in labels], np.int64)
+        faults = {
+            r: "is null" if t is None else f"is {t!r}, which is not one of the classes"
+            for r, t in enumerate(labels)
+            if t is None or t not in index
+        }
+    merge(bad, name, faults)
+    return y
+
+
+def _meta(batch: Any, name: str, role: str, bad: Faults) -> list[str | None]:
+    values = texts(find(batch, name, role))
+    merge(bad, name, {r: "is null" for r, v in enumerate(values) if v is None})
+    return values
+
+
+def _hash_rows(arrays: Sequence[Array], n: int) -> NDArray[np.uint64]:
+    views = []
+    for a in arrays:
+        width = a.nbytes // max(n, 1)
+        views.append((np.ascontiguousarray(a).reshape(-1).view(np.uint8).data, width))
+    hashes = bytearray()
+    for row in range(n):
+        digest = hashlib.blake2b(digest_size=8)
+        for view, width in views:
+            digest.update(view[row * width : (row + 1) * width])
+        hashes += digest.digest()
+    return np.frombuffer(bytes(hashes), "<u8").astype(np.uint64)
+
+
+def _hash_texts(values: Sequence[str | None]) -> NDArray[np.uint64]:
+    digests = (hashlib.blake2b((v or "").encode(), digest_size=8).digest() for v in values)
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -1,0 +1,157 @@
+"""ONNX surgery: write a head as a fragment, join it behind the frozen graph.
+
+A ``Fragment`` collects nodes and constants; method and score pages add to it. The head is written
+in the frozen model's own opset (13 or newer), because one graph has one opset, so only operators
+that mean the same from 13 on are used; the few whose form changed go through a method here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from posthoc.contract import Array, ModelError
+
+HEAD_OPSET = 20  # of a head that stands alone; ONNX Runtime 1.28 and newer load it
+IR_VERSION = 10
+_ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "bool": TensorProto.BOOL,
+}
+
+
+class Fragment:
+    """A growing piece of ONNX graph. Every method returns the name of the tensor it made."""
+
+    def __init__(self, opset: int = HEAD_OPSET, prefix: str = "uq/"):
+        if opset < 13:
+            raise ModelError(
+                f"opset {opset} is too old for a head; convert the model to 13 or newer"
+            )
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self._prefix = prefix
+        self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def op(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
+        """One node with one output."""
+        name = out or f"{self._prefix}{len(self.nodes)}/{kind}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
+        return name
+
+    def op2(self, kind: str, *inputs: str, **attributes: Any) -> tuple[str, str]:
+        """One node with two outputs (TopK)."""
+        name = f"{self._prefix}{len(self.nodes)}/{kind}"
+        outs = (name, name + "/1")
+        self.nodes.append(helper.make_node(kind, list(inputs), list(outs), **attributes))
+        return outs
+
+    def const(self, value: Array | float | Sequence[Any], dtype: str = "float32") -> str:
+        """A constant tensor; equal ones are stored once."""
+        array = np.asarray(value, dtype=np.dtype(dtype), order="C")
+        key = (dtype, array.shape, array.tobytes())
+        if key not in self._known:
+            name = f"{self._prefix}const/{len(self.constants)}"
+            self.constants.append(numpy_helper.from_array(array, name))
+            self._known[key] = name
+        return self._known[key]
+
+    def reduce(self, kind: str, x: str, *axes: int, keepdims: bool = False) -> str:
+        """ReduceMax, ReduceMean, ReduceMin: axes became an input in opset 18."""
+        if self.opset >= 18:
+            return self.op(kind, x, self.const(axes, "int64"), keepdims=int(keepdims))
+        return self.op(kind, x, axes=list(axes), keepdims=int(keepdims))
+
+    def sum(self, x: str, *axes: int, keepdims: bool = False) -> str:
+        """ReduceSum."""
+        return self.op("ReduceSum", x, self.const(axes, "int64"), keepdims=int(keepdims))
+
+    def unsqueeze(self, x: str, axis: int) -> str:
+        """A new axis of length one."""
+        return self.op("Unsqueeze", x, self.const([axis], "int64"))
+
+    def cast(self, x: str, dtype: str) -> str:
+        """Another type."""
+        return self.op("Cast", x, to=_ONNX_TYPES[dtype])
+
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
+        """A required graph input."""
+        self.inputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], list(shape)))
+        return name
+
+    def optional_input(self, name: str, default: float, axis: str) -> str:
+        """A float32 input of shape [axis] with a default of shape [1], which broadcasts."""
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [axis]))
+        self.constants.append(numpy_helper.from_array(np.asarray([default], np.float32), name))
+        return name
+
+
+def _value_info(name: str, dtype: str, shape: Sequence[int]) -> onnx.ValueInfoProto:
+    dims: list[str | int | None] = ["N", *shape[1:]] if shape else []
+    return helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], dims)
+
+
+def standalone(
+    fragment: Fragment, outputs: Mapping[str, tuple[str, Sequence[int]]], name: str = "head"
+) -> bytes:
+    """The fragment as a model of its own. ``outputs``: tensor -> (dtype, shape with -1 batch)."""
+    graph = helper.make_graph(
+        fragment.nodes,
+        name,
+        fragment.inputs,
+        [_value_info(n, d, s) for n, (d, s) in outputs.items()],
+        fragment.constants,
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", fragment.opset)],
+        ir_version=IR_VERSION,
+        producer_name="hedged",
+    )
+    return checked(model)
+
+
+def append(
+    frozen: bytes, fragment: Fragment, outputs: Mapping[str, tuple[str, Sequence[int]]]
+) -> bytes:
+    """The frozen model with the fragment behind it; its own inputs and outputs stay as they are.
+
+    Raises ModelError when the joined graph is not valid.
+    """
+    model = onnx.load_from_string(frozen)
+    model.graph.node.extend(fragment.nodes)
+    model.graph.initializer.extend(fragment.constants)
+    model.graph.input.extend(fragment.inputs)
+    model.graph.output.extend(_value_info(n, d, s) for n, (d, s) in outputs.items())
+    # Inputs with defaults need IR 4; older files also listed every initializer as an input.
+    model.ir_version = max(model.ir_version, 8)
+    return checked(model)
+
+
+def taken_names(frozen: bytes) -> set[str]:
+    """Every tensor name of a model; ours must not be among them."""
+    graph = onnx.load_from_string(frozen).graph
+    names = {i.name for i in (*graph.input, *graph.output, *graph.initializer)}
+    for node in graph.node:
+        names.update(node.input)
+        names.update(node.output)
+    return names
+
+
+def checked(model: onnx.ModelProto) -> bytes:
+    """The serialised model after the checker passed it; ModelError otherwise."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as e:
+        raise ModelError(f"the fused graph is not valid ONNX: {str(e).splitlines()[0]}") from e
+    return bytes(model.SerializeToString())

@@ -1,0 +1,240 @@
+"""The protocol-free core: validated tensors in, prediction fields and row ids out.
+
+Front ends translate to and from this page; nothing here knows HTTP or JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+from posthoc.contract import Array, DataError, TensorSpec
+from service import instruments
+from service.batcher import Batcher, RowError, Work
+from service.errors import ServiceError, invalid, shorten, unknown_model
+from service.ids import row_ids
+from service.ledger import Ledger
+from service.models import Model, threshold_rows
+from service.settings import Settings
+from service.tensors import cast, first_row
+
+_UNBOUNDED = frozenset({"lower", "upper", "quantiles"})  # infinite where a level needs more rows
+_log = logging.getLogger("hedged.core")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one request: N rows of fields and outputs, and an id for each row."""
+
+    model: Model
+    id: str
+    ids: list[str]
+    fields: dict[str, Array]
+
+
+class Core:
+    """The models of one server process, their device's batcher, and the ledger."""
+
+    def __init__(self, settings: Settings, models: Mapping[str, Model], ledger: Ledger) -> None:
+        self.settings = settings
+        self.models = dict(models)
+        self.ledger = ledger
+        self.ready = False
+        self.batcher = Batcher(
+            max_batch_rows=settings.max_batch_rows,
+            max_queue_rows=settings.max_queue_rows,
+            max_delay=settings.max_queue_delay_s,
+        )
+
+    def model(self, name: str | None = None, version: str | None = None) -> Model:
+        """The model of that name, or the only one. Raises ServiceError 404, or 400 when several."""
+        if name is None:
+            if len(self.models) != 1:
+                raise invalid(f"several models are served; name one of {sorted(self.models)}")
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise unknown_model(name, self.models)
+        model = self.models[name]
+        if version is not None and version != model.version:
+            raise ServiceError(
+                404,
+                "unknown_model",
+                f"model {name!r} is served in version {model.version!r}, not {shorten(version)!r}",
+            )
+        return model
+
+    async def predict(
+        self,
+        model: Model,
+        inputs: Mapping[str, Array],
+        *,
+        outputs: Sequence[str] | None = None,
+        alpha: float | Sequence[float] | None = None,
+        id: str | None = None,
+        ids: Sequence[str] | None = None,
+        disconnected: Callable[[], Awaitable[None]] | None = None,
+    ) -> Answer:
+        """Predict rows. ``inputs`` maps every input name to an array with rows along axis 0.
+
+        ``outputs`` names what the answer holds (default: every field); ``alpha`` is one level for
+        the request or one per row (default: the bundle's first). Rows are called ``ids``, or
+        ``{id}:{row}``. The work is dropped before it is computed when ``disconnected()`` returns.
+        Raises ServiceError, naming the input and row at fault.
+        """
+        feed = validate(inputs, model.predictor.inputs, self.settings.max_rows)
+        rows = len(next(iter(feed.values())))
+        names = _outputs(model, outputs)
+        id, ids = row_ids(rows, id, ids)
+        alphas = _alphas(model, alpha, rows)
+        feed["q_hat"] = _thresholds(model, alphas, rows)
+        work = self.batcher.submit(
+            model.run,
+            feed,
+            frozenset((*model.fields, *names)),
+            timeout=self.settings.request_timeout_s,
+        )
+        fields = await _answer(work, disconnected)
+        _check_finite(model, fields)
+        self._record(model, alphas, ids, {name: fields[name] for name in model.fields})
+        return Answer(model, id, ids, {name: fields[name] for name in names})
+
+    async def close(self) -> None:
+        """Stop answering."""
+        self.ready = False
+        await self.batcher.close()
+
+    def _record(
+        self,
+        model: Model,
+        alphas: Sequence[float],
+        ids: list[str],
+        fields: dict[str, Array],
+    ) -> None:
+        """Count and remember a prediction; whatever goes wrong here never reaches the answer."""
+        try:
+            for alpha in dict.fromkeys(alphas):
+                chosen, named = fields, ids
+                if len(alphas) > 1:
+                    rows = [row for row, a in enumerate(alphas) if a == alpha]
+                    chosen = {name: value[rows] for name, value in fields.items()}
+                    named = [ids[row] for row in rows]
+                # Only the bundle's own levels are metric labels: callers may ask for any alpha.
+                level = model.levels.get(alpha)
+                instruments.observe_prediction(model.name, model.version, chosen, level)
+                self.ledger.record(model.name, model.version, model.identity, named, chosen, level)
+        except Exception:
+            _log.exception("a prediction of %s could not be recorded", model.name)
+
+
+def validate(
+    inputs: Mapping[str, Array], specs: Sequence[TensorSpec], max_rows: int
+) -> dict[str, Array]:
+    """The inputs in the model's dtypes, in the model's order.
+
+    Raises ServiceError 400 for an unknown or missing input, another shape, inputs of different
+    lengths, no row or more than ``max_rows``, a value that the dtype cannot hold, and a value that
+    is not finite, naming its row.
+    """
+    names = [spec.name for spec in specs]
+    for name in inputs:
+        if name not in names:
+            raise invalid(f"the model has no input {shorten(name)!r}; it takes {', '.join(names)}")
+    feed: dict[str, Array] = {}
+    rows = -1
+    for spec in specs:
+        where = f"input {spec.name!r}"
+        if spec.name not in inputs:
+            raise invalid(f"{where} is missing; the model takes {', '.join(names)}")
+        value = inputs[spec.name]
+        if value.ndim != len(spec.shape) or any(
+            want not in (-1, have) for want, have in zip(spec.shape, value.shape, strict=True)
+        ):
+            wanted = ", ".join("N" if d < 0 else str(d) for d in spec.shape)
+            raise invalid(f"{where} has shape {list(value.shape)}; the model takes [{wanted}]")
+        if rows not in (-1, len(value)):
+            raise invalid(f"{where} has {len(value)} rows and another input has {rows}")
+        rows = len(value)
+        if not 1 <= rows <= max_rows:
+            raise invalid(f"{where} has {rows} rows; a request holds 1 to {max_rows}")
+        value = cast(value, np.dtype(spec.dtype), where)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise invalid(f"row {first_row(~np.isfinite(value))} of {where} is not finite")
+        feed[spec.name] = value
+    return feed
+
+
+def _outputs(model: Model, wanted: Sequence[str] | None) -> Sequence[str]:
+    if wanted is None:
+        return model.fields
+    known = [spec.name for spec in model.outputs]
+    for name in wanted:
+        if name not in known:
+            raise invalid(f"there is no output {shorten(name)!r}; there are {', '.join(known)}")
+    return wanted
+
+
+def _alphas(model: Model, alpha: float | Sequence[float] | None, rows: int) -> Sequence[float]:
+    """One α for all rows, or one per row."""
+    if alpha is None:
+        return model.predictor.manifest.alphas[:1]
+    if isinstance(alpha, float | int):
+        return (float(alpha),)
+    if len(alpha) != rows:
+        raise invalid(f"{len(alpha)} values of alpha were given for {rows} rows")
+    return [float(a) for a in alpha]
+
+
+def _thresholds(model: Model, alphas: Sequence[float], rows: int) -> Array:
+    try:
+        if len(alphas) == 1:
+            return threshold_rows(model, alphas[0], rows)
+        found = {alpha: model.predictor.q_hat(alpha) for alpha in set(alphas)}
+    except DataError as e:
+        raise invalid(str(e)) from None
+    return np.array([found[alpha] for alpha in alphas], np.float32)
+
+
+async def _answer(
+    work: Work, disconnected: Callable[[], Awaitable[None]] | None
+) -> dict[str, Array]:
+    """The work's answer; its failure as a ServiceError; cancelled once the client has gone."""
+    watch: asyncio.Future[None] | None = None
+    # Only work that has to wait is watched: what already runs cannot be called back.
+    if disconnected is not None and work.waiting:
+        watch = asyncio.ensure_future(disconnected())
+        watch.add_done_callback(lambda _: work.future.cancel())
+    try:
+        return await work.future
+    except RowError as e:
+        if isinstance(e.cause, InvalidArgument | DataError):
+            raise invalid(shorten(str(e), 400)) from None
+        _log.error("row %d could not be computed", e.row, exc_info=e.cause)
+        raise ServiceError(500, "model_failed", f"the model failed on row {e.row}") from None
+    except asyncio.CancelledError:
+        if watch is not None and watch.done() and not watch.cancelled():
+            raise ServiceError(499, "client_gone", "the client closed the connection") from None
+        work.future.cancel()
+        raise
+    finally:
+        if watch is not None:
+            watch.cancel()
+
+
+def _check_finite(model: Model, fields: Mapping[str, Array]) -> None:
+    """No NaN leaves the server, and infinity only where a level needs more rows than there are."""
+    for name, value in fields.items():
+        if value.dtype.kind != "f":
+            continue
+        infinite_allowed = name in _UNBOUNDED or name not in model.fields
+        good = ~np.isnan(value) if infinite_allowed else np.isfinite(value)
+        if not good.all():
+            raise ServiceError(
+                422,
+                "no_finite_answer",
+                f"row {first_row(~good)}: the model's {name} is not finite for this input",
+            )

@@ -1,0 +1,67 @@
+"""What a request can fail with, and the two shapes in which a failure leaves the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from posthoc.contract import HedgedError
+
+
+class ServiceError(HedgedError):
+    """A request that cannot be answered: HTTP status, a stable code, and a message for its sender.
+
+    ``retry_after`` is in whole seconds and becomes the header of that name.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to this failure."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def invalid(message: str) -> ServiceError:
+    """400: the request itself is wrong; the message names the part and the fix."""
+    return ServiceError(400, "invalid_request", message)
+
+
+def unknown_model(name: str, known: Mapping[str, Any]) -> ServiceError:
+    """404: no such model here."""
+    served = ", ".join(sorted(known)) or "none"
+    return ServiceError(404, "unknown_model", f"no model {shorten(name)!r} is served ({served})")
+
+
+def overloaded(reason: str) -> ServiceError:
+    """503 with Retry-After: the server is full or not ready, the request may be sent again."""
+    return ServiceError(503, "overloaded", reason, retry_after=1)
+
+
+def is_oip(path: str) -> bool:
+    """Whether a path belongs to the Open Inference Protocol, which has its own error object."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def error_body(path: str, code: str, message: str, request_id: str) -> bytes:
+    """The error object as JSON: ``{"error": message}`` on OIP paths, the canonical one elsewhere.
+
+    Source of the first: Open Inference Protocol, inference_rest.md, "Inference Response Error".
+    """
+    if is_oip(path):
+        return orjson.dumps({"error": message})
+    return orjson.dumps({"error": {"code": code, "message": message, "request_id": request_id}})
+
+
+def shorten(text: str, limit: int = 100) -> str:
+    """Text from a request, cut so that an answer does not echo megabytes."""
+    return text if len(text) <= limit else text[:limit] + "…"

@@ -1,0 +1,87 @@
+"""Labels as clients send them: one JSON object, a list of objects, or NDJSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from posthoc.contract import DataError
+from service.errors import ServiceError, invalid, shorten
+from service.ids import valid_id
+from service.labels import LabelItem, parse_label
+from service.models import Model
+from service.tensors import kind, parse_json
+
+NDJSON = "application/x-ndjson"
+_KEYS = frozenset({"id", "label", "model"})
+
+
+def parse_labels(
+    body: bytes, content_type: str, model: Callable[[str | None], Model], limit: int
+) -> tuple[list[LabelItem], bool]:
+    """Label items, and whether the body was a single object.
+
+    ``model`` finds a served model by name (None: the only one). A class may be given by name or
+    index, a regression target as a number or a list of K numbers. Raises ServiceError 400 naming
+    the item, and 413 for more than ``limit`` items; then none of them counts.
+    """
+    if content_type == NDJSON:
+        lines = [line for line in body.splitlines() if line.strip()]
+        _check_count(len(lines), limit)
+        values = [parse_json(line, f"line {n}") for n, line in enumerate(lines, 1)]
+        single = False
+    else:
+        value = parse_json(body)
+        single = not isinstance(value, list)
+        values = [value] if single else value
+        _check_count(len(values), limit)
+    if not values:
+        raise invalid("no label was given")
+    return [
+        _item(value, "the label" if single else f"label {n}", model)
+        for n, value in enumerate(values)
+    ], single
+
+
+def results(items: Sequence[LabelItem], outcomes: Sequence[str]) -> dict[str, Any]:
+    """The response: how many items had which result, and the result of each."""
+    return {
+        "counts": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
+        "results": [
+            {"id": item.id, "result": outcome}
+            for item, outcome in zip(items, outcomes, strict=True)
+        ],
+    }
+
+
+def status(outcomes: Sequence[str], single: bool) -> int:
+    """409 for a single conflict, 202 where something waits for its prediction or store, else 200."""
+    if single and outcomes[0] == "conflict":
+        return 409
+    return 202 if {"unknown", "pending", "spooled"} & set(outcomes) else 200
+
+
+def _check_count(count: int, limit: int) -> None:
+    if count > limit:
+        raise ServiceError(413, "too_many_labels", f"{count} labels; a request holds {limit}")
+
+
+def _item(value: Any, where: str, model: Callable[[str | None], Model]) -> LabelItem:
+    if not isinstance(value, dict):
+        raise invalid(f"{where} is a JSON {kind(value)}; an object with id and label is needed")
+    for key in value:
+        if key not in _KEYS:
+            raise invalid(f"{where}: unknown key {shorten(key)!r}; there are id, label, model")
+    id, name = value.get("id"), value.get("model")
+    if not isinstance(id, str) or not valid_id(id):
+        raise invalid(f"{where}: 'id' must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -")
+    if name is not None and not isinstance(name, str):
+        raise invalid(f"{where}: 'model' must be a string")
+    if "label" not in value:
+        raise invalid(f"{where}: 'label' is missing")
+    served = model(name)
+    try:
+        label = parse_label(value["label"], served.task, classes=served.classes, width=served.width)
+    except DataError as e:
+        raise invalid(f"{where}: {shorten(str(e), 300)}") from None
+    return LabelItem(model=served.name, id=id, label=label)

@@ -1,0 +1,205 @@
+"""Plain JSON for people: rows by column name in, one object per row out, with names for classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from posthoc.contract import Array, TensorSpec, output_fields
+from posthoc.data import TableMapping
+from service.core import Answer
+from service.errors import ServiceError, invalid, shorten
+from service.models import Model
+from service.tensors import kind, number_array, parse_object
+
+_KEYS = frozenset({"rows", "inputs", "alpha", "id", "ids", "outputs"})
+_HIDDEN = frozenset({"probs"})  # long for many classes; asked for by "outputs"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """A request of ``/v1/predict``, checked as far as that needs no model weights."""
+
+    inputs: dict[str, Array]
+    alpha: float | list[float] | None
+    id: str | None
+    ids: list[str] | None
+    outputs: list[str] | None
+
+
+def parse_predict(body: bytes, model: Model) -> PredictRequest:
+    """The request in ``body`` for ``model``; see `read_predict`."""
+    return read_predict(parse_object(body), model)
+
+
+def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
+    """A request object: ``rows`` by column name or ``inputs`` by tensor, and options.
+
+    Options are ``alpha`` (one number, or one per row), ``id``, ``ids`` (one per row) and
+    ``outputs`` (names). Raises ServiceError 400 naming the key, row and column at fault.
+    """
+    for key in request:
+        if key not in _KEYS:
+            raise invalid(f"unknown key {shorten(key)!r}; there are {', '.join(sorted(_KEYS))}")
+    rows, tensors = request.get("rows"), request.get("inputs")
+    if (rows is None) == (tensors is None):
+        raise invalid("give either 'rows' (objects by column name) or 'inputs' (tensors by name)")
+    manifest = model.predictor.manifest
+    return PredictRequest(
+        inputs=_tensors(tensors)
+        if rows is None
+        else _rows(rows, manifest.mapping, manifest.inputs),
+        alpha=_alpha(request.get("alpha")),
+        id=_text(request.get("id"), "id"),
+        ids=_texts(request.get("ids"), "ids"),
+        outputs=_texts(request.get("outputs"), "outputs"),
+    )
+
+
+def default_outputs(model: Model) -> list[str]:
+    """The fields that an answer holds when none are asked for."""
+    return [name for name in model.fields if name not in _HIDDEN]
+
+
+def encode_predict(answer: Answer) -> bytes:
+    """The answer as strict JSON: what is not finite is ``null``."""
+    return orjson.dumps(response(answer), option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def response(answer: Answer) -> dict[str, Any]:
+    """The answer as an object; numbers may still be numpy scalars and arrays."""
+    return {
+        "model": answer.model.name,
+        "version": answer.model.version,
+        "id": answer.id,
+        "predictions": predictions(answer),
+    }
+
+
+def predictions(answer: Answer) -> list[dict[str, Any]]:
+    """One object per row: its id, then the fields.
+
+    Labels and sets are class names where the bundle has names, else indices. A regression of one
+    output gives plain numbers, and its quantiles an object by level.
+    """
+    columns = {name: _column(name, value, answer.model) for name, value in answer.fields.items()}
+    return [
+        dict(zip(("id", *columns), row, strict=True))
+        for row in zip(answer.ids, *columns.values(), strict=True)
+    ]
+
+
+def _column(name: str, value: Array, model: Model) -> list[Any]:
+    """One field as one value per row."""
+    manifest = model.predictor.manifest
+    axes = output_fields(manifest.task).get(name, ("", None))[1]
+    classes = manifest.classes
+    if name == "label" and value.ndim == 1:
+        labels: list[int] = value.tolist()
+        return labels if classes is None else [classes[label] for label in labels]
+    if name == "set" and value.ndim == 2:
+        members = (np.flatnonzero(row).tolist() for row in value)
+        return [m if classes is None else [classes[c] for c in m] for m in members]
+    if axes in ("K", "KQ") and value.ndim == len(axes) + 1 and value.shape[1] == 1:
+        value = value[:, 0]
+        if axes == "KQ":
+            levels = [format(q, "g") for q in manifest.quantile_levels]
+            return [dict(zip(levels, row, strict=True)) for row in value]
+    # numpy float32 scalars keep their short decimal form in JSON, Python floats would not.
+    return value.tolist() if value.dtype.kind in "biu" else list(value)
+
+
+def _rows(rows: Any, mapping: TableMapping, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    if not isinstance(rows, list) or not rows:
+        raise invalid("'rows' must be a list of at least one object")
+    for at, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise invalid(f"row {at} is a JSON {kind(row)}; an object of columns is needed")
+    known = mapping.columns()
+    for at, row in enumerate(rows):
+        if extra := row.keys() - known:
+            needed = ", ".join(mapping.columns(target=False))
+            raise invalid(
+                f"row {at} has column {shorten(min(extra))!r}, which the model does not take "
+                f"({shorten(needed, 400)})"
+            )
+    return {spec.name: _input(rows, mapping.inputs[spec.name], spec) for spec in specs}
+
+
+def _input(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spec: TensorSpec) -> Array:
+    """One input from its columns: several numbers stacked in order, or one column of lists."""
+    try:
+        values = [[row[column] for column in columns] for row in rows]
+    except KeyError as e:
+        at = next(n for n, row in enumerate(rows) if e.args[0] not in row)
+        raise invalid(f"row {at} has no column {e.args[0]!r}") from None
+    if spec.dtype != "bool":
+        values = [[int(v) if v is True or v is False else v for v in row] for row in values]
+    try:
+        array = number_array(values, "the rows")
+    except ServiceError:
+        _blame(values, columns)
+        raise
+    tail = spec.shape[1:]
+    free = sum(d < 0 for d in tail)
+    size = array.size // len(rows)
+    known = int(np.prod([d for d in tail if d > 0], dtype=np.int64))
+    if free > 1:
+        # Only the list's own shape can say how the free axes divide the values.
+        return array.reshape(len(rows), *(array.shape[2:] if len(columns) == 1 else (size,)))
+    if size != known if not free else (not known or size % known):
+        raise invalid(
+            f"columns {', '.join(columns)} hold {size} values a row; input {spec.name!r} takes "
+            f"{'×'.join('any' if d < 0 else str(d) for d in tail) or 'one'}"
+        )
+    return array.reshape(len(rows), *(size // known if d < 0 else d for d in tail))
+
+
+def _blame(values: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
+    """Raise for the first value that is no number, or is shaped unlike the one above it."""
+    shape: dict[str, tuple[int, ...]] = {}
+    for at, row in enumerate(values):
+        for column, value in zip(columns, row, strict=True):
+            where = f"row {at}, column {column!r}"
+            found = number_array([value], where).shape
+            if shape.setdefault(column, found) != found:
+                raise invalid(f"{where} is shaped unlike the rows before it")
+
+
+def _tensors(tensors: Any) -> dict[str, Array]:
+    if not isinstance(tensors, dict):
+        raise invalid("'inputs' must be an object of tensors by name")
+    arrays = {}
+    for name, data in tensors.items():
+        where = f"input {shorten(name)!r}"
+        if not isinstance(data, list):
+            raise invalid(f"{where} must be a list of rows")
+        arrays[name] = number_array(data, where)
+    return arrays
+
+
+def _alpha(value: Any) -> float | list[float] | None:
+    if value is None:
+        return None
+    many = value if isinstance(value, list) else [value]
+    if not all(isinstance(a, float | int) and not isinstance(a, bool) for a in many):
+        raise invalid("'alpha' must be a number, or a list of one number per row")
+    return [float(a) for a in many] if isinstance(value, list) else float(value)
+
+
+def _text(value: Any, key: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise invalid(f"'{key}' must be a string")
+    return value
+
+
+def _texts(value: Any, key: str) -> list[str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise invalid(f"'{key}' must be a list of strings")
+    return value

@@ -1,0 +1,227 @@
+"""The outermost layer: what a client sends is bounded here before anything else sees it.
+
+A plain ASGI class around any application. It reads the body itself, counting what arrives, so
+that the application gets one whole body or none; it names the request, times it under its route's
+template, and turns whatever went wrong inside into one error shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import instruments
+from service.errors import ServiceError, error_body, is_oip, shorten
+from service.ids import new_id, valid_id
+
+MEDIA_TYPES = ("application/json", "application/octet-stream", "application/x-ndjson")
+REQUEST_ID = "X-Request-Id"
+_DRAIN = 4  # a refused body is read on to this many times the limit
+OTHER = "other"  # the route label of every path that the application does not know
+_BODYLESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+_HTML_HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        b"img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
+_log = logging.getLogger("hedged.guard")
+
+
+class Guard:
+    """Bounds, names, times and answers for an ASGI application.
+
+    The application finds the whole body in ``scope["hedged.body"]`` (and through ``receive``) and
+    the request's id in ``scope["hedged.request_id"]``. Requests whose body is larger than
+    ``max_body_bytes``, takes longer than ``body_timeout`` seconds to arrive, is compressed, or is
+    of a media type outside ``media_types`` are refused before the application is called.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        body_timeout: float = 30.0,
+        media_types: Sequence[str] = MEDIA_TYPES,
+    ) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.body_timeout = body_timeout
+        self.media_types = frozenset(media_types)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await _Exchange(self, scope, receive, send).run()
+        else:  # a websocket: closing before accepting is a 403
+            await send({"type": "websocket.close", "code": 1008})
+
+
+class _Exchange:
+    """One request and its response."""
+
+    __slots__ = (
+        "ended",
+        "guard",
+        "receive",
+        "replayed",
+        "request_id",
+        "scope",
+        "send_on",
+        "status",
+    )
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
+        self.guard = guard
+        self.scope = scope
+        self.receive = receive
+        self.send_on = send
+        self.status = 0  # of the response, once it has begun
+        self.ended = scope["method"] in _BODYLESS  # nothing of the body is still to come
+        self.replayed = False
+        self.request_id = _request_id(scope)
+
+    async def run(self) -> None:
+        start = time.perf_counter()
+        self.scope["hedged.request_id"] = self.request_id
+        try:
+            self.scope["hedged.body"] = b"" if self.ended else await self.read_body()
+            await self.guard.app(self.scope, self.replay, self.send)
+        except ServiceError as e:
+            await self.refuse(e)
+        except Exception:
+            _log.exception("request %s failed", self.request_id)
+            await self.refuse(ServiceError(500, "internal", "the server failed on this request"))
+        finally:
+            seconds = time.perf_counter() - start
+            instruments.observe_request(_route(self.scope), str(self.status or 499), seconds)
+
+    async def read_body(self) -> bytes:
+        """The whole body. Raises ServiceError 408, 413, 415, or 499 when the client went away."""
+        headers = dict(self.scope["headers"])
+        if b"content-encoding" in headers:
+            raise ServiceError(
+                415, "unsupported_encoding", "Content-Encoding is not accepted; send the body plain"
+            )
+        self.check_media_type(headers.get(b"content-type"))
+        limit = self.guard.max_body_bytes
+        declared = headers.get(b"content-length", b"0")
+        too_large = ServiceError(413, "body_too_large", f"the body is larger than {limit} bytes")
+        if declared.isdigit() and (len(declared) > 19 or int(declared) > limit):
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.guard.body_timeout):
+                while not self.ended:
+                    parts.append(await self.next_part())
+                    size += len(parts[-1])
+                    if size > limit:
+                        raise too_large
+        except TimeoutError:
+            seconds = f"{self.guard.body_timeout:g} s"
+            raise ServiceError(408, "body_timeout", f"no whole body within {seconds}") from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def check_media_type(self, sent: bytes | None) -> None:
+        # Stock OIP clients send none. Elsewhere it must be there: without one a page of another
+        # site can post unasked.
+        if sent is None and is_oip(self.scope["path"]):
+            return
+        media_type = (sent or b"").split(b";", 1)[0].strip().lower().decode("latin-1")
+        if media_type not in self.guard.media_types:
+            raise ServiceError(
+                415,
+                "unsupported_media_type",
+                f"Content-Type {shorten(media_type)!r} is not accepted; "
+                f"send one of {', '.join(sorted(self.guard.media_types))}",
+            )
+
+    async def next_part(self) -> bytes:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            self.ended = True
+            raise ServiceError(499, "client_gone", "the client closed the connection")
+        self.ended = not message.get("more_body", False)
+        part: bytes = message.get("body", b"")
+        return part
+
+    async def drain(self) -> None:
+        """Discard what is left of a refused body, up to a bound.
+
+        A client that is still sending would meet a reset connection instead of the reason.
+        """
+        left = _DRAIN * self.guard.max_body_bytes
+        with contextlib.suppress(TimeoutError, ServiceError):
+            async with asyncio.timeout(self.guard.body_timeout):
+                while not self.ended and left > 0:
+                    left -= len(await self.next_part())
+
+    async def replay(self) -> Message:
+        """The body once, whole; then what the server says, which is only a disconnect."""
+        if self.replayed:
+            return await self.receive()
+        self.replayed = True
+        return {"type": "http.request", "body": self.scope["hedged.body"], "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": self.headers(message.get("headers", ()))}
+        await self.send_on(message)
+
+    def headers(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The application's headers, the request's id, and what a browser must be told."""
+        extra = [
+            (b"x-request-id", self.request_id.encode()),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        headers = list(headers)
+        if any(n == b"content-type" and v.startswith(b"text/html") for n, v in headers):
+            extra.extend(_HTML_HEADERS)
+        return headers + extra
+
+    async def refuse(self, error: ServiceError) -> None:
+        """Answer with an error, unless an answer has begun or nobody is there to read it."""
+        if self.status or error.status == 499:
+            return
+        instruments.count_rejected(error.code)
+        # A client that timed out, or that asks before it sends, is sending nothing just now.
+        asks_first = any(name == b"expect" for name, _ in self.scope["headers"])
+        if error.status != 408 and not asks_first:
+            await self.drain()
+        body = error_body(self.scope["path"], error.code, error.message, self.request_id)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *((k.lower().encode(), v.encode()) for k, v in error.headers.items()),
+        ]
+        if not self.ended:
+            headers.append((b"connection", b"close"))
+        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's X-Request-Id where it is a valid id, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            return given if valid_id(given) else new_id()
+    return new_id()
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route that matched, so that addresses cannot make metric series."""
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) else OTHER

@@ -1,0 +1,380 @@
+"""The metrics of the service, ``uq_*``: calibration as counters of additive statistics.
+
+Every number is a sum over rows, so PromQL gets ECE, coverage, Brier score and log loss over any
+window, across workers, replicas and restarts. Works in one process and, when
+``PROMETHEUS_MULTIPROC_DIR`` is set before the first import, across worker processes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from calibration.metrics.totals import (
+    BIN_EDGES,
+    BIN_LABELS,
+    ClassificationTotals,
+    LevelTotals,
+    RegressionTotals,
+)
+from posthoc.contract import Array
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+OUTCOMES = ("answered", "abstained", "rejected")
+FEEDBACK_RESULTS = (
+    "accepted",
+    "pending",
+    "duplicate",
+    "conflict",
+    "invalid",
+    "spooled",
+    "joined",
+    "expired",
+)
+ALL = "all"  # the bin of regression rows, which have no confidence
+UNKNOWN = "unknown"  # the model of labels that name none of ours
+MAX_FOREIGN_LEVELS = 16
+
+# One series set per process kind: multi-process mode has no *_created, so neither has the other.
+disable_created_metrics()
+
+
+class BulkHistogram(Histogram):
+    """A histogram that takes a whole batch at once."""
+
+    def observe_many(self, amounts: Array) -> None:
+        """As ``observe`` on each of N finite amounts, at one increment per bucket that is hit."""
+        values = np.asarray(amounts, dtype=np.float64)
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return
+        # side="left": the first bound with amount <= bound, as in Histogram.observe.
+        hits = np.bincount(np.searchsorted(self._upper_bounds, values, side="left"))
+        self._sum.inc(float(values.sum()))
+        for i in np.flatnonzero(hits):
+            self._buckets[i].inc(int(hits[i]))
+
+
+_MV = ("model", "version")
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+_SIZES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+_DELAYS = (1, 10, 60, 600, 3600, 6 * 3600, 86_400, 3 * 86_400, 7 * 86_400, 30 * 86_400)
+_PVALUES = (0.001, 0.005, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 11)))
+
+PREDICTIONS = Counter("uq_predictions_total", "Rows by outcome.", (*_MV, "outcome"))
+EXPECTED_CORRECT = Counter(
+    "uq_expected_correct_total", "Sum of confidence over all predicted rows.", _MV
+)
+LABELED = Counter(
+    "uq_labeled_predictions_total",
+    "Rows whose label came, by the upper edge of their confidence bin.",
+    (*_MV, "bin"),
+)
+CORRECT = Counter(
+    "uq_labeled_correct_total", "Labelled rows whose prediction was right.", (*_MV, "bin")
+)
+CONFIDENCE_SUM = Counter(
+    "uq_labeled_confidence_sum_total", "Sum of confidence over labelled rows.", (*_MV, "bin")
+)
+INTERVAL_LABELED = Counter(
+    "uq_interval_labeled_total", "Labelled rows with a set or interval.", (*_MV, "level")
+)
+INTERVAL_COVERED = Counter(
+    "uq_interval_covered_total", "Labelled rows whose truth was inside.", (*_MV, "level")
+)
+INTERVAL_WIDTH = Counter(
+    "uq_interval_width_sum_total",
+    "Sum of interval widths over labelled rows; unbounded intervals are left out.",
+    (*_MV, "level"),
+)
+LOG_LOSS = Counter("uq_log_loss_sum_total", "Sum of log loss over labelled rows, in nats.", _MV)
+BRIER = Counter("uq_brier_sum_total", "Sum of Brier scores over labelled rows.", _MV)
+CRPS = Counter("uq_crps_sum_total", "Sum of CRPS over labelled rows, in target units.", _MV)
+OOD = Counter("uq_ood_total", "Rows flagged as out of distribution.", _MV)
+OOD_PVALUE = BulkHistogram(
+    "uq_ood_pvalue", "Conformal p-value of the row being like the reference.", _MV, buckets=_PVALUES
+)
+CONFIDENCE = BulkHistogram(
+    "uq_confidence", "Calibrated probability that the label is right.", _MV, buckets=BIN_EDGES
+)
+SET_SIZE = BulkHistogram(
+    "uq_set_size", "Classes in the prediction set.", (*_MV, "level"), buckets=_SIZES
+)
+FEEDBACK = Counter("uq_feedback_total", "Labels by what became of them.", ("model", "result"))
+FEEDBACK_DELAY = BulkHistogram(
+    "uq_feedback_delay_seconds", "From prediction to label.", ("model",), buckets=_DELAYS
+)
+REQUEST_DURATION = Histogram(
+    "uq_request_duration_seconds", "From request to answer.", ("route", "code"), buckets=_SECONDS
+)
+STAGE_DURATION = Histogram(
+    "uq_stage_duration_seconds", "Time in one stage of a request.", ("stage",), buckets=_SECONDS
+)
+BATCH_ROWS = Histogram("uq_batch_rows", "Rows in one run of the model.", buckets=_ROWS)
+QUEUE_ROWS = Gauge("uq_queue_rows", "Rows waiting for the device.", multiprocess_mode="livesum")
+REJECTED = Counter("uq_rejected_total", "Requests turned away, by reason.", ("reason",))
+MODEL_INFO = Gauge(
+    "uq_model_info",
+    "1 while the bundle is served.",
+    (*_MV, "sha256", "method", "task"),
+    multiprocess_mode="livemax",
+)
+LEDGER_QUEUE_ROWS = Gauge(
+    "uq_ledger_queue_rows",
+    "Predictions waiting to be written to the ledger.",
+    multiprocess_mode="livesum",
+)
+LEDGER_WRITTEN = Counter("uq_ledger_written_total", "Predictions handed to the store.")
+LEDGER_DROPPED = Counter("uq_ledger_dropped_total", "Predictions and labels lost for the ledger.")
+LEDGER_WRITE_ERRORS = Counter("uq_ledger_write_errors_total", "Failed writes to the store.")
+LEDGER_SPOOLED = Counter(
+    "uq_ledger_spooled_total", "Predictions and labels kept on local disk while the store was away."
+)
+
+_METRICS: tuple[MetricWrapperBase, ...] = tuple(
+    m for m in dict(globals()).values() if isinstance(m, MetricWrapperBase)
+)
+
+
+def _sample_names(metrics: Iterable[MetricWrapperBase]) -> Iterable[str]:
+    for metric in metrics:
+        for family in metric.describe():
+            if family.type == "counter":
+                yield f"{family.name}_total"
+            elif family.type == "histogram":
+                yield from (f"{family.name}{end}" for end in ("_bucket", "_sum", "_count"))
+            else:
+                yield family.name
+
+
+METRIC_NAMES: frozenset[str] = frozenset(_sample_names(_METRICS))
+"""Every sample name that ``render`` may give; rules, alerts and dashboards use no other."""
+
+
+class _Series:
+    """The children of one model and version, so that the hot path looks nothing up."""
+
+    def __init__(self, model: str, version: str, task: str, levels: Sequence[str]) -> None:
+        key = (model, version)
+        self.key = key
+        self.task = task
+        self.closed = bool(levels)
+        self.levels: dict[str, tuple[Counter, Counter, Counter | None, BulkHistogram | None]] = {}
+        self.outcomes = {o: PREDICTIONS.labels(*key, o) for o in OUTCOMES}
+        self.ood, self.ood_pvalue = OOD.labels(*key), OOD_PVALUE.labels(*key)
+        bins = BIN_LABELS if task == "classification" else (ALL,)
+        self.labeled = [LABELED.labels(*key, b) for b in bins]
+        if task == "classification":
+            self.expected_correct = EXPECTED_CORRECT.labels(*key)
+            self.confidence = CONFIDENCE.labels(*key)
+            self.correct = [CORRECT.labels(*key, b) for b in bins]
+            self.confidence_sum = [CONFIDENCE_SUM.labels(*key, b) for b in bins]
+        else:
+            self.crps = CRPS.labels(*key)
+        for level in levels:
+            self._add_level(level)
+
+    def _add_level(self, level: str) -> None:
+        sets = self.task == "classification"
+        self.levels[level] = (
+            INTERVAL_LABELED.labels(*self.key, level),
+            INTERVAL_COVERED.labels(*self.key, level),
+            None if sets else INTERVAL_WIDTH.labels(*self.key, level),
+            SET_SIZE.labels(*self.key, level) if sets else None,
+        )
+
+    def add_level(self, level: str, totals: LevelTotals) -> None:
+        # A client may ask for any level: only the bundle's own become series. Of a version that
+        # is no longer served the levels are not known, so there the first few do.
+        if level not in self.levels:
+            if self.closed or len(self.levels) >= MAX_FOREIGN_LEVELS:
+                return
+            self._add_level(level)
+        labeled, covered, width, _ = self.levels[level]
+        labeled.inc(totals.labeled)
+        covered.inc(totals.covered)
+        if width is not None and np.isfinite(totals.size_sum):
+            width.inc(totals.size_sum)
+
+
+_series: dict[tuple[str, str], _Series] = {}
+_models: set[str] = set()
+
+
+def register_model(
+    model: str,
+    version: str,
+    identity: str,
+    method: str,
+    levels: Sequence[str],
+    task: str,
+    *,
+    scored: bool = True,
+) -> None:
+    """Start every series of a bundle at 0 and announce it.
+
+    ``levels`` are its level names such as "0.9"; ``identity`` is its sha256; ``scored`` says that
+    probs are kept in the ledger, without which log loss and Brier have no series.
+    """
+    series = _Series(model, version, task, levels)
+    _series[model, version] = series
+    _models.add(model)
+    if task == "classification" and scored:
+        LOG_LOSS.labels(model, version)
+        BRIER.labels(model, version)
+    for result in FEEDBACK_RESULTS:
+        FEEDBACK.labels(model, result)
+    FEEDBACK_DELAY.labels(model)
+    MODEL_INFO.labels(model, version, identity, method, task).set(1)
+
+
+def retire_model(model: str, version: str, identity: str, method: str, task: str) -> None:
+    """Announce that a bundle is served no longer; its counters stay, for labels still to come."""
+    MODEL_INFO.labels(model, version, identity, method, task).set(0)
+
+
+def observe_prediction(
+    model: str, version: str, fields: Mapping[str, Array], level: str | None
+) -> None:
+    """Count one served batch of N rows; ``level`` is the level name of its sets or intervals."""
+    task = "regression" if "mean" in fields else "classification"
+    series = _of(model, version, task)
+    n = len(fields["mean" if task == "regression" else "label"])
+    abstained = int(np.count_nonzero(fields["abstain"])) if "abstain" in fields else 0
+    series.outcomes["answered"].inc(n - abstained)
+    if abstained:
+        series.outcomes["abstained"].inc(abstained)
+    if task == "classification":
+        # A float32 softmax may sum to a hair above 1; the last bin is closed at 1.
+        confidence = np.minimum(np.asarray(fields["confidence"], dtype=np.float64), 1.0)
+        series.expected_correct.inc(float(confidence.sum()))
+        series.confidence.observe_many(confidence)
+        sizes = series.levels[level][3] if level in series.levels else None
+        if sizes is not None and "set_size" in fields:
+            sizes.observe_many(fields["set_size"])
+    if "ood" in fields and (flagged := int(np.count_nonzero(fields["ood"]))):
+        series.ood.inc(flagged)
+    if "ood_pvalue" in fields:
+        series.ood_pvalue.observe_many(fields["ood_pvalue"])
+
+
+def add_totals(model: str, version: str, totals: ClassificationTotals | RegressionTotals) -> None:
+    """Move the labelled counters by the sums of newly joined rows."""
+    if isinstance(totals, ClassificationTotals):
+        series = _of(model, version, "classification")
+        for i in np.flatnonzero(totals.count):
+            series.labeled[i].inc(int(totals.count[i]))
+            series.correct[i].inc(int(totals.correct[i]))
+            series.confidence_sum[i].inc(float(totals.confidence_sum[i]))
+        if totals.scored:
+            LOG_LOSS.labels(model, version).inc(totals.log_loss_sum)
+            BRIER.labels(model, version).inc(totals.brier_sum)
+    else:
+        series = _of(model, version, "regression")
+        series.labeled[0].inc(totals.n)
+        # The log loss of a density may be negative, which a counter cannot hold: CRPS only.
+        series.crps.inc(totals.crps_sum)
+    for level, sums in totals.levels.items():
+        series.add_level(level, sums)
+
+
+def observe_request(route: str, code: int | str, seconds: float) -> None:
+    """One answered request; ``route`` is a route of ours, never a raw path."""
+    REQUEST_DURATION.labels(route, str(code)).observe(seconds)
+
+
+def observe_stage(stage: str, seconds: float) -> None:
+    """Seconds that a request spent in one stage."""
+    STAGE_DURATION.labels(stage).observe(seconds)
+
+
+def observe_batch(rows: int) -> None:
+    """One run of the model on so many rows."""
+    BATCH_ROWS.observe(rows)
+
+
+def set_queue_rows(n: int) -> None:
+    """Rows of this process that wait for the device."""
+    QUEUE_ROWS.set(n)
+
+
+def count_rejected(
+    reason: str, n: int = 1, *, model: str | None = None, version: str | None = None
+) -> None:
+    """``n`` requests turned away; rows of a known model count as its outcome ``rejected`` too."""
+    REJECTED.labels(reason).inc(n)
+    if model is not None and version is not None and (model, version) in _series:
+        _series[model, version].outcomes["rejected"].inc(n)
+
+
+def count_feedback(model: str, result: str, n: int = 1) -> None:
+    """``n`` labels with one of FEEDBACK_RESULTS; a model that is not ours counts as "unknown"."""
+    if result not in FEEDBACK_RESULTS:
+        raise ValueError(f"feedback result {result!r} is none of {', '.join(FEEDBACK_RESULTS)}")
+    FEEDBACK.labels(model if model in _models else UNKNOWN, result).inc(n)
+
+
+def observe_feedback_delay(model: str, seconds: Array) -> None:
+    """Seconds from N predictions to their labels."""
+    FEEDBACK_DELAY.labels(model if model in _models else UNKNOWN).observe_many(seconds)
+
+
+def render() -> bytes:
+    """The exposition text of this process, or of all worker processes."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
+        return generate_latest(REGISTRY)
+    _sweep(Path(folder))
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, folder)
+    for _ in range(10):
+        try:
+            return generate_latest(registry)
+        except struct.error:
+            # A starting worker has created a file and not yet given it a size: microseconds.
+            continue
+    return generate_latest(registry)
+
+
+def _of(model: str, version: str, task: str) -> _Series:
+    if (model, version) not in _series:
+        # A version that another process served, or this one before a restart.
+        _series[model, version] = _Series(model, version, task, ())
+        _models.add(model)
+    return _series[model, version]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove live gauges of processes that are gone: nobody else does after a SIGKILL."""
+    for file in folder.glob("gauge_live*_*.db"):
+        found = re.fullmatch(r"gauge_live[a-z]*_(\d+)\.db", file.name)
+        if found is None:
+            continue
+        pid = int(found[1])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            try:
+                mark_process_dead(pid, str(folder))
+            except FileNotFoundError:
+                continue  # another worker is rendering too
+        except PermissionError:
+            continue  # alive, and somebody else's

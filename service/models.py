@@ -1,0 +1,163 @@
+"""Bundles on disk → models that answer: found, verified, checked on golden rows, warmed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calibration.bundle import MANIFEST, load_bundle
+from calibration.predictor import Predictor
+from posthoc.contract import Array, BundleError, Task, TensorSpec, output_fields
+from service.protocol import has_datatype
+
+ACTIVE = "active.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_log = logging.getLogger("hedged.models")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """One bundle that is being served."""
+
+    name: str
+    version: str
+    predictor: Predictor
+    frozen_outputs: tuple[TensorSpec, ...]  # those that are served beside the fields
+    levels: dict[float, str]  # alpha -> its level as metrics write it, for the bundle's own alphas
+
+    @property
+    def identity(self) -> str:
+        """sha256 of the manifest."""
+        return self.predictor.bundle.identity
+
+    @property
+    def task(self) -> Task:
+        """``classification`` or ``regression``."""
+        return self.predictor.manifest.task
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names, where the bundle has them."""
+        return self.predictor.manifest.classes
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The prediction fields that this bundle gives."""
+        return self.predictor.fields
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Everything that can be asked for: the fields, then the frozen model's own outputs."""
+        return (*self.predictor.manifest.outputs, *self.frozen_outputs)
+
+    @property
+    def width(self) -> int:
+        """Number of classes, or of regression outputs."""
+        field = "probs" if self.task == "classification" else "mean"
+        return next(s.shape[1] for s in self.predictor.manifest.outputs if s.name == field)
+
+    def run(self, feed: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """One run of the graph: the inputs, and ``q_hat`` with one threshold per row."""
+        return self.predictor.run(feed, outputs=outputs, q_hat=feed["q_hat"])
+
+
+def find_bundles(path: Path) -> dict[str, Path]:
+    """Name → bundle folder, of one bundle or of a root ``ROOT/<name>/<version>/``.
+
+    ``ROOT/<name>/active.json`` (``{"version": "…"}``) says which version is live; it may be left
+    out while there is one version. Raises BundleError for a folder that holds no bundle, and
+    where the live version is not said or not there.
+    """
+    if (path / MANIFEST).is_file():
+        return {load_bundle(path).manifest.name: path}
+    if not path.is_dir():
+        raise BundleError(f"{path}: no such folder; give a bundle or a root of bundles")
+    found = {
+        folder.name: folder / _live_version(folder)
+        for folder in sorted(path.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".")
+    }
+    if not found:
+        raise BundleError(f"{path} holds no bundle: neither {MANIFEST} nor <name>/<version>/")
+    return found
+
+
+def _live_version(folder: Path) -> str:
+    versions = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
+    active = folder / ACTIVE
+    if not active.is_file():
+        if len(versions) != 1:
+            raise BundleError(
+                f"{folder} holds {len(versions)} versions and no {ACTIVE}; name the live one with "
+                "hedged activate"
+            )
+        return versions[0]
+    try:
+        version = json.loads(active.read_text("utf-8"))["version"]
+    except (ValueError, KeyError, TypeError):
+        raise BundleError(f'{active} must be {{"version": "…"}}') from None
+    if version not in versions:
+        raise BundleError(f"{active} names version {version!r}; there are {', '.join(versions)}")
+    return str(version)
+
+
+def load_model(path: Path, *, device: str, threads: int) -> Model:
+    """Verify and open a bundle, reproduce its golden rows, and run one row to warm up.
+
+    Raises BundleError or ModelError when it cannot be served, saying why.
+    """
+    predictor = Predictor(path, device=device, threads=threads)
+    manifest = predictor.manifest
+    for what, text in (("name", manifest.name), ("version", manifest.version)):
+        if not _NAME.fullmatch(text):
+            raise BundleError(f"{path}: {what} {text!r} cannot stand in an address")
+    for spec in (*manifest.inputs, *manifest.outputs):
+        if not has_datatype(spec.dtype):
+            raise BundleError(f"{path}: {spec.name!r} is {spec.dtype}; the service takes numbers")
+    predictor.self_check()
+    model = Model(
+        name=manifest.name,
+        version=manifest.version,
+        predictor=predictor,
+        frozen_outputs=tuple(
+            spec
+            for spec in manifest.frozen_outputs
+            # A frozen output that shares a field's name cannot be asked for by that name.
+            if spec.name not in output_fields(manifest.task)
+            and spec.shape[:1] == (-1,)
+            and has_datatype(spec.dtype)
+        ),
+        levels={alpha: level_name(alpha) for alpha in manifest.alphas},
+    )
+    _warm(model)
+    _log.info("serving %s %s (%s)", model.name, model.version, model.identity[:12])
+    return model
+
+
+def level_name(alpha: float) -> str:
+    """The coverage level 1-α as metric label and JSON key: ``0.9`` for α = 0.1."""
+    return format(round(1 - alpha, 9), "g")
+
+
+def threshold_rows(model: Model, alpha: float, rows: int) -> Array:
+    """The conformal threshold at ``alpha`` for each of ``rows`` rows, as the graph takes it."""
+    return np.full(rows, model.predictor.q_hat(alpha), np.float32)
+
+
+def _warm(model: Model) -> None:
+    rows = {
+        spec.name: np.zeros([1 if d < 0 else d for d in spec.shape], spec.dtype)
+        for spec in model.predictor.inputs
+    }
+    try:
+        model.predictor.run(
+            rows, q_hat=threshold_rows(model, model.predictor.manifest.alphas[0], 1)
+        )
+    except Exception:  # zeros need not be a valid row of every model; golden rows ran already
+        _log.debug("%s could not be warmed with zeros", model.name, exc_info=True)

@@ -1,0 +1,294 @@
+"""The Open Inference Protocol (version 2), JSON and binary tensors: bytes to values and back.
+
+Pure functions that know tensors and names, not models. Sources: open-inference-protocol,
+specification/protocol/inference_rest.md; Triton, docs/protocol/extension_binary_data.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from posthoc.contract import Array, TensorSpec
+from service.errors import invalid, shorten
+from service.tensors import MAX_RANK, cast, number_array, parse_object
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+EXTENSIONS = ("binary_tensor_data",)
+
+# Datatype name of the protocol -> numpy dtype, little-endian as the binary extension says.
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    **{f"UINT{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)},
+    **{f"INT{8 * n}": np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
+    **{f"FP{8 * n}": np.dtype(f"<f{n}") for n in (2, 4, 8)},
+}
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """An inference request: tensors by name, and how the answer shall look.
+
+    ``outputs`` maps each requested output to whether it is wanted in binary; None asks for all,
+    in binary where ``binary`` says so.
+    """
+
+    inputs: dict[str, Array]
+    id: str | None = None
+    outputs: dict[str, bool] | None = None
+    binary: bool = False
+    alpha: float | None = None
+
+
+def parse_infer(
+    body: bytes, header_length: str | None, specs: Sequence[TensorSpec]
+) -> InferRequest:
+    """An inference request from its body and its ``Inference-Header-Content-Length``, if sent.
+
+    ``specs`` are the model's inputs; they are used only for the raw form (header length 0), which
+    carries neither name nor shape. Raises ServiceError 400 for anything that the protocol does not
+    allow, naming the field.
+    """
+    length = _header_length(header_length, len(body))
+    if length == 0:
+        return InferRequest(inputs=_raw_input(body, specs), binary=True)
+    tail = memoryview(body)[len(body) if length is None else length :]
+    request = parse_object(body if length is None else body[:length])
+    parameters = _parameters(request, "the request")
+    inputs, used = _inputs(request, tail, binary=length is not None)
+    if used != len(tail):
+        raise invalid(
+            f"the body holds {len(tail)} bytes after its JSON and the binary_data_size of all "
+            f"inputs add up to {used}"
+        )
+    binary = _flag(parameters, "binary_data_output", "the request", default=False)
+    return InferRequest(
+        inputs=inputs,
+        id=_optional_string(request, "id"),
+        outputs=_requested(request, binary),
+        binary=binary,
+        alpha=_alpha(parameters),
+    )
+
+
+def encode_infer(
+    model: str,
+    version: str,
+    id: str,
+    outputs: Mapping[str, Array],
+    binary: Mapping[str, bool] | bool = False,
+) -> tuple[bytes, int | None]:
+    """The response to an inference, and the length of its JSON when tensors follow it in binary.
+
+    ``outputs`` are written in their order, each with N rows. ``binary`` says for each (or for all)
+    whether to write raw little-endian bytes instead of JSON numbers. Strict JSON has no infinity:
+    an unbounded interval end is ``null`` there and ``inf`` in binary.
+    """
+    described: list[dict[str, Any]] = []
+    raw: list[bytes] = []
+    for name, value in outputs.items():
+        entry: dict[str, Any] = {
+            "name": name,
+            "datatype": datatype(value.dtype),
+            "shape": list(value.shape),
+        }
+        if binary if isinstance(binary, bool) else binary[name]:
+            raw.append(_little_endian(value).tobytes())
+            entry["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            entry["data"] = np.ascontiguousarray(value).reshape(-1)
+        described.append(entry)
+    head = orjson.dumps(
+        {"model_name": model, "model_version": version, "id": id, "outputs": described},
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
+    return (b"".join((head, *raw)), len(head)) if raw else (head, None)
+
+
+def datatype(dtype: np.dtype[Any] | str) -> str:
+    """The protocol's name of a numpy dtype; KeyError for one that it does not have."""
+    return _NAMES[np.dtype(dtype).newbyteorder("<")]
+
+
+def has_datatype(dtype: np.dtype[Any] | str) -> bool:
+    """Whether tensors of this numpy dtype can be carried."""
+    try:
+        return np.dtype(dtype).newbyteorder("<") in _NAMES
+    except TypeError:  # a dtype that numpy cannot name, such as bfloat16
+        return False
+
+
+def tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
+    """One entry of ``inputs`` or ``outputs`` in a model's metadata."""
+    return {"name": spec.name, "datatype": datatype(spec.dtype), "shape": list(spec.shape)}
+
+
+def _header_length(header: str | None, size: int) -> int | None:
+    if header is None:
+        return None
+    if not (header.isascii() and header.isdigit() and len(header) <= 20):
+        raise invalid(f"{HEADER_LENGTH} is {shorten(header)!r}, not a number of bytes")
+    if int(header) > size:
+        raise invalid(f"{HEADER_LENGTH} is {header} and the body holds {size} bytes")
+    return int(header)
+
+
+def _raw_input(body: bytes, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    if len(specs) != 1 or any(d < 0 for d in specs[0].shape[1:]):
+        raise invalid(f"{HEADER_LENGTH} 0 needs a model with one input of fixed row shape")
+    (spec,) = specs
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    per_row = dtype.itemsize * math.prod(spec.shape[1:])
+    if not per_row or len(body) % per_row:
+        raise invalid(f"{len(body)} bytes are no whole number of rows of {per_row} bytes")
+    shape = (len(body) // per_row, *spec.shape[1:])
+    return {spec.name: _from_buffer(memoryview(body), dtype, shape, spec.name)}
+
+
+def _inputs(
+    request: Mapping[str, Any], tail: memoryview, *, binary: bool
+) -> tuple[dict[str, Array], int]:
+    entries = request.get("inputs")
+    if not isinstance(entries, list) or not entries:
+        raise invalid("'inputs' must be a list of at least one tensor")
+    inputs: dict[str, Array] = {}
+    at = 0
+    for entry in entries:
+        name = _name(entry, "inputs")
+        where = f"input {shorten(name)!r}"
+        if name in inputs:
+            raise invalid(f"{where} is given twice")
+        dtype = _datatype(entry, where)
+        shape = _shape(entry, where)
+        size = _parameters(entry, where).get("binary_data_size")
+        if size is None:
+            if "data" not in entry:
+                raise invalid(f"{where} has neither 'data' nor the parameter binary_data_size")
+            inputs[name] = _from_json(entry["data"], dtype, shape, where)
+            continue
+        if not binary:
+            raise invalid(f"{where} has binary_data_size but {HEADER_LENGTH} was not sent")
+        if "data" in entry:
+            raise invalid(f"{where} has both 'data' and binary_data_size")
+        if not _is_int(size) or size < 0 or at + size > len(tail):
+            raise invalid(f"{where}: binary_data_size does not fit the body's {len(tail)} bytes")
+        inputs[name] = _from_buffer(tail[at : at + size], dtype, shape, where)
+        at += size
+    return inputs, at
+
+
+def _from_json(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Array:
+    if not isinstance(data, list):
+        raise invalid(f"{where}: 'data' must be a list")
+    value = number_array(data, where)
+    if value.size != math.prod(shape) or (value.ndim != 1 and value.shape != shape):
+        raise invalid(
+            f"{where}: 'data' of shape {list(value.shape)} does not fill shape {list(shape)}"
+        )
+    return cast(value.reshape(shape), dtype, where)
+
+
+def _from_buffer(
+    data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], where: str
+) -> Array:
+    needed = math.prod(shape) * dtype.itemsize
+    if len(data) != needed:
+        raise invalid(f"{where}: {len(data)} bytes sent, shape {list(shape)} takes {needed}")
+    if dtype.kind == "b":
+        bits = np.frombuffer(data, np.uint8)
+        if bits.size and bits.max() > 1:
+            raise invalid(f"{where}: a BOOL byte must be 0 or 1")
+        return bits.view(np.bool_).reshape(shape)
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _requested(request: Mapping[str, Any], binary: bool) -> dict[str, bool] | None:
+    entries = request.get("outputs")
+    if entries is None:
+        return None
+    if not isinstance(entries, list):
+        raise invalid("'outputs' must be a list")
+    wanted: dict[str, bool] = {}
+    for entry in entries:
+        name = _name(entry, "outputs")
+        where = f"output {shorten(name)!r}"
+        if name in wanted:
+            raise invalid(f"{where} is asked for twice")
+        parameters = _parameters(entry, where)
+        if "classification" in parameters:
+            raise invalid(f"{where}: the classification extension is not supported")
+        wanted[name] = _flag(parameters, "binary_data", where, default=binary)
+    return wanted or None
+
+
+def _name(entry: Any, group: str) -> str:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise invalid(f"each of '{group}' must be an object with a 'name'")
+    name: str = entry["name"]
+    return name
+
+
+def _datatype(entry: Mapping[str, Any], where: str) -> np.dtype[Any]:
+    name = entry.get("datatype")
+    if not isinstance(name, str) or name not in DATATYPES:
+        raise invalid(
+            f"{where}: datatype {shorten(str(name))!r} is not one of {', '.join(DATATYPES)}"
+        )
+    return DATATYPES[name]
+
+
+def _shape(entry: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    shape = entry.get("shape")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_RANK
+        or not all(_is_int(d) and 0 <= d < 1 << 40 for d in shape)
+    ):
+        raise invalid(f"{where}: 'shape' must be a list of at most {MAX_RANK} sizes")
+    return tuple(shape)
+
+
+def _parameters(entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    parameters = entry.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise invalid(f"{where}: 'parameters' must be an object")
+    return parameters
+
+
+def _flag(parameters: Mapping[str, Any], name: str, where: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise invalid(f"{where}: parameter {name} must be true or false")
+    return value
+
+
+def _alpha(parameters: Mapping[str, Any]) -> float | None:
+    value = parameters.get("alpha")
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise invalid("the request's parameter alpha must be a number")
+    return float(value)
+
+
+def _optional_string(request: Mapping[str, Any], name: str) -> str | None:
+    value = request.get(name)
+    if value is not None and not isinstance(value, str):
+        raise invalid(f"'{name}' must be a string")
+    return value or None
+
+
+def _little_endian(value: Array) -> Array:
+    return value.astype(value.dtype.newbyteorder("<"), copy=False)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,129 @@
+"""Predictions on their way into the ledger: from the arrays of a batch to rows of a table."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from calibration.metrics.totals import bin_index
+from posthoc.contract import Array, Task
+
+MAX_STORED_CLASSES = 1000  # above it probs are not kept, nor log loss and Brier counted
+
+_NUMBERS = ("label", "confidence", "entropy", "set_size", "ood_pvalue", "ood", "abstain")
+_TENSORS = ("probs", "mean", "std", "lower", "upper", "quantiles")
+KEPT = frozenset((*_NUMBERS, *_TENSORS, "set"))
+BLOBS = frozenset((*_TENSORS, "set"))
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The bundle that predicted, as the ledger knows it. ``width``: classes or outputs."""
+
+    model: str
+    version: str
+    identity: str
+    task: Task
+    width: int | None = None
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One served batch: N ids and the fields of N rows, as they left the graph."""
+
+    model: str
+    version: str
+    identity: str
+    ids: Sequence[str]
+    fields: Mapping[str, Array]
+    level: str | None
+    group: Array | None
+    time: float
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Batches of one kind may be concatenated."""
+        names = tuple(sorted(self.fields))
+        return (self.model, self.version, self.identity, self.level, names, self.group is None)
+
+
+def rows_of(batches: Iterable[Served]) -> list[tuple[Source, list[Row]]]:
+    """Rows of the table ``predictions`` by bundle; neighbours of one kind are converted together.
+
+    Raises KeyError, ValueError or DataError for fields that are no prediction.
+    """
+    out: list[tuple[Source, list[Row]]] = []
+    for _, same in groupby(batches, key=lambda b: b.kind):
+        out.append(_rows(list(same)))
+    return out
+
+
+def _rows(batches: list[Served]) -> tuple[Source, list[Row]]:
+    first = batches[0]
+    fields = {k: np.concatenate([np.asarray(b.fields[k]) for b in batches]) for k in first.fields}
+    ids = [i for b in batches for i in b.ids]
+    n = len(ids)
+    task: Task = "regression" if "mean" in fields else "classification"
+    columns: dict[str, Sequence[Any]] = {
+        "model": [first.model] * n,
+        "id": ids,
+        "level": [first.level] * n,
+        "time": [t for b in batches for t in [b.time] * len(b.ids)],
+    }
+    if first.group is not None:
+        columns["grp"] = np.concatenate([np.asarray(b.group) for b in batches]).tolist()
+    for name in _NUMBERS:
+        if name in fields:
+            columns[name] = fields[name].tolist()
+    if task == "classification":
+        columns["bin"] = bin_index(fields["confidence"]).tolist()
+        probs = fields.get("probs")
+        width = None if probs is None else probs.shape[1]
+        if probs is not None and probs.shape[1] > MAX_STORED_CLASSES:
+            del fields["probs"]
+        if "set" in fields:
+            columns["set"] = _blobs(np.packbits(fields["set"].astype(bool), axis=1))
+    else:
+        fields["mean"] = fields["mean"].reshape(n, -1)
+        width = fields["mean"].shape[1]
+    for name in _TENSORS:
+        if name in fields:
+            columns[name] = _blobs(fields[name].astype("<f4").reshape(n, -1))
+    names = tuple(columns)
+    rows = [dict(zip(names, r, strict=True)) for r in zip(*columns.values(), strict=True)]
+    return Source(first.model, first.version, first.identity, task, width), rows
+
+
+def _blobs(matrix: Array) -> list[bytes]:
+    """The bytes of each row of an N×W matrix."""
+    data, width = matrix.tobytes(), matrix.shape[1] * matrix.itemsize
+    return (
+        [data[i : i + width] for i in range(0, len(data), width)] if width else [b""] * len(matrix)
+    )
+
+
+def to_json(rows: Sequence[Row]) -> list[Row]:
+    """Rows with their blobs as base64 text."""
+    return [
+        {
+            k: base64.b64encode(v).decode() if k in BLOBS and v is not None else v
+            for k, v in r.items()
+        }
+        for r in rows
+    ]
+
+
+def from_json(rows: Sequence[Row]) -> list[Row]:
+    """The inverse of ``to_json``."""
+    return [
+        {k: base64.b64decode(v) if k in BLOBS and v is not None else v for k, v in r.items()}
+        for r in rows
+    ]

@@ -1,0 +1,189 @@
+"""The tables of the ledger, and the engine that reaches them: SQLite or PostgreSQL, one schema."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError as SqlDataError
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from posthoc.contract import HedgedError
+
+BUSY_TIMEOUT_MS = 5000
+_ADVISORY_LOCK = 0x68656467  # "hedg": serialises CREATE TABLE IF NOT EXISTS between replicas
+
+
+class LedgerError(HedgedError):
+    """A ledger that cannot be opened, or that can take nothing at the moment."""
+
+
+metadata = sa.MetaData()
+_BIG_KEY = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite: an alias of the rowid
+_F64 = sa.Double()
+
+bundles = sa.Table(
+    "bundles",
+    metadata,
+    sa.Column("bundle", sa.Integer, primary_key=True),
+    sa.Column("identity", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("task", sa.Text, nullable=False),
+    sa.Column("width", sa.Integer),  # classes or outputs
+    sa.Column("classes", sa.Text),  # JSON list of names
+    sa.UniqueConstraint("model", "version", "identity"),
+)
+
+# Blobs are little-endian float32 in row-major order, but for ``set``: numpy.packbits of C bools.
+predictions = sa.Table(
+    "predictions",
+    metadata,
+    sa.Column("seq", _BIG_KEY, primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("bundle", sa.Integer, nullable=False),
+    sa.Column("time", _F64, nullable=False),  # seconds since the epoch, UTC
+    sa.Column("grp", sa.BigInteger),
+    sa.Column("level", sa.Text),  # of the set or interval, such as "0.9"
+    sa.Column("label", sa.Integer),
+    sa.Column("confidence", _F64),
+    sa.Column("bin", sa.SmallInteger),  # calibration.metrics.totals.bin_index
+    sa.Column("entropy", _F64),
+    sa.Column("probs", sa.LargeBinary),
+    sa.Column("set", sa.LargeBinary),
+    sa.Column("set_size", sa.Integer),
+    sa.Column("mean", sa.LargeBinary),
+    sa.Column("std", sa.LargeBinary),
+    sa.Column("lower", sa.LargeBinary),
+    sa.Column("upper", sa.LargeBinary),
+    sa.Column("quantiles", sa.LargeBinary),
+    sa.Column("ood_pvalue", _F64),
+    sa.Column("ood", sa.Boolean),
+    sa.Column("abstain", sa.Boolean),
+    sa.Index("predictions_id", "model", "id", unique=True),
+    # Everything that counting what was served needs, so that the wide rows stay unread.
+    sa.Index("predictions_served", "bundle", "time", "bin", "confidence"),
+)
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("seq", _BIG_KEY, primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("value", sa.Text, nullable=False),  # JSON: class index, or list of K floats
+    sa.Column("received", _F64, nullable=False),
+    sa.Column("joined", _F64),  # null while pending
+    sa.Column("next_try", _F64, nullable=False),  # when a joiner looks for its prediction again
+    sa.Index("labels_id", "model", "id", unique=True),
+)
+sa.Index(
+    "labels_pending",
+    labels.c.next_try,
+    sqlite_where=labels.c.joined.is_(None),
+    postgresql_where=labels.c.joined.is_(None),
+)
+
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("result", sa.Text, primary_key=True),
+    sa.Column("n", sa.BigInteger, nullable=False),
+)
+
+
+def insert(conn: sa.Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that knows ON CONFLICT in the dialect of ``conn``."""
+    if conn.dialect.name == "sqlite":
+        return sqlite.insert(table)
+    return postgresql.insert(table)
+
+
+def ledger_url(url_or_path: str | Path) -> sa.URL:
+    """The SQLAlchemy URL of a file path or of a ``postgresql://`` or ``sqlite:///`` URL.
+
+    Raises LedgerError for another database or text that is no URL.
+    """
+    text = str(url_or_path)
+    if "://" not in text:
+        return sa.URL.create("sqlite", database=str(Path(text).absolute()))
+    try:
+        url = sa.make_url(text)
+    except (sa.exc.ArgumentError, ValueError) as e:
+        raise LedgerError(
+            f"the ledger URL cannot be read ({e}); use a path or postgresql://"
+        ) from e
+    backend = url.get_backend_name()
+    if backend == "sqlite" and url.database and url.database != ":memory:":
+        return sa.URL.create("sqlite", database=str(Path(url.database).absolute()))
+    if backend in {"postgresql", "postgres"}:
+        return url.set(drivername="postgresql+psycopg")
+    raise LedgerError(f"the ledger is a SQLite file or postgresql://…, not {backend}://…")
+
+
+def ledger_key(url: sa.URL) -> str:
+    """Sixteen hex digits that tell one ledger from another; the user and password do not enter."""
+    where = (url.get_backend_name(), url.host, url.port, url.database, sorted(url.query.items()))
+    return hashlib.sha256(repr(where).encode()).hexdigest()[:16]
+
+
+def make_engine(url: sa.URL) -> sa.Engine:
+    """An engine whose transactions are serialisable writers on SQLite.
+
+    SQLite: WAL, ``synchronous=NORMAL``, BEGIN IMMEDIATE unless the execution option ``read`` is
+    set, since a transaction that reads first and writes later fails at once when another writer
+    came in between. Raises LedgerError when the PostgreSQL driver is not installed.
+    """
+    if url.get_backend_name() == "sqlite":
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+        event.listen(engine, "connect", _sqlite_connect)
+        event.listen(engine, "begin", _sqlite_begin)
+        return engine
+    try:
+        return sa.create_engine(
+            url,
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": 5, "tcp_user_timeout": 10_000},
+        )
+    except ModuleNotFoundError as e:
+        raise LedgerError(
+            "a PostgreSQL ledger needs psycopg; pip install 'hedged[postgres]'"
+        ) from e
+
+
+def create_tables(engine: sa.Engine) -> None:
+    """Make what is missing; safe when several processes do it at once."""
+    with engine.begin() as conn:
+        if conn.dialect.name == "postgresql":
+            conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+        for table in metadata.sorted_tables:
+            conn.execute(CreateTable(table, if_not_exists=True))
+            for index in sorted(table.indexes, key=lambda i: str(i.name)):
+                conn.execute(CreateIndex(index, if_not_exists=True))
+
+
+def is_away(error: Exception) -> bool:
+    """Whether a failure lies with the store, so that the same rows may succeed later."""
+    if isinstance(error, IntegrityError | SqlDataError):
+        return False
+    return isinstance(error, DBAPIError | PoolTimeoutError)
+
+
+def _sqlite_connect(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _sqlite_begin(conn: sa.Connection) -> None:
+    read = conn.get_execution_options().get("read", False)
+    conn.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")

@@ -1,0 +1,105 @@
+"""The one way in which a file enters the output folder: whole, durable, and under its final name.
+
+A file is written beside its place as ``.part-…``, flushed to the disk, and renamed; the rename is
+the commit. What a killed run leaves behind is either a committed file or a part, and parts are
+removed by the next run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from service.scoring.errors import ScoringError
+
+PART = ".part-"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the system's refusal to write ``path`` (disk full, read-only) into a ScoringError."""
+    try:
+        yield
+    except OSError as e:
+        raise ScoringError(
+            f"cannot write {path}: {e.strerror or e}; mend that and run the same command again, "
+            "finished fragments are kept"
+        ) from e
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears at ``path`` when the block ends well, and not at all otherwise."""
+    # The process id keeps two workers that were given the same fragment out of each other's part.
+    part = path.parent / f"{PART}{os.getpid()}-{path.name}"
+    try:
+        with writing(path):
+            make_folder(path.parent)
+            file = part.open("xb")
+        with file:
+            yield file
+            with writing(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with writing(path):
+            part.replace(path)
+            sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Commit a small file. Raises ScoringError, naming it, when it cannot be written."""
+    with new_file(path) as file, writing(path):
+        file.write(data)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if there is one, for good."""
+    if path.exists():
+        path.unlink()
+        sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and what is missing above it, durably."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the names in a folder to the disk: a rename survives a power cut only after this."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed run left unfinished."""
+    for part in folder.rglob(f"{PART}*"):
+        part.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for one run. Raises ScoringError when another run holds it.
+
+    The lock is the kernel's and ends with the process, however that ends.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise ScoringError(f"{folder}: another run is writing here; wait for its end") from e
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,109 @@
+"""Every setting of the service, in one typed object read from ``HEDGED_*``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from posthoc.contract import HedgedError, ModelError
+from posthoc.runtime import CPU, CUDA, TENSORRT, choose_providers
+
+PREFIX = "HEDGED_"
+LEDGER_FILE = "hedged-ledger.sqlite"
+
+
+class SettingsError(HedgedError):
+    """An unknown setting, or a value that a setting cannot take. The message names it."""
+
+
+def _device(value: str) -> str:
+    try:
+        choose_providers(value, (CPU, CUDA, TENSORRT))
+    except ModelError as e:
+        raise ValueError(str(e)) from None
+    return value
+
+
+class Settings(BaseSettings):
+    """Settings of one server; each field is ``HEDGED_<NAME>`` in the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    bundles: Path | None = Field(
+        default=None,
+        description="One bundle, or ROOT of ROOT/<name>/<version>/ and ROOT/<name>/active.json",
+    )
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        default="cpu", description="auto, cpu, cuda, cuda:N or tensorrt"
+    )
+    threads: int = Field(
+        default=0, ge=0, description="Intra-op threads on the CPU; 0 is one per core"
+    )
+    workers: int = Field(default=1, ge=1, le=256, description="Server processes, a model copy each")
+    data_dir: Path = Field(
+        default=Path(), description="Folder of what the server writes (the SQLite ledger)"
+    )
+    ledger: str | None = Field(
+        default=None,
+        description=f"SQLAlchemy URL or file path of the ledger; default DATA_DIR/{LEDGER_FILE}",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on")
+    port: int = Field(default=3000, ge=0, le=65535, description="Port to listen on")
+    max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest request body, bytes")
+    max_rows: int = Field(default=4096, ge=1, description="Most rows in one prediction request")
+    max_labels: int = Field(default=100_000, ge=1, description="Most labels in one request")
+    max_batch_rows: int = Field(default=256, ge=1, description="Most rows in one run of the model")
+    max_queue_rows: int = Field(
+        default=16_384, ge=1, description="Most rows waiting for a device; beyond it 503"
+    )
+    max_queue_delay_s: float = Field(
+        default=0.0, ge=0, le=10, description="Seconds an idle device waits for a fuller batch"
+    )
+    request_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=86_400,
+        description="Seconds to receive a body, and seconds from then to the answer",
+    )
+
+    @property
+    def ledger_url(self) -> str:
+        """The ledger as SQLAlchemy URL or path, with the default filled in."""
+        return self.ledger or str(self.data_dir / LEDGER_FILE)
+
+    @property
+    def bundle_path(self) -> Path:
+        """The bundle or root to serve; raises SettingsError when none is set."""
+        if self.bundles is None:
+            raise SettingsError(
+                f"nothing to serve: set {PREFIX}BUNDLES to a bundle, or to a folder of bundles"
+            )
+        return self.bundles
+
+
+def load_settings() -> Settings:
+    """Settings from the environment. Raises SettingsError naming each wrong or unknown variable."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    # pydantic-settings looks its own fields up and so never meets an unknown variable.
+    given = (k for k in os.environ if k.upper().startswith(PREFIX))
+    if unknown := sorted(k for k in given if k.upper() not in known):
+        raise SettingsError(
+            f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    try:
+        return Settings()
+    except ValidationError as e:
+        raise SettingsError(
+            "; ".join(f"{PREFIX}{_name(p)}: {p['msg']}" for p in e.errors())
+        ) from None
+
+
+def _name(problem: ErrorDetails) -> str:
+    return ".".join(map(str, problem["loc"])).upper()

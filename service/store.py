@@ -1,0 +1,337 @@
+"""What the ledger does inside one transaction. Every function takes an open connection."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+import sqlalchemy as sa
+
+from posthoc.contract import DataError, Task
+from service.labels import Joined, Label, LabelItem, parse_label
+from service.rows import Row, Source
+from service.schema import LedgerError, bundles, feedback, insert, labels, predictions
+
+ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+CHUNK = 1000  # rows per statement: SQLite binds at most 32,766 values
+_FIRST_WAIT_S = 0.5
+_LAST_WAIT_S = 3600.0
+
+_JOINED = (
+    *(bundles.c[c] for c in ("model", "version", "task")),
+    predictions.c.time.label("predicted"),
+    labels.c.received,
+    *(predictions.c[c] for c in ("level", "label", "confidence", "probs", "set")),
+    *(predictions.c[c] for c in ("mean", "std", "lower", "upper")),
+)
+
+
+def bundle_key(conn: sa.Connection, source: Source) -> int:
+    """The key of a bundle, which is inserted, or completed with a width or class names."""
+    columns = {
+        "identity": source.identity,
+        "model": source.model,
+        "version": source.version,
+        "task": source.task,
+        "width": source.width,
+        "classes": None if source.classes is None else json.dumps(source.classes),
+    }
+    conn.execute(insert(conn, bundles).values(columns).on_conflict_do_nothing())
+    same = sa.and_(*(bundles.c[k] == columns[k] for k in ("identity", "model", "version")))
+    for name in ("width", "classes"):
+        if columns[name] is not None:
+            missing = same & bundles.c[name].is_(None)
+            conn.execute(sa.update(bundles).where(missing).values({name: columns[name]}))
+    return int(conn.execute(sa.select(bundles.c.bundle).where(same)).scalar_one())
+
+
+def insert_predictions(conn: sa.Connection, bundle: int, rows: Sequence[Row]) -> None:
+    """Insert rows of one bundle; a repeated id keeps the first prediction."""
+    # Two writers that insert the same ids in different orders would deadlock on PostgreSQL.
+    ordered = [r | {"bundle": bundle} for r in sorted(rows, key=lambda r: str(r["id"]))]
+    conn.execute(insert(conn, predictions).on_conflict_do_nothing(), ordered)
+
+
+def sources(conn: sa.Connection) -> dict[int, Source]:
+    """Every bundle the ledger has met, by key, oldest first."""
+    found = {}
+    for r in conn.execute(sa.select(bundles).order_by(bundles.c.bundle)):
+        names = None if r.classes is None else tuple(json.loads(r.classes))
+        found[r.bundle] = Source(r.model, r.version, r.identity, _task(r.task), r.width, names)
+    return found
+
+
+def _task(text: str) -> Task:
+    return next(t for t in get_args(Task) if t == text)
+
+
+def insert_labels(conn: sa.Connection, items: Sequence[LabelItem], now: float) -> list[str]:
+    """One result for each of at most CHUNK items; see ``Ledger.add_labels``."""
+    known = sources(conn)
+    latest = {s.model: s for s in known.values()}
+    named = _with_models(conn, items, latest)
+    found = _find(conn, predictions, named, predictions.c.bundle)
+    results = [""] * len(items)
+    first: dict[tuple[str, str], tuple[int, str]] = {}
+    again: list[tuple[int, tuple[str, str], Any]] = []
+    source: dict[tuple[str, str], Source | None] = {}
+    for i, (key, item) in enumerate(zip(named, items, strict=True)):
+        if key is None:
+            results[i] = "invalid"
+            continue
+        bundle = found.get(key)
+        source[key] = known[bundle[0]] if bundle else latest.get(key[0])
+        try:
+            value = _parse(item.label, source[key])
+        except DataError:
+            results[i] = "invalid"
+            continue
+        if key in first:
+            again.append((i, key, value))
+        else:
+            # A name is resolved by the bundle that predicted, which may not be known yet.
+            first[key] = (i, json.dumps(value if bundle else _plain(item.label)))
+    inserted = _insert_new(conn, first, now)
+    for key, (i, text) in first.items():
+        if key in inserted:
+            results[i] = "accepted" if key in found else "pending"
+        else:
+            again.append((i, key, _parse(json.loads(text), source[key])))
+    stored = _find(conn, labels, [key for _, key, _ in again], labels.c.value)
+    for i, key, value in again:
+        if key not in stored:
+            raise LedgerError(f"the label of {key[1]!r} was erased meanwhile; send it again")
+        results[i] = "duplicate" if _same(stored[key][0], value, source[key]) else "conflict"
+    names = [key[0] if key else "" for key in named]
+    count_feedback(conn, Counter(zip(names, results, strict=True)))
+    return results
+
+
+def _with_models(
+    conn: sa.Connection, items: Sequence[LabelItem], latest: Mapping[str, Source]
+) -> list[tuple[str, str] | None]:
+    """(model, id) of each item; None where the id is no id or the model stays open."""
+    usable = [isinstance(x.id, str) and ID_PATTERN.fullmatch(x.id) is not None for x in items]
+    open_ids = [x.id for x, ok in zip(items, usable, strict=True) if ok and x.model is None]
+    owners: dict[str, set[str]] = defaultdict(set)
+    if open_ids and len(latest) > 1:
+        stmt = sa.select(predictions.c.id, predictions.c.model)
+        for r in conn.execute(stmt.where(predictions.c.id.in_(open_ids))):
+            owners[r.id].add(r.model)
+    only = next(iter(latest)) if len(latest) == 1 else None
+    out: list[tuple[str, str] | None] = []
+    for item, ok in zip(items, usable, strict=True):
+        model = item.model or only
+        if ok and model is None and len(owners[item.id]) == 1:
+            (model,) = owners[item.id]
+        out.append((model, item.id) if ok and model is not None else None)
+    return out
+
+
+def _parse(value: Any, source: Source | None) -> Label | str:
+    if source is not None:
+        return parse_label(value, source.task, classes=source.classes, width=source.width)
+    # Nothing is known of the model: any form of label waits for its prediction.
+    if isinstance(value, str):
+        return value
+    return parse_label(value, "regression")
+
+
+def _same(stored: str, value: Label | str, source: Source | None) -> bool:
+    try:
+        return _parse(json.loads(stored), source) == value
+    except DataError:
+        return False  # it came before its model was known, does not fit, and will be removed
+
+
+def _plain(value: Any) -> Any:
+    """A label as JSON can hold it: numpy integers become int."""
+    return value if isinstance(value, str | float | list | tuple) else int(value)
+
+
+def _insert_new(
+    conn: sa.Connection, first: Mapping[tuple[str, str], tuple[int, str]], now: float
+) -> set[tuple[str, str]]:
+    rows = [
+        {"model": m, "id": i, "value": text, "received": now, "next_try": now}
+        for (m, i), (_, text) in sorted(first.items())
+    ]
+    if not rows:
+        return set()
+    stmt = insert(conn, labels).on_conflict_do_nothing().returning(labels.c.model, labels.c.id)
+    return {(r.model, r.id) for r in conn.execute(stmt, rows)}
+
+
+def _find(
+    conn: sa.Connection,
+    table: sa.Table,
+    keys: Iterable[tuple[str, str] | None],
+    column: sa.Column[Any],
+) -> dict[tuple[str, str], tuple[Any]]:
+    """``column`` of the rows of ``table`` that have one of the (model, id) keys."""
+    by_model: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        if key is not None:
+            by_model[key[0]].append(key[1])
+    out: dict[tuple[str, str], tuple[Any]] = {}
+    for model, ids in by_model.items():
+        stmt = sa.select(table.c.id, column).where(table.c.model == model, table.c.id.in_(ids))
+        out.update({(model, r[0]): (r[1],) for r in conn.execute(stmt)})
+    return out
+
+
+def count_feedback(conn: sa.Connection, counts: Mapping[tuple[str, str], int]) -> None:
+    """Add to the counts of (model, result); models that the ledger does not know share ""."""
+    known = {s.model for s in sources(conn).values()}
+    totals: Counter[tuple[str, str]] = Counter()
+    for (model, result), n in counts.items():
+        totals[model if model in known else "", result] += n
+    for (model, result), n in sorted(totals.items()):  # sorted: one lock order for all writers
+        stmt = insert(conn, feedback).values(model=model, result=result, n=n)
+        conn.execute(
+            stmt.on_conflict_do_update(
+                index_elements=["model", "result"], set_={"n": feedback.c.n + n}
+            )
+        )
+
+
+def anything_due(conn: sa.Connection, now: float) -> bool:
+    """Whether a pending label may be looked at; costs no write lock."""
+    due = sa.select(labels.c.seq).where(labels.c.joined.is_(None), labels.c.next_try <= now)
+    return conn.execute(due.limit(1)).first() is not None
+
+
+def claim(conn: sa.Connection, limit: int, now: float) -> tuple[list[Joined], list[str], int]:
+    """Mark up to ``limit`` due labels whose prediction is there as joined.
+
+    Returns the joined rows, the models of labels that no longer fit their prediction (removed),
+    and how many due labels were looked at. A label without a prediction is tried again after half
+    its age, so that many strangers cost little.
+    """
+    stmt = (
+        sa.select(labels.c.seq, labels.c.value, predictions.c.bundle, *_JOINED)
+        .select_from(_labels_with(predictions, outer=True))
+        .where(labels.c.joined.is_(None), labels.c.next_try <= now)
+        .order_by(labels.c.next_try, labels.c.seq)
+        .limit(limit)
+        .with_for_update(of=labels, skip_locked=True)
+    )
+    due = conn.execute(stmt).all()
+    known = sources(conn) if due else {}
+    rows: list[Joined] = []
+    taken: list[dict[str, Any]] = []
+    unfit: list[tuple[int, str]] = []
+    waiting: list[dict[str, Any]] = []
+    for seq, value, bundle, *rest in due:
+        if bundle is None:
+            wait = min(max((now - rest[4]) / 2, _FIRST_WAIT_S), _LAST_WAIT_S)
+            waiting.append({"s": seq, "t": now + wait})
+            continue
+        source = known[bundle]
+        try:
+            label = parse_label(
+                json.loads(value), source.task, classes=source.classes, width=source.width
+            )
+        except DataError:
+            unfit.append((seq, source.model))
+            continue
+        taken.append({"s": seq, "v": json.dumps(label)})
+        rows.append(Joined(*rest[:2], _task(rest[2]), label, *rest[3:]))
+    if taken:
+        done = sa.update(labels).where(labels.c.seq == sa.bindparam("s"))
+        conn.execute(done.values(joined=now, value=sa.bindparam("v")), taken)
+    if unfit:
+        conn.execute(sa.delete(labels).where(labels.c.seq.in_([s for s, _ in unfit])))
+        count_feedback(conn, Counter((m, "invalid") for _, m in unfit))
+    if waiting:
+        later = sa.update(labels).where(labels.c.seq == sa.bindparam("s"))
+        conn.execute(later.values(next_try=sa.bindparam("t")), waiting)
+    return rows, [m for _, m in unfit], len(due)
+
+
+def _labels_with(table: sa.Table, *, outer: bool = False) -> sa.Join:
+    on = (labels.c.model == table.c.model) & (labels.c.id == table.c.id)
+    joined = labels.join(table, on, isouter=outer)
+    return joined.join(bundles, bundles.c.bundle == table.c.bundle, isouter=outer)
+
+
+def joined_pages(
+    conn: sa.Connection, model: str | None, since: float | None
+) -> Iterator[list[Joined]]:
+    """Joined rows in pages of CHUNK, of one model and of predictions since a time, or of all."""
+    last = -1
+    while True:
+        stmt = (
+            sa.select(labels.c.seq, labels.c.value, *_JOINED)
+            .select_from(_labels_with(predictions))
+            .where(labels.c.joined.is_not(None), labels.c.seq > last)
+            .where(*_only(predictions, model, since))
+            .order_by(labels.c.seq)
+            .limit(CHUNK)
+        )
+        page = conn.execute(stmt).all()
+        if not page:
+            return
+        yield [
+            Joined(*rest[:2], _task(rest[2]), json.loads(value), *rest[3:])
+            for _, value, *rest in page
+        ]
+        last = page[-1][0]
+
+
+def _only(table: sa.Table, model: str | None, since: float | None) -> list[Any]:
+    chosen: list[Any] = [] if model is None else [table.c.model == model]
+    return chosen if since is None else [*chosen, table.c.time >= since]
+
+
+def served_counts(
+    conn: sa.Connection, model: str | None, since: float | None
+) -> dict[tuple[str, str, Task], dict[int | None, tuple[int, float]]]:
+    """(model, version, task) -> bin (None: regression) -> rows served, sum of confidence."""
+    out: dict[tuple[str, str, Task], dict[int | None, tuple[int, float]]] = {}
+    for key, s in sources(conn).items():
+        if model not in (None, s.model):
+            continue
+        stmt = (
+            sa.select(predictions.c.bin, sa.func.count(), sa.func.sum(predictions.c.confidence))
+            .where(predictions.c.bundle == key, predictions.c.time >= (since or 0.0))
+            .group_by(predictions.c.bin)
+        )
+        bins = out.setdefault((s.model, s.version, s.task), {})
+        for b, n, total in conn.execute(stmt):
+            old = bins.get(b, (0, 0.0))
+            bins[b] = (old[0] + n, old[1] + (total or 0.0))
+    return out
+
+
+def feedback_counts(conn: sa.Connection, model: str | None) -> dict[str, dict[str, int]]:
+    """Model -> result -> labels, with ``joined`` and ``waiting`` as they are now."""
+    out: dict[str, dict[str, int]] = defaultdict(dict)
+    for r in conn.execute(sa.select(feedback).order_by(feedback.c.model, feedback.c.result)):
+        out[r.model][r.result] = r.n
+    state = sa.case((labels.c.joined.is_(None), "waiting"), else_="joined")
+    stmt = sa.select(labels.c.model, state, sa.func.count()).group_by(labels.c.model, state)
+    known = {s.model for s in sources(conn).values()}
+    for name, result, n in conn.execute(stmt):
+        counts = out[name if name in known else ""]
+        counts[result] = counts.get(result, 0) + n
+    return {m: out[m] for m in sorted(out) if model in (None, m)}
+
+
+def forget(conn: sa.Connection, id: str, model: str | None) -> int:
+    """Erase a prediction and its label; how many predictions there were."""
+    for table in (labels, predictions):
+        chosen = [table.c.id == id, *_only(table, model, None)]
+        n = conn.execute(sa.delete(table).where(*chosen)).rowcount
+    return int(n)
+
+
+def expire(conn: sa.Connection, before: float) -> list[str]:
+    """Remove labels received before a time that never found their prediction; their models."""
+    old = sa.and_(labels.c.joined.is_(None), labels.c.received < before)
+    models = list(conn.execute(sa.delete(labels).where(old).returning(labels.c.model)).scalars())
+    count_feedback(conn, Counter((m, "expired") for m in models))
+    return models
