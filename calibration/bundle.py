@@ -56,6 +56,7 @@ class FrozenRecord(_Record):
     sha256: str
     head: str | None  # node name of the linear head; None for a black box
     features: int | None  # D, the width of the features
+    output: str | None = None  # the graph output that the head stands beside
 
 
 class FittedRecord(_Record):
@@ -130,7 +131,7 @@ class Manifest(_Record):
     output_names: dict[str, str] = {}  # field -> graph output, where a clash forced a prefix
     frozen: FrozenRecord
     module: FittedRecord
-    scaling: dict[str, float]
+    scaling: dict[str, float]  # temperature, strength, temperature_alone
     conformal: ConformalRecord
     quantile_levels: tuple[float, ...] = ()
     ood: OodRecord | None = None

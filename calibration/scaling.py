@@ -21,13 +21,15 @@ _GRID = np.concatenate([[0.0], np.logspace(-3, 3, 25)])
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """``temperature`` T (regression: the factor f on the standard deviation), ``strength`` s, and
-    mean calibration NLL in nats: ``nll`` of the pair, ``nll_scaling_only`` at s = 0."""
+    """``temperature`` T (regression: the factor f on the standard deviation) and ``strength`` s;
+    ``temperature_alone`` is the best T at s = 0. Mean calibration NLL in nats of both: ``nll`` and
+    ``nll_alone``."""
 
     temperature: float
     strength: float
+    temperature_alone: float
     nll: float
-    nll_scaling_only: float
+    nll_alone: float
 
 
 def mean_nll(z: Array, y: Array) -> float:
@@ -69,7 +71,7 @@ def fit_classification(z: Array, y: Array, variance: Array | None) -> Scaling:
         raise FitError(f"a label lies outside 0..{z.shape[1] - 1}")
     t0, nll0 = fit_temperature(z, y)
     if variance is None:
-        return Scaling(t0, 0.0, nll0, nll0)
+        return Scaling(t0, 0.0, t0, nll0, nll0)
     v = np.asarray(variance, np.float64)
     unit = 1.0 / max(float(np.median(v)), np.finfo(np.float64).tiny)
 
@@ -91,7 +93,7 @@ def fit_classification(z: Array, y: Array, variance: Array | None) -> Scaling:
         if found.fun < nlls[best]:
             strength = float(np.exp(found.x))
     t, nll = at(strength * unit)
-    return Scaling(t, strength * unit, nll, nll0)
+    return Scaling(t, strength * unit, t0, nll, nll0)
 
 
 def fit_regression(error: Array, noise: Array, variance: Array | None) -> Scaling:
@@ -114,8 +116,8 @@ def fit_regression(error: Array, noise: Array, variance: Array | None) -> Scalin
 
     f0, nll0 = at(0.0)
     if variance is None:
-        return Scaling(f0, 0.0, nll0, nll0)
+        return Scaling(f0, 0.0, f0, nll0, nll0)
     unit = float(np.median(noise)) / max(float(np.median(v)), np.finfo(np.float64).tiny)
     best = min(_GRID, key=lambda s: at(float(s) * unit)[1])
     f, nll = at(float(best) * unit)
-    return Scaling(f, float(best) * unit, nll, nll0)
+    return Scaling(f, float(best) * unit, f0, nll, nll0)

@@ -79,4 +79,4 @@ def main() -> None:
         app(auto_envvar_prefix="HEDGED")
     except HedgedError as e:
         print(f"hedged: {e}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(getattr(e, "exit_code", 1)) from None

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from posthoc.contract import F64, Array, LinearHead
+from posthoc.contract import F64, Array, LinearHead, ModelError
 
 Step = Literal["softmax", "log_softmax", "sigmoid", "log", "argmax"]
 
@@ -43,9 +43,9 @@ class Found:
 class Walk:
     """What lies between a linear layer and an output.
 
-    ``path`` are the tensors with the values of z, outermost first; ``steps`` the functions that
-    turn z into the output, innermost first; ``tail`` the operators passed, outermost first.
-    ``stop`` says in words why the head was not found.
+    ``path`` are the tensors with the values of z, outermost first (``inner`` is the last);
+    ``steps`` the functions that turn z into the output, innermost first; ``tail`` the operators
+    passed, outermost first. ``stop`` says in words why the head was not found.
     """
 
     path: tuple[str, ...]
@@ -53,6 +53,11 @@ class Walk:
     tail: tuple[str, ...]
     found: Found | None
     stop: str
+
+    @property
+    def inner(self) -> str:
+        """The tensor with the values of z that is nearest to the head."""
+        return self.path[-1]
 
 
 class Graph:
@@ -101,27 +106,56 @@ def _run_node(node: onnx.NodeProto, feed: Mapping[str, Any], opsets: Any) -> Arr
         return None
 
 
-def walk(graph: Graph, output: str) -> Walk:
-    """Back from ``output`` through softmax, sigmoid, argmax and shape operators to z, and to the
-    last linear layer behind z."""
+def walk(graph: Graph, output: str, *, links: bool) -> Walk:
+    """Back from ``output`` through shape operators and, with ``links``, softmax, sigmoid and
+    argmax to z, and to the last linear layer behind z."""
     path, steps, tail = [output], list[Step](), list[str]()
     while (node := graph.makers.get(path[-1])) is not None:
-        if node.op_type in _SHAPES:
-            path.append(node.input[0])
-        elif node.op_type in _LINKS:
-            steps.append(_LINKS[node.op_type])
-            path = [node.input[0]]
-        elif (inner := _decomposed(graph, node)) is not None:
+        kind, source = node.op_type, node.input[0] if node.input else ""
+        if kind in _SHAPES:
+            step = None
+        elif links and kind in _LINKS:
+            step = _LINKS[kind]
+        elif links and (inner := _decomposed(graph, node)) is not None:
             step, source = inner
-            steps.append(step)
-            path = [source]
-            tail.append("Softmax" if step == "softmax" else "LogSoftmax")
-            continue
+            kind = "Softmax" if step == "softmax" else "LogSoftmax"
         else:
             break
-        tail.append(node.op_type)
+        if source not in graph.makers:
+            break
+        tail.append(kind)
+        if step is not None:
+            steps.append(step)
+        path = [source] if step is not None else [*path, source]
     found, stop = find_linear(graph, path[-1])
     return Walk(tuple(path), tuple(reversed(steps)), tuple(tail), found, stop)
+
+
+def walks_from(graph: Graph, head: str) -> list[Walk]:
+    """Every way that an output may follow from the layer ``head`` (a node, or its result).
+
+    The outputs are its result, constants added or multiplied included, or a function of it; which
+    one is for the caller to check. Raises ModelError when there is no such linear layer.
+    """
+    nodes = graph.model.graph.node
+    node = next((n for n in nodes if head == n.name or head in n.output), None)
+    if node is None:
+        raise ModelError(f"the model has no node {head!r}")
+    tensors = [str(node.output[0])]
+    for after in nodes:
+        affine = _affine(graph, after)
+        if affine is not None and affine[0] == tensors[-1]:
+            tensors.append(after.output[0])
+    found, stop = find_linear(graph, tensors[0])
+    if found is None:
+        raise ModelError(f"{head!r} is not a linear layer: {stop}")
+    ways: list[tuple[tuple[Step, ...], tuple[str, ...]]] = [((), ())]
+    ways += [((step,), (kind,)) for kind, step in _LINKS.items() if step != "log"]
+    return [
+        Walk((tensor,), steps, tail, *find_linear(graph, tensor))
+        for tensor in reversed(tensors)
+        for steps, tail in ways
+    ]
 
 
 def find_linear(graph: Graph, tensor: str) -> tuple[Found | None, str]:

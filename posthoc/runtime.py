@@ -82,6 +82,11 @@ def cuda_device_count() -> int:
     return count.value
 
 
+def planned_provider(device: str) -> str:
+    """The provider that `open_session` will ask for first. Raises ModelError as it does."""
+    return _name(_plan(device)[0])
+
+
 def open_session(
     model: bytes | str | Path, *, device: str = "cpu", threads: int = 0
 ) -> ort.InferenceSession:
@@ -96,7 +101,7 @@ def open_session(
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads
     auto = device == "auto"
-    providers = choose_providers(device, usable_providers() if auto else _all_providers())
+    providers = _plan(device)
     wanted = _name(providers[0])
     if wanted != CPU and cuda_device_count():
         ort.preload_dlls()  # finds the CUDA and cuDNN of pip packages
@@ -118,9 +123,10 @@ def open_session(
     return session
 
 
-def _all_providers() -> list[str]:
-    found: list[str] = ort.get_available_providers()
-    return found
+def _plan(device: str) -> list[Provider]:
+    # A named device is asked for even when none is visible: the driver's own complaint helps.
+    auto = device == "auto"
+    return choose_providers(device, usable_providers() if auto else ort.get_available_providers())
 
 
 def _create(

@@ -11,24 +11,17 @@ from posthoc.contract import HedgedError
 
 
 class ServiceError(HedgedError):
-    """A request that cannot be answered: HTTP status, a stable code, and a message for its sender.
-
-    ``retry_after`` is in whole seconds and becomes the header of that name.
-    """
+    """A request that cannot be answered: HTTP status, a stable code, a message for its sender,
+    and response headers that belong to the failure."""
 
     def __init__(
-        self, status: int, code: str, message: str, *, retry_after: int | None = None
+        self, status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
-        self.retry_after = retry_after
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Response headers that belong to this failure."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        self.headers = dict(headers or {})
 
 
 def invalid(message: str) -> ServiceError:
@@ -44,7 +37,7 @@ def unknown_model(name: str, known: Mapping[str, Any]) -> ServiceError:
 
 def overloaded(reason: str) -> ServiceError:
     """503 with Retry-After: the server is full or not ready, the request may be sent again."""
-    return ServiceError(503, "overloaded", reason, retry_after=1)
+    return ServiceError(503, "overloaded", reason, headers={"Retry-After": "1"})
 
 
 def is_oip(path: str) -> bool:

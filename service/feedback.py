@@ -55,7 +55,7 @@ def results(items: Sequence[LabelItem], outcomes: Sequence[str]) -> dict[str, An
 
 
 def status(outcomes: Sequence[str], single: bool) -> int:
-    """409 for a single conflict, 202 where something waits for its prediction or store, else 200."""
+    """409 for a single conflict; 202 where a label waits for its prediction or a store; else 200"""
     if single and outcomes[0] == "conflict":
         return 409
     return 202 if {"unknown", "pending", "spooled"} & set(outcomes) else 200

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import instruments
@@ -21,6 +22,7 @@ from service.ids import new_id, valid_id
 
 MEDIA_TYPES = ("application/json", "application/octet-stream", "application/x-ndjson")
 REQUEST_ID = "X-Request-Id"
+_CODES = {404: "not_found", 405: "method_not_allowed"}
 _DRAIN = 4  # a refused body is read on to this many times the limit
 OTHER = "other"  # the route label of every path that the application does not know
 _BODYLESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
@@ -99,6 +101,9 @@ class _Exchange:
             await self.guard.app(self.scope, self.replay, self.send)
         except ServiceError as e:
             await self.refuse(e)
+        except HTTPException as e:  # the router's: no such path, another method
+            code = _CODES.get(e.status_code, "http_error")
+            await self.refuse(ServiceError(e.status_code, code, e.detail, headers=e.headers))
         except Exception:
             _log.exception("request %s failed", self.request_id)
             await self.refuse(ServiceError(500, "internal", "the server failed on this request"))

@@ -11,6 +11,7 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from calibration.metrics.totals import (
@@ -53,7 +54,7 @@ UNKNOWN = "unknown"  # the model of labels that name none of ours
 MAX_FOREIGN_LEVELS = 16
 
 # One series set per process kind: multi-process mode has no *_created, so neither has the other.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class BulkHistogram(Histogram):
@@ -113,7 +114,10 @@ OOD_PVALUE = BulkHistogram(
     "uq_ood_pvalue", "Conformal p-value of the row being like the reference.", _MV, buckets=_PVALUES
 )
 CONFIDENCE = BulkHistogram(
-    "uq_confidence", "Calibrated probability that the label is right.", _MV, buckets=BIN_EDGES
+    "uq_confidence",
+    "Calibrated probability that the label is right.",
+    _MV,
+    buckets=BIN_EDGES.tolist(),
 )
 SET_SIZE = BulkHistogram(
     "uq_set_size", "Classes in the prediction set.", (*_MV, "level"), buckets=_SIZES
@@ -149,24 +153,27 @@ LEDGER_SPOOLED = Counter(
     "uq_ledger_spooled_total", "Predictions and labels kept on local disk while the store was away."
 )
 
-_METRICS: tuple[MetricWrapperBase, ...] = tuple(
-    m for m in dict(globals()).values() if isinstance(m, MetricWrapperBase)
-)
+
+def _sample_names(families: Iterable[Metric]) -> Iterable[str]:
+    for family in families:
+        if not family.name.startswith("uq_"):
+            continue
+        ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+        yield from (family.name + end for end in ends.get(family.type, ("",)))
 
 
-def _sample_names(metrics: Iterable[MetricWrapperBase]) -> Iterable[str]:
-    for metric in metrics:
-        for family in metric.describe():
-            if family.type == "counter":
-                yield f"{family.name}_total"
-            elif family.type == "histogram":
-                yield from (f"{family.name}{end}" for end in ("_bucket", "_sum", "_count"))
-            else:
-                yield family.name
-
-
-METRIC_NAMES: frozenset[str] = frozenset(_sample_names(_METRICS))
+METRIC_NAMES: frozenset[str] = frozenset(_sample_names(REGISTRY.collect()))
 """Every sample name that ``render`` may give; rules, alerts and dashboards use no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """The children of one level; widths belong to intervals, sizes to sets."""
+
+    labeled: Counter
+    covered: Counter
+    width: Counter | None
+    size: BulkHistogram | None
 
 
 class _Series:
@@ -177,7 +184,7 @@ class _Series:
         self.key = key
         self.task = task
         self.closed = bool(levels)
-        self.levels: dict[str, tuple[Counter, Counter, Counter | None, BulkHistogram | None]] = {}
+        self.levels: dict[str, _Level] = {}
         self.outcomes = {o: PREDICTIONS.labels(*key, o) for o in OUTCOMES}
         self.ood, self.ood_pvalue = OOD.labels(*key), OOD_PVALUE.labels(*key)
         bins = BIN_LABELS if task == "classification" else (ALL,)
@@ -194,7 +201,7 @@ class _Series:
 
     def _add_level(self, level: str) -> None:
         sets = self.task == "classification"
-        self.levels[level] = (
+        self.levels[level] = _Level(
             INTERVAL_LABELED.labels(*self.key, level),
             INTERVAL_COVERED.labels(*self.key, level),
             None if sets else INTERVAL_WIDTH.labels(*self.key, level),
@@ -208,11 +215,11 @@ class _Series:
             if self.closed or len(self.levels) >= MAX_FOREIGN_LEVELS:
                 return
             self._add_level(level)
-        labeled, covered, width, _ = self.levels[level]
-        labeled.inc(totals.labeled)
-        covered.inc(totals.covered)
-        if width is not None and np.isfinite(totals.size_sum):
-            width.inc(totals.size_sum)
+        series = self.levels[level]
+        series.labeled.inc(totals.labeled)
+        series.covered.inc(totals.covered)
+        if series.width is not None and np.isfinite(totals.size_sum):
+            series.width.inc(totals.size_sum)
 
 
 _series: dict[tuple[str, str], _Series] = {}
@@ -267,7 +274,7 @@ def observe_prediction(
         confidence = np.minimum(np.asarray(fields["confidence"], dtype=np.float64), 1.0)
         series.expected_correct.inc(float(confidence.sum()))
         series.confidence.observe_many(confidence)
-        sizes = series.levels[level][3] if level in series.levels else None
+        sizes = series.levels[level].size if level in series.levels else None
         if sizes is not None and "set_size" in fields:
             sizes.observe_many(fields["set_size"])
     if "ood" in fields and (flagged := int(np.count_nonzero(fields["ood"]))):
@@ -344,7 +351,7 @@ def render() -> bytes:
         return generate_latest(REGISTRY)
     _sweep(Path(folder))
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, folder)
+    MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
     for _ in range(10):
         try:
             return generate_latest(registry)
@@ -373,7 +380,7 @@ def _sweep(folder: Path) -> None:
             os.kill(pid, 0)
         except ProcessLookupError:
             try:
-                mark_process_dead(pid, str(folder))
+                mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
             except FileNotFoundError:
                 continue  # another worker is rendering too
         except PermissionError:

@@ -17,6 +17,7 @@ import numpy as np
 from calibration.metrics.totals import (
     ClassificationTotals,
     RegressionTotals,
+    merge,
     update_classification,
     update_regression,
 )
@@ -131,6 +132,15 @@ def totals_of(rows: Iterable[Joined]) -> dict[tuple[str, str], Totals]:
             else:
                 out[key] = _targets(out.get(key, RegressionTotals()), same)
     return out
+
+
+def merge_totals(a: Totals, b: Totals) -> Totals:
+    """The totals of both sets of rows. Raises DataError for totals of two tasks."""
+    if isinstance(a, ClassificationTotals) and isinstance(b, ClassificationTotals):
+        return merge(a, b)
+    if isinstance(a, RegressionTotals) and isinstance(b, RegressionTotals):
+        return merge(a, b)
+    raise DataError("classification and regression rows under one model and version")
 
 
 def _classes(totals: Totals, rows: list[Joined]) -> Totals:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.bundle import MANIFEST, load_bundle
+from calibration.bundle import MANIFEST, parse_manifest
 from calibration.predictor import Predictor
 from posthoc.contract import Array, BundleError, Task, TensorSpec, output_fields
 from service.protocol import has_datatype
@@ -75,7 +75,8 @@ def find_bundles(path: Path) -> dict[str, Path]:
     where the live version is not said or not there.
     """
     if (path / MANIFEST).is_file():
-        return {load_bundle(path).manifest.name: path}
+        manifest = parse_manifest((path / MANIFEST).read_bytes(), path)
+        return {manifest.name: path}
     if not path.is_dir():
         raise BundleError(f"{path}: no such folder; give a bundle or a root of bundles")
     found = {
@@ -105,6 +106,18 @@ def _live_version(folder: Path) -> str:
     if version not in versions:
         raise BundleError(f"{active} names version {version!r}; there are {', '.join(versions)}")
     return str(version)
+
+
+def load_models(path: Path, *, device: str, threads: int) -> dict[str, Model]:
+    """Every live model at ``path``, by name. Raises BundleError or ModelError, see `load_model`."""
+    models = {}
+    for name, folder in find_bundles(path).items():
+        models[name] = load_model(folder, device=device, threads=threads)
+        if models[name].name != name:
+            raise BundleError(
+                f"{folder} is a bundle of {models[name].name!r} and lies in the folder of {name!r}"
+            )
+    return models
 
 
 def load_model(path: Path, *, device: str, threads: int) -> Model:

@@ -102,7 +102,7 @@ def encode_infer(
             raw.append(_little_endian(value).tobytes())
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            entry["data"] = np.ascontiguousarray(value).reshape(-1)
+            entry["data"] = np.ascontiguousarray(value, value.dtype.newbyteorder("=")).ravel()
         described.append(entry)
     head = orjson.dumps(
         {"model_name": model, "model_version": version, "id": id, "outputs": described},

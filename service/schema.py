@@ -26,7 +26,7 @@ class LedgerError(HedgedError):
 
 metadata = sa.MetaData()
 _BIG_KEY = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite: an alias of the rowid
-_F64 = sa.Double()
+_F64: sa.types.TypeEngine[float] = sa.Double()
 
 bundles = sa.Table(
     "bundles",

@@ -20,13 +20,15 @@ CHUNK = 1000  # rows per statement: SQLite binds at most 32,766 values
 _FIRST_WAIT_S = 0.5
 _LAST_WAIT_S = 3600.0
 
-_JOINED = (
+# The columns of ``Joined`` but for its value, in its order.
+_JOINED: tuple[sa.ColumnElement[Any], ...] = (
     *(bundles.c[c] for c in ("model", "version", "task")),
     predictions.c.time.label("predicted"),
     labels.c.received,
     *(predictions.c[c] for c in ("level", "label", "confidence", "probs", "set")),
     *(predictions.c[c] for c in ("mean", "std", "lower", "upper")),
 )
+_NAMES = tuple(c.key for c in _JOINED)
 
 
 def bundle_key(conn: sa.Connection, source: Source) -> int:
@@ -239,7 +241,7 @@ def claim(conn: sa.Connection, limit: int, now: float) -> tuple[list[Joined], li
             unfit.append((seq, source.model))
             continue
         taken.append({"s": seq, "v": json.dumps(label)})
-        rows.append(Joined(*rest[:2], _task(rest[2]), label, *rest[3:]))
+        rows.append(_joined(rest, label))
     if taken:
         done = sa.update(labels).where(labels.c.seq == sa.bindparam("s"))
         conn.execute(done.values(joined=now, value=sa.bindparam("v")), taken)
@@ -250,6 +252,10 @@ def claim(conn: sa.Connection, limit: int, now: float) -> tuple[list[Joined], li
         later = sa.update(labels).where(labels.c.seq == sa.bindparam("s"))
         conn.execute(later.values(next_try=sa.bindparam("t")), waiting)
     return rows, [m for _, m in unfit], len(due)
+
+
+def _joined(columns: Sequence[Any], value: Label) -> Joined:
+    return Joined(**dict(zip(_NAMES, columns, strict=True)), value=value)
 
 
 def _labels_with(table: sa.Table, *, outer: bool = False) -> sa.Join:
@@ -275,10 +281,7 @@ def joined_pages(
         page = conn.execute(stmt).all()
         if not page:
             return
-        yield [
-            Joined(*rest[:2], _task(rest[2]), json.loads(value), *rest[3:])
-            for _, value, *rest in page
-        ]
+        yield [_joined(rest, json.loads(value)) for _, value, *rest in page]
         last = page[-1][0]
 
 

@@ -7,11 +7,12 @@ for a batch of that shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from posthoc.contract import Array, HedgedError, ModelError
+from posthoc.contract import I64, Array, HedgedError, ModelError
 from service.scoring.fragments import first_line
 
 Inputs = Mapping[str, Array]
@@ -21,55 +22,68 @@ Run = Callable[[Inputs], dict[str, Array]]
 MAY_BE_INFINITE = frozenset({"lower", "upper", "quantiles"})
 
 
-def answer(
-    run: Run, inputs: Inputs, bad: Mapping[int, str], batch_size: int
-) -> tuple[dict[str, Array], dict[int, str]]:
-    """Predictions of the good rows, in order, and the reasons of the bad ones by row.
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Predictions of the good ``rows`` (ascending), and the reasons of the bad ones by row.
 
-    ``bad`` holds rows known to be bad beforehand. Rows are run in batches of ``batch_size``, the
-    last as long as it is. The predictions are empty when no row is good. Raises ModelError when
-    the model fails on a batch but on none of its rows alone.
+    ``fields`` is empty when no row is good.
+    """
+
+    fields: dict[str, Array]
+    rows: I64
+    bad: dict[int, str]
+
+
+def answer(run: Run, inputs: Inputs, bad: Mapping[int, str], batch_size: int) -> Answers:
+    """Run rows in batches of ``batch_size``, the last as long as it is.
+
+    ``bad`` holds rows known to be bad beforehand. Raises ModelError when the model fails on a
+    batch but on none of its rows alone.
     """
     count = len(next(iter(inputs.values())))
-    parts: list[dict[str, Array]] = []
-    reasons: dict[int, str] = {}
+    parts = []
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)
-        batch = {k: v[start:stop] for k, v in inputs.items()}
         known = {r - start: why for r, why in bad.items() if start <= r < stop}
-        fields, found = answer_batch(run, batch, known)
-        if fields:
-            parts.append(fields)
-        reasons.update({r + start: why for r, why in sorted(found.items())})
-    if not parts:
-        return {}, reasons
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, reasons
+        part = answer_batch(run, {k: v[start:stop] for k, v in inputs.items()}, known)
+        parts.append((start, part))
+    found = {start + r: why for start, part in parts for r, why in part.bad.items()}
+    some = [part.fields for _, part in parts if part.fields]
+    if not some:
+        return Answers({}, np.empty(0, np.int64), dict(sorted(found.items())))
+    fields = {k: np.concatenate([f[k] for f in some]) for k in some[0]}
+    rows = np.concatenate([start + part.rows for start, part in parts])
+    if wrong := not_finite(fields):
+        found.update({int(rows[at]): why for at, why in wrong.items()})
+        rows, kept = np.delete(rows, list(wrong)), {}
+        if len(rows):
+            kept = {k: np.delete(v, list(wrong), axis=0) for k, v in fields.items()}
+        fields = kept
+    return Answers(fields, rows, dict(sorted(found.items())))
 
 
-def answer_batch(
-    run: Run, inputs: Inputs, bad: Mapping[int, str]
-) -> tuple[dict[str, Array], dict[int, str]]:
-    """One batch: predictions of its good rows, and the reasons of the bad ones."""
-    found = dict(bad)
-    rows = np.arange(len(next(iter(inputs.values()))))
-    good = np.array([r for r in rows if r not in found], dtype=np.int64)
+def answer_batch(run: Run, inputs: Inputs, bad: Mapping[int, str]) -> Answers:
+    """Run one batch, its bad rows replaced; finiteness of the predictions is not looked at."""
+    ok = np.ones(len(next(iter(inputs.values()))), bool)
+    ok[list(bad)] = False
+    good = np.flatnonzero(ok)
     if not len(good):
-        return {}, found
+        return Answers({}, good, dict(bad))
     try:
-        fields = run(_replaced(inputs, found, good[0]))
+        fields = run(_replaced(inputs, bad, good[0]) if bad else inputs)
     except HedgedError:
         raise  # the shape or the dtype of a whole column
     except Exception as e:  # onnxruntime raises a dozen unrelated exception types
         culprits = failing_rows(run, inputs, good)
         if not culprits:
             raise ModelError(
-                f"the model fails on {len(rows)} rows at once but on none of them alone "
+                f"the model fails on {len(ok)} rows at once but on none of them alone "
                 f"({first_line(e)}); use a smaller batch size"
             ) from e
-        return answer_batch(run, inputs, {**found, **culprits})
-    found.update({r: why for r, why in not_finite(fields).items() if r not in found})
-    keep = np.array([r not in found for r in rows])
-    return ({k: v[keep] for k, v in fields.items()} if keep.any() else {}), found
+        return answer_batch(run, inputs, {**bad, **culprits})
+    if bad:
+        fields = {k: v[good] for k, v in fields.items()}
+    return Answers(fields, good, dict(bad))
 
 
 def failing_rows(run: Run, inputs: Inputs, rows: Array) -> dict[int, str]:
@@ -101,10 +115,8 @@ def not_finite(fields: Mapping[str, Array]) -> dict[int, str]:
     return found
 
 
-def _replaced(inputs: Inputs, rows: Mapping[int, str] | Sequence[int], by: int) -> Inputs:
+def _replaced(inputs: Inputs, rows: Iterable[int], by: int) -> Inputs:
     """Inputs in which ``rows`` hold copies of the row ``by``."""
-    if not rows:
-        return inputs
     at = np.fromiter(rows, dtype=np.int64)
     copies = {k: v.copy() for k, v in inputs.items()}
     for values in copies.values():

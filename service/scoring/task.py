@@ -15,12 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.predictor import Predictor
-from service.scoring.answers import answer
+from service.scoring.answers import Answers, answer
 from service.scoring.commit import new_file, remove, writing
 from service.scoring.errors import DamageError, ErrorRatioError
 from service.scoring.fragments import Fragment
@@ -95,28 +94,15 @@ def score_fragment(
     with Writer(plan.output / fragment.name, plan.schema, pool) as writer:
         try:
             for block in blocks:
-                count = len(block.rows)
-                fields, found = answer(
-                    run, block.rows.inputs, block.rows.bad, plan.reader.batch_size
-                )
-                bad.update({block.first_row + r: why for r, why in found.items()})
+                answers = answer(run, block.rows.inputs, block.rows.bad, plan.reader.batch_size)
+                bad.update({block.first_row + r: why for r, why in answers.bad.items()})
                 if len(bad) > allowed_bad:
                     row, why = next(iter(bad.items()))
                     raise ErrorRatioError(f"first in {fragment.source.name}: row {row}: {why}")
-                keep = np.array([r for r in range(count) if r not in found], dtype=np.int64)
-                if len(keep):
-                    kept = block.kept if len(keep) == count else block.kept.take(pa.array(keep))
-                    writer.write(
-                        to_table(
-                            plan.schema,
-                            predictor.manifest,
-                            kept,
-                            block.first_row + keep,
-                            fields,
-                        )
-                    )
-                good += len(keep)
-                on_rows(count)
+                if len(answers.rows):
+                    writer.write(_table(plan, predictor, block, answers))
+                good += len(answers.rows)
+                on_rows(len(block.rows))
         except DamageError:
             fragment.source.check_unchanged()  # a file that was replaced is not a damaged one
             raise
@@ -124,6 +110,14 @@ def score_fragment(
         _commit_errors(fragment, plan, bad)
         writer.commit({**_identity(fragment, plan), "good": good, "bad": len(bad)})
     return Outcome(good, len(bad))
+
+
+def _table(plan: Plan, predictor: Predictor, block: Block, answers: Answers) -> pa.Table:
+    """The output rows of a block."""
+    kept = block.kept.take(pa.array(answers.rows)) if answers.bad else block.kept
+    return to_table(
+        plan.schema, predictor.manifest, kept, block.first_row + answers.rows, answers.fields
+    )
 
 
 class Writer:

@@ -1,0 +1,157 @@
+"""Evaluate means, error bars, intervals and scores on test rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from calibration.evaluation.parts import (
+    HEDGED,
+    IN_ROWS,
+    Resampling,
+    answered,
+    differences,
+    figures,
+    histogram,
+    level,
+    ood_results,
+)
+from calibration.evaluation.records import Evaluation, Figure, Quantiles, System, WidthGroup
+from calibration.metrics.proper import gaussian_crps, gaussian_log_loss
+from calibration.metrics.regression import (
+    gaussian_pit,
+    observed_quantiles,
+    pce_floor,
+    pit_totals,
+)
+from calibration.metrics.totals import level_name
+from posthoc.contract import F64, Array, DataError
+from posthoc.folds import run
+
+CONSTANT = "constant error bar"
+
+
+def evaluate_regression(
+    *,
+    fields: Mapping[str, Array],
+    y: Array,
+    intervals: Mapping[float, tuple[Array, Array]],
+    n_conformal: int,
+    constant_std: Array | float | None = None,
+    quantile_levels: Sequence[float] = (),
+    ood_in: Mapping[str, Array] | None = None,
+    ood_out: Mapping[str, Mapping[str, Array]] | None = None,
+    ood_groups: Mapping[str, Array] | None = None,
+    groups: Array | None = None,
+    about: Mapping[str, str] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """The hedged predictive distribution beside the frozen mean with one error bar for all rows.
+
+    ``fields`` holds the hedged prediction by the names of ``posthoc.contract.Regression`` (mean
+    and std N×K at least; quantiles N×K×Q with ``quantile_levels``); ``constant_std`` (K) is the
+    standard deviation of the frozen model's residuals on calibration rows; ``y`` N×K (or N);
+    ``intervals`` lower and upper N×K by alpha, the default level first. The rest as for
+    classification. PIT and PCE are of the Gaussian (mean, std), over rows and outputs.
+    """
+    truth = _columns(y)
+    mean = _columns(fields["mean"])
+    resampling = Resampling(groups, n_boot, seed)
+    stds = {HEDGED: _columns(fields["std"])}
+    if constant_std is not None:
+        constant = np.broadcast_to(np.asarray(constant_std, dtype=np.float64), truth.shape)
+        stds = {CONSTANT: constant, **stds}
+    losses = {name: _losses(truth - mean, std) for name, std in stds.items()}
+    levels, covered, widths = [], {}, {}
+    for alpha, (lower, upper) in intervals.items():
+        low, high = _columns(lower), _columns(upper)
+        covered[alpha] = np.asarray(((low <= truth) & (truth <= high)).all(axis=1))
+        widths[alpha] = (high - low).mean(axis=1)
+        levels.append(
+            level(
+                alpha,
+                float(covered[alpha].mean()),
+                float(widths[alpha].mean()),
+                len(truth),
+                n_conformal,
+            )
+        )
+    default = next((a for a, w in widths.items() if np.isfinite(w).all()), None)
+    ood, scores = ood_results(ood_in, ood_out, groups, ood_groups)
+    return Evaluation(
+        task="regression",
+        about=dict(about or {}),
+        n=len(truth),
+        n_conformal=n_conformal,
+        systems=tuple(
+            _system(n, losses[n], gaussian_pit(mean, std, truth), resampling)
+            for n, std in stds.items()
+        ),
+        differences=tuple(differences(losses, ("nll", "crps"), CONSTANT, resampling))
+        if CONSTANT in losses
+        else (),
+        levels=tuple(levels),
+        widths=None
+        if default is None
+        else histogram(f"width at level {level_name(default)}", {IN_ROWS: widths[default]}),
+        width_groups=() if default is None else _by_width(widths[default], covered[default]),
+        quantiles=_quantiles(fields, quantile_levels, truth),
+        pce_floor=pce_floor(truth.size),
+        answered=answered(fields, covered, None),
+        ood=ood,
+        scores=scores,
+    )
+
+
+def _losses(error: F64, std: F64) -> dict[str, F64]:
+    """Per-row figures, each the mean over the outputs."""
+    return {
+        "squared_error": (error**2).mean(axis=1),
+        "mae": np.abs(error).mean(axis=1),
+        "crps": gaussian_crps(error, std).mean(axis=1),
+        "nll": gaussian_log_loss(error, std).mean(axis=1),
+    }
+
+
+def _system(name: str, losses: Mapping[str, F64], pit: F64, resampling: Resampling) -> System:
+    metrics = figures(losses, resampling)
+    squared = metrics.pop("squared_error")
+    totals = run(pit_totals, [pit])
+    rmse = Figure(
+        value=math.sqrt(squared.value),
+        low=math.sqrt(squared.low or 0.0),
+        high=math.sqrt(squared.high or 0.0),
+    )
+    metrics = {"rmse": rmse, **metrics, "pce": Figure(value=totals.pce)}
+    return System(name=name, metrics=metrics, pit=tuple(totals.count.tolist()))
+
+
+def _quantiles(
+    fields: Mapping[str, Array], levels: Sequence[float], truth: F64
+) -> Quantiles | None:
+    if not len(levels) or fields.get("quantiles") is None:
+        return None
+    q = np.reshape(fields["quantiles"], (*truth.shape, -1))
+    return Quantiles(
+        level=tuple(levels), observed=tuple(observed_quantiles(q, levels, truth).tolist())
+    )
+
+
+def _by_width(width: F64, covered: Array) -> tuple[WidthGroup, ...]:
+    parts = [p for p in np.array_split(np.argsort(width, kind="stable"), 5) if len(p)]
+    return tuple(
+        WidthGroup(
+            mean_width=float(width[p].mean()), coverage=float(covered[p].mean()), count=len(p)
+        )
+        for p in parts
+    )
+
+
+def _columns(x: Array) -> F64:
+    a = np.asarray(x, dtype=np.float64)
+    if a.ndim not in (1, 2):
+        raise DataError(f"a regression of rows and outputs was given shape {a.shape}")
+    return a[:, None] if a.ndim == 1 else a

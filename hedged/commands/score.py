@@ -1,0 +1,73 @@
+"""``hedged score``: a bundle over a table of any size, exactly once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hedged.commands import console
+
+_EXAMPLES = """Examples:
+
+  hedged score bundle rows.parquet scored
+
+  hedged score bundle rows/ scored --passthrough customer,day --max-error-ratio 0.01
+
+Kill it at any moment and run it again: it goes on after the last committed fragment, and the
+output is byte for byte that of a run that was never killed. Exit code 75: SIGTERM came, the
+fragment in hand was finished, run it again.
+"""
+
+
+def score(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
+    input: Annotated[Path, typer.Argument(help="Parquet file, or folder of them")],
+    output: Annotated[Path, typer.Argument(help="Folder to write")],
+    alpha: Annotated[float | None, typer.Option(help="Miss rate; default: the bundle's")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows a run of the model")] = 256,
+    threads: Annotated[int, typer.Option(help="Threads of the model on the CPU")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    passthrough: Annotated[str, typer.Option(help="Columns to keep, comma-separated")] = "",
+    max_error_ratio: Annotated[float, typer.Option(help="Stop above this share of bad rows")] = 0.1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The summary on stdout")] = False,
+) -> None:
+    """Score a Parquet data set: one output file for each input fragment, resumable."""
+    from service.scoring import Progress
+    from service.scoring import score as run
+
+    with console.progress() as report:
+
+        def tell(p: Progress) -> None:
+            report("rows", p.rows_done, p.rows)
+
+        summary = run(
+            bundle,
+            input,
+            output,
+            batch_size=batch_size,
+            threads=threads,
+            device=device,
+            alpha=alpha,
+            max_error_ratio=max_error_ratio,
+            overwrite=overwrite,
+            passthrough=tuple(c for c in passthrough.split(",") if c),
+            progress=tell,
+        )
+    if json:
+        console.print_json(summary.as_dict())
+        return
+    say = console.out.print
+    say(
+        f"{summary.good:,} rows scored, {summary.errors:,} bad, in {summary.fragments} fragments "
+        f"({summary.resumed} from before), {summary.rows_per_s:,.0f} rows/s → {summary.output}"
+    )
+    for failure in summary.failed:
+        say(f"not read: {failure.source}: {failure.reason}")
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+score.__doc__ = (score.__doc__ or "") + "\n\n" + _EXAMPLES

@@ -1,0 +1,113 @@
+"""Runs a model on a few rows to see whether it does what its graph suggests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from posthoc.contract import Array, ModelError, TensorSpec
+from posthoc.runtime import open_session
+
+_ROWS = 8
+_SIZES = (8, 16, 32, 64, 224, 128, 256, 512, 1, 2, 3, 4)  # tried for a free axis
+_HIGHS = (256, 100, 10, 2)  # integer inputs are drawn below these, in turn
+Probe = dict[str, Array]
+
+
+def check_inputs(inputs: Sequence[TensorSpec]) -> None:
+    """ModelError unless every input holds numbers and has the batch, of any size, in axis 0."""
+    for spec in inputs:
+        if spec.dtype == "str":
+            raise ModelError(f"input {spec.name!r} takes text; only numbers can be fed")
+        if not spec.shape or spec.shape[0] != -1:
+            fixed = spec.shape[0] if spec.shape else "no"
+            raise ModelError(
+                f"input {spec.name!r} has {fixed} rows in its first axis; export the model with a "
+                "dynamic batch dimension there"
+            )
+
+
+def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    """The model with inner tensors as further outputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    have = {o.name for o in copy.graph.output}
+    # ONNX Runtime infers the type of an output that names none.
+    copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in have)
+    return bytes(copy.SerializeToString())
+
+
+def first_that_runs(
+    session: Any, inputs: Sequence[TensorSpec], sample: Mapping[str, Array] | None
+) -> tuple[Probe, list[Array]]:
+    """Rows on which the model runs, and its outputs: ``sample``, else random ones.
+
+    Free axes and the range of integers are tried in turn. Raises ModelError when nothing runs.
+    """
+    if sample is not None:
+        feeds = iter([{s.name: np.asarray(sample[s.name], s.dtype) for s in inputs}])
+    else:
+        feeds = _random_rows(inputs)
+    problem = ""
+    for feed in feeds:
+        try:
+            return feed, session.run(None, feed)
+        except Exception as e:  # whatever a kernel raises on rows that it does not like
+            problem = problem or str(e).strip()
+    raise ModelError(
+        f"the model does not run on a batch of {_ROWS} "
+        f"{'given' if sample is not None else 'random'} rows: {problem}"
+    )
+
+
+def _random_rows(inputs: Sequence[TensorSpec]) -> Iterator[Probe]:
+    free = any(-1 in s.shape[1:] for s in inputs)
+    integers = any(not s.dtype.startswith(("float", "bool")) for s in inputs)
+    for size in _SIZES if free else _SIZES[:1]:
+        for high in _HIGHS if integers else _HIGHS[:1]:
+            rng = np.random.default_rng(0)
+            yield {s.name: _draw(rng, s, size, high) for s in inputs}
+
+
+def _draw(rng: np.random.Generator, spec: TensorSpec, size: int, high: int) -> Array:
+    shape = (_ROWS, *(size if d == -1 else d for d in spec.shape[1:]))
+    if spec.dtype.startswith("float"):
+        return rng.standard_normal(shape).astype(spec.dtype)
+    if spec.dtype == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    return rng.integers(0, min(high, np.iinfo(spec.dtype).max), shape).astype(spec.dtype)
+
+
+def check_rows(
+    proto: onnx.ModelProto, inputs: Sequence[TensorSpec], name: str, rows: Probe, whole: Array
+) -> None:
+    """ModelError unless a row has one answer, alone, in other company, and when asked again."""
+    n = len(next(iter(rows.values())))
+    session = open_session(with_outputs(proto, [name]))
+    if not whole.shape or whole.shape[0] != n:
+        raise ModelError(f"output {name!r} has shape {whole.shape} for {n} rows; axis 0 must be N")
+    for part in (slice(0, 1), slice(n // 2, n)):
+        try:
+            alone = session.run([name], {s.name: rows[s.name][part] for s in inputs})[0]
+        except Exception as e:  # whatever a kernel raises on a batch that it does not like
+            raise ModelError(f"the model runs on {n} rows and not on fewer: {e}") from e
+        if not close(np.asarray(alone), whole[part], 2e-3):
+            raise ModelError(
+                f"output {name!r} of a row changes with the rows beside it, or from run to run; "
+                "export the model in evaluation mode"
+            )
+
+
+def close(got: Array, want: Array, tolerance: float = 1e-4) -> bool:
+    """Equal to ``tolerance`` of the largest value, where both are finite or equal."""
+    if got.dtype.kind not in "fiub" or got.size != want.size:
+        return bool(np.array_equal(got, want))
+    a, b = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
+    finite = np.isfinite(a) & np.isfinite(b)
+    scale = max(float(np.abs(b[finite]).max(initial=0.0)), 1e-12)
+    same = np.abs(a[finite] - b[finite]).max(initial=0.0) <= tolerance * scale
+    rest = np.array_equal(a[~finite], b[~finite], equal_nan=True)
+    return bool(same and rest)

@@ -1,0 +1,110 @@
+"""The application: routes that translate, around the core, inside the guard.
+
+The same object runs under BentoML (service.bento), under plain uvicorn
+(``uvicorn --factory service.app:create_app``) and in process.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service import instruments
+from service.core import Core
+from service.errors import ServiceError
+from service.guard import Guard
+from service.labels import Joiner
+from service.ledger import Ledger
+from service.models import Model, load_models
+from service.routes import service_routes
+from service.settings import Settings, load_settings
+
+
+class Application:
+    """The guarded ASGI application of one server process; ``core`` exists while it runs.
+
+    ``beside`` is an application that answers ``beside_routes`` (path, methods) within the same
+    guard, and whose lifespan runs inside ours.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        beside: Starlette | None = None,
+        beside_routes: Sequence[tuple[str, list[str]]] = (),
+    ) -> None:
+        self.settings = settings
+        self.core: Core | None = None
+        self._beside = beside
+        routes = [
+            *service_routes(self.running),
+            *(Route(path, beside, methods=methods) for path, methods in beside_routes if beside),
+        ]
+        # A bare router: every failure reaches the guard, which alone shapes errors.
+        self.guarded: ASGIApp = Guard(
+            Router(routes, redirect_slashes=False, lifespan=self._lifespan),
+            max_body_bytes=settings.max_body_bytes,
+            body_timeout=settings.request_timeout_s,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # without it the router would answer 404 and 405 by itself
+        await self.guarded(scope, receive, send)
+
+    def running(self) -> Core:
+        """The core. Raises ServiceError 503 before it can answer and after the end."""
+        if self.core is None or not self.core.ready:
+            raise ServiceError(503, "not_ready", "no model is ready", headers={"Retry-After": "1"})
+        return self.core
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Any) -> AsyncIterator[None]:
+        """Load and check every model, open the ledger, start joining labels; undo it at the end."""
+        settings = self.settings
+        models = load_models(
+            settings.bundle_path, device=settings.device, threads=settings.threads
+        )
+        for model in models.values():
+            _announce(model)
+        async with AsyncExitStack() as stack:
+            ledger = Ledger.open(settings.ledger_url)
+            stack.callback(ledger.close)
+            joiner = Joiner(ledger)
+            joiner.start()
+            stack.callback(joiner.stop)
+            self.core = Core(settings, models, ledger)
+            stack.push_async_callback(self._stop)
+            if self._beside is not None:
+                await stack.enter_async_context(self._beside.router.lifespan_context(self._beside))
+            gc.freeze()  # what was loaded stays: the collector need not walk it on a request
+            self.core.ready = True
+            yield
+
+    async def _stop(self) -> None:
+        if self.core is not None:
+            core, self.core = self.core, None
+            await core.close()
+
+
+def create_app(settings: Settings | None = None) -> Application:
+    """The application over ``settings`` (default: the environment's)."""
+    return Application(load_settings() if settings is None else settings)
+
+
+def _announce(model: Model) -> None:
+    manifest = model.predictor.manifest
+    instruments.register_model(
+        model.name,
+        model.version,
+        model.identity,
+        manifest.module.name,
+        list(model.levels.values()),
+        model.task,
+    )

@@ -1,0 +1,85 @@
+"""The BentoML service: our application outside BentoML's middleware, and one thin native API.
+
+``bentoml serve service.bento:svc``, ``bentoml build`` and bentofile.yaml name ``svc``. The hook is
+the ``service_class`` argument of ``bentoml.service``; a canary test notices when it stops working.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import bentoml
+import orjson
+from bentoml.exceptions import BentoMLException
+
+from service import friendly
+from service.app import Application
+from service.core import Core
+from service.errors import ServiceError
+from service.models import find_bundles
+from service.settings import load_settings
+
+_settings = load_settings()
+
+
+class HedgedService(bentoml.Service[Any]):
+    """A BentoML service whose ASGI application is ours, with BentoML's own few routes inside."""
+
+    def to_asgi(self, is_main: bool = True) -> Application:
+        """Our application; BentoML's answers its native API and describes it."""
+        inner = super().to_asgi(is_main=is_main)
+        self.application = Application(
+            _settings,
+            beside=inner,
+            beside_routes=[
+                ("/schema.json", ["GET"]),
+                ("/docs.json", ["GET"]),
+                *((method.route, ["POST"]) for method in self.apis.values()),
+            ],
+        )
+        return self.application
+
+    def core(self) -> Core:
+        """The running core. Raises ServiceError 503 before it is ready."""
+        return self.application.running()
+
+
+@bentoml.service(
+    name="hedged",
+    service_class=HedgedService,
+    workers=_settings.workers,
+    traffic={"timeout": _settings.request_timeout_s},
+    metrics={"enabled": False},  # its series take the raw path as a label
+    logging={"access": {"enabled": False}},
+)
+class Hedged:
+    """Predictions with honest error bars."""
+
+    bento_service: HedgedService
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check() -> None:
+        """Once, before any worker starts: say what is missing while somebody is looking."""
+        find_bundles(_settings.bundle_path)
+
+    @bentoml.api
+    async def predict(
+        self, rows: list[dict[str, Any]], alpha: float | None = None, model: str | None = None
+    ) -> list[dict[str, Any]]:
+        """One object per row, as ``POST /v1/predict`` gives them under ``predictions``."""
+        try:
+            core = self.bento_service.core()
+            served = core.model(model)
+            wanted = friendly.read_predict({"rows": rows, "alpha": alpha}, served)
+            answer = await core.predict(
+                served, wanted.inputs, outputs=friendly.default_outputs(served), alpha=wanted.alpha
+            )
+        except ServiceError as e:
+            raise BentoMLException(e.message, error_code=HTTPStatus(e.status)) from None
+        plain: list[dict[str, Any]] = orjson.loads(friendly.encode_predict(answer))["predictions"]
+        return plain
+
+
+svc = Hedged

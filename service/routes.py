@@ -1,0 +1,204 @@
+"""Every route of the service: each translates a request for the core, and its answer back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from importlib.metadata import version as installed_version
+from importlib.resources import files
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from service import feedback, friendly, instruments, protocol
+from service.core import Core
+from service.errors import ServiceError, shorten
+from service.ids import valid_id
+from service.models import Model
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+_PAGES = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+}
+
+
+def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
+    """The routes over the core that ``running`` gives, or raises ServiceError 503 for.
+
+    The busiest come first: they are tried in order.
+    """
+
+    async def infer(request: Request) -> Response:
+        core, model = _find(running(), request)
+        wanted = protocol.parse_infer(
+            request.scope["hedged.body"],
+            request.headers.get(protocol.HEADER_LENGTH),
+            model.predictor.inputs,
+        )
+        every = [spec.name for spec in model.outputs]
+        answer = await core.predict(
+            model,
+            wanted.inputs,
+            outputs=every if wanted.outputs is None else list(wanted.outputs),
+            alpha=wanted.alpha,
+            id=wanted.id,
+            disconnected=_watch(request),
+        )
+        body, head = protocol.encode_infer(
+            model.name,
+            model.version,
+            answer.id,
+            answer.fields,
+            wanted.binary if wanted.outputs is None else wanted.outputs,
+        )
+        if head is None:
+            return Response(body, media_type="application/json")
+        return Response(
+            body,
+            media_type="application/octet-stream",
+            headers={protocol.HEADER_LENGTH: str(head)},
+        )
+
+    async def predict(request: Request) -> Response:
+        core, model = _find(running(), request)
+        wanted = friendly.parse_predict(request.scope["hedged.body"], model)
+        answer = await core.predict(
+            model,
+            wanted.inputs,
+            outputs=wanted.outputs or friendly.default_outputs(model),
+            alpha=wanted.alpha,
+            id=wanted.id,
+            ids=wanted.ids,
+            disconnected=_watch(request),
+        )
+        return Response(friendly.encode_predict(answer), media_type="application/json")
+
+    async def labels(request: Request) -> Response:
+        core = running()
+        media_type = request.headers["content-type"].split(";", 1)[0].strip().lower()
+        items, single = feedback.parse_labels(
+            request.scope["hedged.body"], media_type, core.model, core.settings.max_labels
+        )
+        outcomes = await asyncio.to_thread(core.ledger.add_labels, items)
+        return _json(feedback.results(items, outcomes), feedback.status(outcomes, single))
+
+    async def calibration(request: Request) -> Response:
+        core = running()
+        name = request.query_params.get("model")
+        model = None if name is None else core.model(name).name
+        return _json(await asyncio.to_thread(core.ledger.calibration, model))
+
+    async def forget(request: Request) -> Response:
+        core = running()
+        id = request.path_params["id"]
+        name = request.query_params.get("model")
+        model = None if name is None else core.model(name).name
+        if not valid_id(id) or not await asyncio.to_thread(core.ledger.forget, id, model):
+            raise ServiceError(404, "unknown_prediction", f"no prediction {shorten(id)!r}")
+        return _json({"id": id, "forgotten": True})
+
+    async def server_metadata(_: Request) -> Response:
+        return _json(
+            {
+                "name": "hedged",
+                "version": installed_version("hedged"),
+                "extensions": list(protocol.EXTENSIONS),
+                "models": sorted(running().models),
+            }
+        )
+
+    async def model_metadata(request: Request) -> Response:
+        _, model = _find(running(), request)
+        return _json(describe(model))
+
+    async def model_ready(request: Request) -> Response:
+        core, model = _find(running(), request)
+        return _json({"name": model.name, "ready": core.ready})
+
+    async def live(_: Request) -> Response:
+        return _json({"live": True})
+
+    async def ready(_: Request) -> Response:
+        return _json({"ready": running().ready})
+
+    async def metrics(_: Request) -> Response:
+        text = await asyncio.to_thread(instruments.render)
+        return Response(text, headers={"content-type": instruments.CONTENT_TYPE})
+
+    return [
+        Route("/v2/models/{name}/infer", infer, methods=["POST"]),
+        Route("/v2/models/{name}/versions/{version}/infer", infer, methods=["POST"]),
+        Route("/v1/predict", predict, methods=["POST"]),
+        Route("/v1/models/{name}/predict", predict, methods=["POST"]),
+        Route("/v1/labels", labels, methods=["POST"]),
+        Route("/v1/calibration", calibration),
+        Route("/v1/predictions/{id}", forget, methods=["DELETE"]),
+        Route("/v2", server_metadata),
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        Route("/v2/models/{name}", model_metadata),
+        Route("/v2/models/{name}/ready", model_ready),
+        Route("/v2/models/{name}/versions/{version}", model_metadata),
+        Route("/v2/models/{name}/versions/{version}/ready", model_ready),
+        Route("/livez", live),
+        Route("/readyz", ready),
+        Route("/metrics", metrics),
+        Route("/", _page("index.html")),
+        Route("/page.css", _page("page.css")),
+        Route("/page.js", _page("page.js")),
+    ]
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """A model's metadata: the protocol's own keys, and under ``parameters`` what we add."""
+    manifest = model.predictor.manifest
+    return {
+        "name": model.name,
+        "versions": [model.version],
+        "platform": "onnx_onnxv1",
+        "inputs": [protocol.tensor_metadata(spec) for spec in manifest.inputs],
+        "outputs": [protocol.tensor_metadata(spec) for spec in model.outputs],
+        "parameters": {
+            "identity": model.identity,
+            "task": model.task,
+            "method": manifest.module.name,
+            "conformal": manifest.conformal.method,
+            "levels": list(model.levels.values()),
+            "columns": list(manifest.mapping.columns(target=False)),
+            "classes": None if model.classes is None else list(model.classes),
+        },
+    }
+
+
+def _find(core: Core, request: Request) -> tuple[Core, Model]:
+    params = request.path_params
+    return core, core.model(params.get("name"), params.get("version"))
+
+
+def _watch(request: Request) -> Callable[[], Coroutine[Any, Any, None]]:
+    """What returns once the client has gone."""
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return disconnected
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, status, media_type="application/json")
+
+
+def _page(name: str) -> Handler:
+    body = files("service.page").joinpath(name).read_bytes()
+
+    async def page(_: Request) -> Response:
+        return Response(body, headers={"content-type": _PAGES[name], "cache-control": "no-cache"})
+
+    return page

@@ -1,0 +1,105 @@
+"""Calibration as the ledger knows it, as plain JSON values. No number is NaN or infinite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from calibration.metrics.totals import BIN_LABELS, ClassificationTotals, RegressionTotals
+from posthoc.contract import Task
+from service.labels import Totals
+
+Served = Mapping[tuple[str, str, Task], Mapping[int | None, tuple[int, float]]]
+
+
+def summary_of(
+    served: Served,
+    totals: Mapping[tuple[str, str], Totals],
+    feedback: Mapping[str, Mapping[str, int]],
+    since: float | None,
+) -> dict[str, Any]:
+    """The answer of ``GET /v1/calibration``.
+
+    ``models`` has one object per model and version that predicted: ``served``, ``labelled``,
+    ``label_coverage``, ``coverage`` by level, and for classification ``accuracy``, ``ece``,
+    ``log_loss``, ``brier``, ``expected_accuracy`` (mean confidence of all served rows, which
+    needs no label) and ``bins``; for regression ``rmse``, ``mae``, ``crps``, ``log_loss``.
+    ``feedback`` counts labels by model and result; null stands for "no rows".
+    """
+    models = []
+    for (model, version, task), bins in served.items():
+        found = totals.get((model, version))
+        head: dict[str, Any] = {"model": model, "version": version, "task": task}
+        if task == "classification":
+            known = found if isinstance(found, ClassificationTotals) else ClassificationTotals()
+            models.append(head | _counts(bins, known.n) | _classification(bins, known))
+        else:
+            values = found if isinstance(found, RegressionTotals) else RegressionTotals()
+            models.append(head | _counts(bins, values.n) | _regression(values))
+    return {"since": since, "models": models, "feedback": {m: dict(c) for m, c in feedback.items()}}
+
+
+def _counts(bins: Mapping[int | None, tuple[int, float]], labelled: int) -> dict[str, Any]:
+    served = sum(n for n, _ in bins.values())
+    return {
+        "served": served,
+        "labelled": labelled,
+        "label_coverage": _ratio(labelled, served),
+    }
+
+
+def _classification(
+    bins: Mapping[int | None, tuple[int, float]], totals: ClassificationTotals
+) -> dict[str, Any]:
+    served = sum(n for n, _ in bins.values())
+    return {
+        "accuracy": _number(totals.accuracy),
+        "expected_accuracy": _ratio(sum(c for _, c in bins.values()), served),
+        "ece": _number(totals.ece),
+        "log_loss": _number(totals.log_loss),
+        "brier": _number(totals.brier),
+        "coverage": _levels(totals),
+        "bins": [
+            {
+                "bin": label,
+                "served": bins.get(i, (0, 0.0))[0],
+                "labelled": int(totals.count[i]),
+                "label_coverage": _ratio(int(totals.count[i]), bins.get(i, (0, 0.0))[0]),
+                "correct": int(totals.correct[i]),
+                "accuracy": _ratio(int(totals.correct[i]), int(totals.count[i])),
+                "confidence": _ratio(float(totals.confidence_sum[i]), int(totals.count[i])),
+            }
+            for i, label in enumerate(BIN_LABELS)
+        ],
+    }
+
+
+def _regression(totals: RegressionTotals) -> dict[str, Any]:
+    return {
+        "rmse": _number(totals.rmse),
+        "mae": _number(totals.mae),
+        "crps": _number(totals.crps),
+        "log_loss": _number(totals.log_loss),
+        "coverage": _levels(totals),
+    }
+
+
+def _levels(totals: Totals) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "labelled": level.labeled,
+            "covered": level.covered,
+            "coverage": _number(level.coverage),
+            "mean_size": _number(level.mean_size),
+        }
+        for name, level in sorted(totals.levels.items())
+    }
+
+
+def _ratio(total: float, n: int) -> float | None:
+    return total / n if n else None
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
