@@ -33,7 +33,7 @@ from calibration.bundle import (
 )
 from calibration.compile import check_head, compile_head, compile_predictor
 from calibration.conformal.intervals import QUANTILE_LEVELS
-from calibration.fit_head import Fitted, FitOptions
+from calibration.fit_head import FitOptions, Fitted
 from calibration.head import reference
 from posthoc.contract import Array, Features, FitError
 from posthoc.data import TableMapping
@@ -95,7 +95,9 @@ def assemble(
     )
     session = open_session(fused.model)
     outputs = [fused.names[s.name] for s in fused.outputs]
-    answers = dict(zip([s.name for s in fused.outputs], session.run(outputs, data.rows), strict=True))
+    answers = dict(
+        zip([s.name for s in fused.outputs], session.run(outputs, data.rows), strict=True)
+    )
     _check_end_to_end(answers, reference(head, data.features.phi, data.features.z))
     manifest = Manifest(
         name=name,
@@ -161,7 +163,8 @@ def _state(fitted: Fitted) -> dict[str, Array]:
     if head.module is not None:
         tensors |= {f"module/{k}": v for k, v in head.module[1].tensors.items()}
     if head.ood is not None:
-        tensors |= {f"ood/{k}": v for k, v in head.ood.state.tensors.items()}
+        for m in head.ood.members:
+            tensors |= {f"ood/{m.name}/{k}": v for k, v in m.state.tensors.items()}
         tensors |= {"ood/table": head.ood.table, "ood/pvalues": head.ood.pvalues}
     for key in ("eps", "noise", "quantile_factors"):
         if (value := getattr(head, key)) is not None:

@@ -215,7 +215,7 @@ def load_bundle(path: str | Path) -> Bundle:
     for name in manifest.files:
         if Path(name).name != name or name in {"", ".", "..", MANIFEST} or "\\" in name:
             raise BundleError(f"{path}: the manifest names {name!r}, a path outside the folder")
-    for entry in sorted(os.listdir(path)):
+    for entry in sorted(p.name for p in path.iterdir()):
         if entry != MANIFEST and entry not in manifest.files:
             raise BundleError(f"{path}: {entry!r} is not named in the manifest; remove it")
     files: dict[str, bytes] = {}

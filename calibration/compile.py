@@ -1,4 +1,4 @@
-"""From a calibrated head to ONNX: ``head.onnx`` over (phi, z) and ``predictor.onnx`` over inputs."""
+"""A calibrated head as ONNX: ``head.onnx`` over (phi, z), ``predictor.onnx`` over the inputs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def compile_head(head: Head, *, scores: bool = False) -> bytes:
     return standalone(g, outputs)
 
 
-def compile_predictor(head: Head, frozen: bytes, *, opset: int, phi: str | None, z: str, link: Link = "identity"
+def compile_predictor(
+    head: Head, frozen: bytes, *, opset: int, phi: str | None, z: str, link: Link = "identity"
 ) -> Fused:
     """``predictor.onnx``: the frozen graph with the head behind its tensors ``phi`` and ``z``.
 

@@ -18,7 +18,7 @@ from calibration.bundle import REFERENCE, Bundle
 from calibration.evaluation import Evaluation, evaluate_classification, evaluate_regression
 from calibration.predictor import Predictor
 from posthoc.contract import Array, DataError
-from posthoc.data import Rows, open_table, to_rows
+from posthoc.data import Rows, TableMapping, open_table, to_rows
 from posthoc.links import TINY, log_softmax
 
 Progress = Callable[[str, int, int], None]
@@ -162,10 +162,8 @@ class _Pass:
         return out
 
 
-def _unlabelled(mapping: object) -> object:
-    return mapping.model_copy(  # type: ignore[attr-defined]
-        update={"target": (), "group": None, "split_by": None, "id": None}
-    )
+def _unlabelled(mapping: TableMapping) -> TableMapping:
+    return mapping.model_copy(update={"target": (), "group": None, "split_by": None, "id": None})
 
 
 def _frozen_output(predictor: Predictor) -> list[str]:
@@ -180,9 +178,9 @@ def _frozen_log_probs(predictor: Predictor, made: Mapping[str, Array]) -> Array:
     as_probs = bool((z >= 0).all() and (z <= 1).all())
     if z.shape[1] == 1:
         p = z if as_probs else 1 / (1 + np.exp(-z))
-        return np.log(np.maximum(np.concatenate([1 - p, p], 1), TINY))
+        return np.asarray(np.log(np.maximum(np.concatenate([1 - p, p], 1), TINY)))
     if as_probs and (link == "log" or np.allclose(z.sum(1), 1, atol=1e-3)):
-        return np.log(np.maximum(z, TINY))
+        return np.asarray(np.log(np.maximum(z, TINY)))
     return log_softmax(z)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from calibration.assemble import USES, Dataset, assemble
 from calibration.bundle import Bundle, SplitRecord
-from calibration.fit_head import Fitted, FitOptions, Parts, fit_head, run_head
+from calibration.fit_head import FitOptions, Fitted, Parts, fit_head, run_head
 from calibration.quality import summary
 from posthoc import links
 from posthoc.contract import Array, DataError, Features, FitError, LinearHead
@@ -237,7 +237,7 @@ _NO_META: dict[str, Any] = {"target": (), "group": None, "split_by": None, "id":
 
 
 def _reference(material: Material, fitted: Fitted, roles: Array) -> dict[str, Array]:
-    """Confidence, entropy and OOD score of the conformal rows: what live traffic is held against."""
+    """What live traffic is held against: confidence, entropy and OOD score of conformal rows."""
     mask = roles == ROLES.index("conformal")
     made = run_head(fitted.head, material.features(material.usable[mask]))
     out: dict[str, Array] = {}

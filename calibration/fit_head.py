@@ -27,14 +27,12 @@ from calibration.bundle import (
 )
 from calibration.compile import compile_head
 from calibration.conformal.intervals import (
-    QUANTILE_LEVELS,
     quantile_factors,
     residual_scores,
     signed_residuals,
 )
 from calibration.conformal.scores import METHODS, choose_raps
-from calibration.head import Head, Ood, reference
-from calibration.ood_choice import choose_score
+from calibration.head import Head, Member, Ood, reference
 from calibration.scaling import Scaling, fit_classification, fit_regression
 from calibration.threshold import (
     fit_abstention,
@@ -43,10 +41,14 @@ from calibration.threshold import (
     pvalue_table,
 )
 from posthoc import links, registry
-from posthoc.contract import Array, F64, Features, FitError, LinearHead, State, Task
+from posthoc.contract import F64, Array, Features, FitError, LinearHead, State, Task
 from posthoc.runtime import open_session
 
 BLOCK = 4096
+DEFAULT_SCORES: dict[Task, tuple[str, ...]] = {
+    "classification": ("gen", "rmds"),
+    "regression": ("mahalanobis",),
+}
 
 
 class FitOptions(BaseModel):
@@ -106,7 +108,7 @@ def fit_head(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Fi
     spread = None if module is None else _spread(module, parts.calibration)
     noise = _noise(module, parts.module) if options.task == "regression" else None
     scaling = _fit_scaling(parts.calibration, spread, noise)
-    ood, proxy = _fit_ood(linear, parts, options)
+    ood = _fit_ood(linear, parts, options)
     head = Head(
         task=options.task,
         width=parts.module.z.shape[1],
@@ -119,10 +121,9 @@ def fit_head(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Fi
         abstains=options.max_error is not None
         and (options.task == "classification" or options.tolerance is not None),
     )
-    if module is None and ood is not None and not registry.info(ood.name).needs & {"features"}:
-        head = head.with_(features=None)
-    if module is None and ood is None:
-        head = head.with_(features=None)
+    members = () if ood is None else ood.members
+    if module is None and not any("features" in registry.info(m.name).needs for m in members):
+        head = head.with_(features=None)  # nothing reads them
     if options.task == "classification":
         if module is not None:
             rank = module[1].tensors["directions"].shape[0]
@@ -130,7 +131,7 @@ def fit_head(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Fi
         head = _choose_conformal(head, parts.calibration, options)
     elif options.conformal not in (None, "residual"):
         raise FitError(f"unknown interval method {options.conformal!r}; there is residual")
-    return _thresholds(head, parts, options, scaling, proxy)
+    return _thresholds(head, parts, options, scaling)
 
 
 def _fit_module(
@@ -177,34 +178,43 @@ def _fit_scaling(rows: Features, spread: links.Spread | None, noise: F64 | None)
     return fit_regression(np.asarray(rows.y, np.float64) - rows.z, noise, variance)
 
 
-def _fit_ood(
-    linear: LinearHead | None, parts: Parts, options: FitOptions
-) -> tuple[Ood | None, dict[str, float]]:
-    """The score named or chosen, fitted on module rows; thresholds follow later."""
+def _fit_ood(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Ood | None:
+    """The scores named (a+b: their mean) or the default, fitted on module rows and standardised on
+    calibration rows; thresholds follow later.
+
+    Without data on strange rows no score is best everywhere, so the default is minimax over public
+    leaderboards: generalised entropy, and with features and labels relative Mahalanobis too.
+    """
     if options.ood == "none":
-        return None, {}
+        return None
     have = {"labels"} | ({"features"} if parts.module.phi is not None else set())
     have |= {"linear_head"} if linear is not None else set()
     fitting = registry.applicable(registry.SCORES, options.task, have)
-    proxy: dict[str, float] = {}
     if options.ood == "auto":
-        if not fitting:
-            return None, {}
-        name, proxy = choose_score(fitting, parts.module, parts.calibration, options.seed)
-    elif options.ood in fitting:
-        name = options.ood
+        wanted = [n for n in DEFAULT_SCORES[options.task] if n in fitting]
+        if not wanted:
+            return None
     else:
-        raise FitError(
-            f"the OOD score {options.ood!r} does not fit this model; these do: "
-            f"{', '.join(fitting) or 'none'}"
-        )
+        wanted = options.ood.split("+")
+        for name in wanted:
+            if name not in fitting:
+                raise FitError(
+                    f"the OOD score {name!r} does not fit this model; these do: "
+                    f"{', '.join(fitting) or 'none'}"
+                )
+    members = tuple(_fit_score(name, linear, parts) for name in wanted)
+    return Ood(members, np.zeros(0), np.ones(1))
+
+
+def _fit_score(name: str, linear: LinearHead | None, parts: Parts) -> Member:
     page = registry.page(name)
     width = 0 if parts.module.phi is None else parts.module.phi.shape[1]
     stats = page.init(parts.module.z.shape[1], width)
     for block in blocks(parts.module):
         stats = page.update(stats, block)
-    none = np.zeros(0)
-    return Ood(name, page.finish(stats, linear), none, np.ones(1)), proxy
+    state = page.finish(stats, linear)
+    clean = page.score(state, parts.calibration.phi, parts.calibration.z)
+    return Member(name, state, float(clean.mean()), float(clean.std()) or 1.0)
 
 
 def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:
@@ -233,9 +243,7 @@ def run_head(head: Head, rows: Features) -> dict[str, Array]:
     return {n: np.concatenate(v) for n, v in made.items()}
 
 
-def _thresholds(
-    head: Head, parts: Parts, options: FitOptions, scaling: Scaling, proxy: dict[str, float]
-) -> Fitted:
+def _thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scaling) -> Fitted:
     """Ranks of the conformal rows, by the compiled head."""
     rows = parts.conformal
     assert rows.y is not None
@@ -268,7 +276,7 @@ def _thresholds(
     ood_record = None
     if head.ood is not None:
         scores["ood"] = np.sort(out["ood_score"])
-        head, ood_record = _flag(head, scores["ood"], options, proxy)
+        head, ood_record = _flag(head, scores["ood"], options)
     abstain = None
     if head.abstains:
         grid = run_head(head, parts.calibration)[sureness]
@@ -299,24 +307,22 @@ def _guarantee(sorted_scores: Array, alpha: float) -> Guarantee:
     )
 
 
-def _flag(
-    head: Head, scores: Array, options: FitOptions, proxy: dict[str, float]
-) -> tuple[Head, OodRecord]:
+def _flag(head: Head, scores: Array, options: FitOptions) -> tuple[Head, OodRecord]:
     assert head.ood is not None
     table, p = pvalue_table(scores)
     rank = neyman_pearson_rank(len(scores), options.ood_alpha, options.ood_delta)
     threshold = math.inf if rank is None else float(scores[rank - 1])
-    ood = Ood(head.ood.name, head.ood.state, table, p, threshold)
-    settings = dict(ood.state.settings) | ({"proxy_auroc": proxy} if proxy else {})
+    members = head.ood.members
+    settings = {m.name: {**m.state.settings, "mean": m.mean, "scale": m.scale} for m in members}
     record = OodRecord(
-        score=FittedRecord(name=ood.name, settings=settings),
+        score=FittedRecord(name="+".join(m.name for m in members), settings=settings),
         alpha=options.ood_alpha,
         delta=options.ood_delta,
         n=len(scores),
         n_needed=neyman_pearson_rows(options.ood_alpha, options.ood_delta),
         threshold=None if rank is None else threshold,
     )
-    return head.with_(ood=ood), record
+    return head.with_(ood=Ood(members, table, p, threshold)), record
 
 
 def _abstain(

@@ -16,19 +16,47 @@ import numpy as np
 from calibration.conformal.scores import class_scores, emit_class_scores
 from calibration.threshold import pvalues
 from posthoc import links, registry
-from posthoc.contract import Array, F64, State, Task
+from posthoc.contract import F64, Array, State, Task
 from posthoc.graph import Fragment
 
 
 @dataclass(frozen=True, slots=True)
-class Ood:
-    """A fitted score, its p-value table (thresholds m, p-values m+1) and flag threshold."""
+class Member:
+    """A fitted score with its mean and standard deviation on calibration rows."""
 
     name: str
     state: State
+    mean: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ood:
+    """The out-of-distribution score: the mean of its members, each in standard deviations of clean
+    rows; a p-value table (thresholds m, p-values m+1) and the flag's threshold."""
+
+    members: tuple[Member, ...]
     table: F64
     pvalues: F64
     threshold: float = math.inf
+
+    def score(self, phi: Array | None, z: Array) -> F64:
+        """Scores of N rows, larger = stranger (float64 definition)."""
+        parts = [
+            (registry.page(m.name).score(m.state, phi, z) - m.mean) / m.scale for m in self.members
+        ]
+        return np.asarray(np.mean(parts, axis=0))
+
+    def emit(self, g: Fragment, phi: str | None, z: str) -> str:
+        """The same as a graph fragment."""
+        n = len(self.members)
+        total: str | None = None
+        for m in self.members:
+            raw = registry.page(m.name).emit(g, m.state, phi, z)
+            part = g.op("Mul", g.op("Sub", raw, g.const(m.mean)), g.const(1.0 / (n * m.scale)))
+            total = part if total is None else g.op("Add", total, part)
+        assert total is not None
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +113,7 @@ def reference(
         else _reference_values(head, spread, z, q)
     )
     if head.ood is not None:
-        score = registry.page(head.ood.name).score(head.ood.state, phi, z)
+        score = head.ood.score(phi, z)
         out["ood_score"] = score
         out["ood_pvalue"] = pvalues(head.ood.table, head.ood.pvalues, score)
         out["ood"] = score > head.ood.threshold
@@ -154,7 +182,7 @@ def emit(
         else _emit_values(head, g, names, z, q)
     )
     if head.ood is not None:
-        score = registry.page(head.ood.name).emit(g, head.ood.state, phi, z)
+        score = head.ood.emit(g, phi, z)
         threshold = g.optional_input("ood_threshold", head.ood.threshold, "R")
         below = g.op("Less", g.const(head.ood.table[None]), g.unsqueeze(score, 1))
         index = g.sum(g.cast(below, "int32"), 1)

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,8 @@ class Predictor:
     def predict(self, inputs: Mapping[str, Array], *, alpha: float | None = None) -> Prediction:
         """The typed prediction for N rows, at level ``alpha`` (default: the bundle's first)."""
         q = None if alpha is None else self.q_hat(alpha)
-        return PREDICTIONS[self.manifest.task](**self.run(inputs, q_hat=q))
+        fields: dict[str, Any] = dict(self.run(inputs, q_hat=q))
+        return PREDICTIONS[self.manifest.task](**fields)
 
     def q_hat(self, alpha: float) -> float:
         """The conformal threshold for any ``alpha`` in (0, 1), from the sorted scores.

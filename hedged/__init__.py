@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from calibration.bundle import Bundle
     from calibration.evaluation import Evaluation
     from calibration.predictor import Predictor
+    from posthoc.contract import Task
 
 __all__ = ["evaluate", "fit", "load"]
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ def fit(
     data: str | Path,
     out: str | Path,
     *,
-    task: str,
+    task: Task,
     target: str,
     inputs: dict[str, list[str]] | None = None,
     classes: list[str] | None = None,

@@ -11,7 +11,6 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from hedged.commands import demo, evaluate, fit, inspect, score, serve
@@ -34,6 +33,15 @@ app.command("serve")(serve.serve)
 app.command("score")(score.score)
 
 
+def show_version(asked: bool) -> None:
+    """Print the version and stop."""
+    if asked:
+        from hedged import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def main_options(
     context: typer.Context,
@@ -41,19 +49,18 @@ def main_options(
         Path | None,
         typer.Option(help="TOML file of defaults: a table per command, e.g. [fit] method = 'none'"),
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Print the version"),
+    ] = False,
 ) -> None:
     """Read the configuration file; flags and HEDGED_<COMMAND>_<OPTION> come before it."""
-    if version:
-        from hedged import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
+    del version
     if config is not None:
         context.default_map = read_config(config, context.command)
 
 
-def read_config(path: Path, group: click.Command) -> dict[str, Any]:
+def read_config(path: Path, group: Any) -> dict[str, Any]:
     """Defaults by command from TOML; HedgedError for an unknown command or option, naming it."""
     try:
         tables = tomllib.loads(path.read_text())

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -113,74 +114,117 @@ def build_cache(
         raise DataError(f"{len(classes)} class names for a model with {n_classes} classes")
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     path = root / _key(frozen, table, mapping, task, classes, batch_size, device)
-    if (cache := _open(path, frozen, table.n_rows)) is not None:
-        if progress is not None:
-            progress(table.n_rows, table.n_rows)
-        return cache
-    need = estimated_bytes(frozen, table.n_rows)
-    if max_bytes is not None and need > max_bytes:
-        raise DataError(
-            f"the cache of {table.n_rows} rows takes {_size(need)}, more than the {_size(max_bytes)} "
-            "allowed; raise --max-cache or give fewer rows"
-        )
-    path.mkdir(parents=True, exist_ok=True)
-    held = sum(f.stat().st_blocks * 512 for f in path.iterdir())
-    free = shutil.disk_usage(path).free
-    if need - held > free:
-        raise DataError(
-            f"the cache of {table.n_rows} rows takes {_size(need)} and {path} has {_size(free)} "
-            "left; free some space or choose another --cache"
-        )
-    shard = _shard_rows(frozen, batch_size)
-    shards = -(-table.n_rows // shard)
-    if not _arrays_fit(path, frozen, table.n_rows):
-        for stale in path.iterdir():
-            stale.unlink()
-    columns = [c for c in mapping.columns(target=_has_target(table, mapping))]
-    session = open_session(expose(frozen), device=device, threads=threads)
-    names = list(_widths(frozen))
-    tensors = [t for t in (frozen.phi, frozen.z) if t is not None]
-    with _Writer(path, frozen, table.n_rows) as writer:
-        for index in range(shards):
-            start, stop = index * shard, min((index + 1) * shard, table.n_rows)
-            if _record(path, index).exists():
-                if progress is not None:
-                    progress(stop, table.n_rows)
-                continue
-            parts: list[Rows] = []
-            at = start
-            for batch in table.batches(batch_size, columns, start):
-                rows = to_rows(
-                    batch,
-                    mapping,
-                    frozen.inputs,
-                    task=task,
-                    classes=classes,
-                    n_classes=n_classes,
-                )
-                try:
-                    values = session.run(tensors, rows.inputs)
-                except Exception as e:  # kernels raise unrelated types
-                    raise ModelError(
-                        f"the model fails on rows {at}-{at + len(rows) - 1}: {e}"
-                    ) from e
-                writer.write(at, rows, dict(zip(names, values, strict=True)))
-                parts.append(rows)
-                at += len(rows)
-                if progress is not None:
-                    progress(at, table.n_rows)
-                if at >= stop:
-                    break
-            writer.flush()
-            _commit(_meta_table(parts), _record(path, index))
-    records = [_record(path, index) for index in range(shards)]
-    _commit(pa.concat_tables([pq.read_table(r) for r in records]), path / _META)
+    report = progress or (lambda done, total: None)
     cache = _open(path, frozen, table.n_rows)
     if cache is None:
-        raise DataError(f"{path}: the cache was changed while it was written; run again")
-    for record in records:
-        record.unlink(missing_ok=True)
+        _check_room(path, estimated_bytes(frozen, table.n_rows), table.n_rows, max_bytes)
+        path.mkdir(parents=True, exist_ok=True)
+        with _alone(path):
+            cache = _open(path, frozen, table.n_rows)
+            if cache is None:
+                session = open_session(expose(frozen), device=device, threads=threads)
+                target = bool(mapping.target) and set(mapping.target) <= set(table.columns)
+
+                def read(batch: pa.RecordBatch) -> Rows:
+                    return to_rows(
+                        batch,
+                        mapping,
+                        frozen.inputs,
+                        task=task if target else None,
+                        classes=classes,
+                        n_classes=n_classes,
+                    )
+
+                columns = mapping.columns(target=target)
+                _fill(path, frozen, session, table, columns, read, batch_size, report)
+                cache = _open(path, frozen, table.n_rows)
+    if cache is None:
+        raise DataError(f"{path} was changed while it was written; remove it and run again")
+    report(table.n_rows, table.n_rows)
     return cache
+
+
+def _fill(
+    path: Path,
+    frozen: Frozen,
+    session: Any,
+    table: Table,
+    columns: Sequence[str],
+    read: Callable[[pa.RecordBatch], Rows],
+    batch_size: int,
+    report: Callable[[int, int], None],
+) -> None:
+    """Run the rows of every shard that has no record yet, then join the records."""
+    n_rows = table.n_rows
+    shard = _shard_rows(frozen, batch_size)
+    records = [path / f"rows-{index:06d}.parquet" for index in range(-(-n_rows // shard))]
+    if not _arrays_fit(path, frozen, n_rows):
+        for record in records:
+            record.unlink(missing_ok=True)
+        _allocate(path, frozen, n_rows)
+    first = next((i for i, r in enumerate(records) if not r.exists()), len(records))
+    at = first * shard
+    report(min(at, n_rows), n_rows)
+    tensors = {"phi": frozen.phi, "z": frozen.z}
+    names = list(_widths(frozen))
+    held: list[Rows] = []
+    with _Writer(path, frozen, n_rows) as writer:
+        for batch in table.batches(batch_size, columns, at) if at < n_rows else ():
+            rows = read(batch)
+            try:
+                values = session.run([tensors[n] for n in names], rows.inputs)
+            except Exception as e:  # kernels raise unrelated types
+                raise ModelError(
+                    f"the model fails on rows {at} to {at + len(rows) - 1} of {table.path}: {e}"
+                ) from e
+            writer.write(at, rows, dict(zip(names, values, strict=True)))
+            held.append(rows)
+            at += len(rows)
+            if at % shard == 0 or at == n_rows:
+                writer.flush()
+                _commit(_meta_table(held), records[(at - 1) // shard])
+                held = []
+            report(at, n_rows)
+    if at < n_rows:
+        raise DataError(f"{table.path}: {at} rows could be read of {n_rows}")
+    _commit(pa.concat_tables([pq.read_table(r) for r in records]), path / _META)
+    for record in records:
+        record.unlink()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One builder of a cache at a time; the kernel frees the lock of one that was killed."""
+    import fcntl
+
+    with (path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _check_room(path: Path, need: int, n_rows: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and need > max_bytes:
+        raise DataError(
+            f"the cache of {n_rows} rows takes {_size(need)}, more than the {_size(max_bytes)} "
+            "allowed; raise --max-cache or give fewer rows"
+        )
+    held = sum(f.stat().st_blocks * 512 for f in path.glob("*")) if path.is_dir() else 0
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if need - held > free:
+        raise DataError(
+            f"the cache of {n_rows} rows takes {_size(need)} and {there} has {_size(free)} left; "
+            "free some space or choose another --cache"
+        )
+
+
+def _size(n: int) -> str:
+    value, unit = float(n), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}"
 
 
 def _widths(frozen: Frozen) -> dict[str, int]:
@@ -212,14 +256,6 @@ def _shard_rows(frozen: Frozen, batch_size: int) -> int:
     """Rows of a shard: whole batches, so that a resumed build sees the same batch shapes."""
     width = 4 * sum(_widths(frozen).values())
     return max(1, min(_SHARD_ROWS, _SHARD_BYTES // width) // batch_size) * batch_size
-
-
-def _has_target(table: Table, mapping: TableMapping) -> bool:
-    return bool(mapping.target) and set(mapping.target) <= set(table.columns)
-
-
-def _record(path: Path, index: int) -> Path:
-    return path / f"rows-{index:06d}.parquet"
 
 
 def _arrays_fit(path: Path, frozen: Frozen, n_rows: int) -> bool:
@@ -291,7 +327,7 @@ def _meta_table(parts: Sequence[Rows]) -> pa.Table:
 
 def _commit(table: pa.Table, path: Path) -> None:
     """Write beside, sync, rename: the file is there whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.part")
     with part.open("wb") as f:
         pq.write_table(table, f)
         f.flush()
@@ -299,22 +335,26 @@ def _commit(table: pa.Table, path: Path) -> None:
     part.rename(path)
 
 
+def _allocate(path: Path, frozen: Frozen, n_rows: int) -> None:
+    """The arrays at their full size, as sparse files."""
+    for name, width in _widths(frozen).items():
+        part = path / f".{name}.npy.part"
+        np.lib.format.open_memmap(part, "w+", np.float32, (n_rows, width)).flush()
+        part.rename(path / f"{name}.npy")
+
+
 class _Writer:
-    """Writes blocks of rows into the arrays, which exist at their full size from the start.
+    """Writes blocks of rows into the arrays.
 
     Plain writes and not a memory map: on a full disk a map ends the process by a signal.
     """
 
     def __init__(self, path: Path, frozen: Frozen, n_rows: int):
-        self._files: dict[str, tuple[IO[bytes], int, int]] = {}  # file, offset of row 0, width
+        self._files: dict[str, tuple[IO[bytes], int, int]] = {}  # file, start of row 0, its bytes
         for name, width in _widths(frozen).items():
             file = path / f"{name}.npy"
-            if not file.exists():
-                part = path / f".{name}.npy.{os.getpid()}"
-                np.lib.format.open_memmap(part, "w+", np.float32, (n_rows, width)).flush()
-                part.rename(file)
-            offset = file.stat().st_size - n_rows * width * 4
-            self._files[name] = (file.open("r+b", buffering=0), offset, width)
+            start = file.stat().st_size - n_rows * width * 4
+            self._files[name] = (file.open("r+b"), start, width * 4)
 
     def __enter__(self) -> _Writer:
         return self
@@ -331,13 +371,14 @@ class _Writer:
                 rows.bad.setdefault(int(row), f"the model's {name} for it is NaN or Inf")
         gone = list(rows.bad)
         for name, value in values.items():
-            file, offset, width = self._files[name]
+            file, first, size = self._files[name]
             block = np.array(value, "<f4", order="C")
             block[gone] = 0
-            file.seek(offset + start * width * 4)
+            file.seek(first + start * size)
             file.write(block.data)
 
     def flush(self) -> None:
         """Make what was written last."""
         for file, _, _ in self._files.values():
+            file.flush()
             os.fsync(file.fileno())

@@ -126,7 +126,10 @@ def log_loss_of_probs(probs: Array, y: Array) -> F64:
 
 def class_index(y: Array, n_classes: int) -> I64:
     """Labels as int64 indices below ``n_classes``; DataError naming the first row that is not."""
-    index = np.asarray(y).astype(np.int64, casting="same_kind", copy=False)
+    labels = np.asarray(y)
+    if labels.ndim != 1 or labels.dtype.kind not in "biu":
+        raise DataError(f"labels are N class indices, not {labels.dtype} of shape {labels.shape}")
+    index = labels.astype(np.int64)
     bad = np.flatnonzero((index < 0) | (index >= n_classes))
     if len(bad):
         raise DataError(

@@ -104,7 +104,8 @@ def open_frozen(
     if found is not None and wrong:
         if head is not None:
             raise ModelError(f"{head!r} is not the linear head of output {name!r}: {wrong}")
-        found, stop = None, f"{found.node!r} looks like one, but {wrong}"
+        stop = f"{found.node!r} looks like one, but {wrong}"
+        found = None
     if found is None:
         notes.append(f"black box, no linear head: {stop}; methods that need features do not apply")
     if probs:
@@ -228,7 +229,7 @@ def _step(step: Step, value: Array) -> Array:
     with np.errstate(all="ignore"):
         if step in ("softmax", "log_softmax"):
             value = value - value.max(axis=-1, keepdims=True)
-            log = value - np.log(np.exp(value).sum(axis=-1, keepdims=True))
+            log: Array = value - np.log(np.exp(value).sum(axis=-1, keepdims=True))
             return log if step == "log_softmax" else np.exp(log)
         if step == "sigmoid":
             return 0.5 * (1 + np.tanh(value / 2))

@@ -23,6 +23,7 @@ from service.labels import Joiner
 from service.ledger import Ledger
 from service.models import Model, load_models
 from service.routes import service_routes
+from service.rows import MAX_STORED_CLASSES
 from service.settings import Settings, load_settings
 
 
@@ -68,14 +69,12 @@ class Application:
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         """Load and check every model, open the ledger, start joining labels; undo it at the end."""
         settings = self.settings
-        models = load_models(
-            settings.bundle_path, device=settings.device, threads=settings.threads
-        )
-        for model in models.values():
-            _announce(model)
+        models = load_models(settings.bundle_path, device=settings.device, threads=settings.threads)
         async with AsyncExitStack() as stack:
             ledger = Ledger.open(settings.ledger_url)
             stack.callback(ledger.close)
+            for model in models.values():
+                _announce(model, ledger)
             joiner = Joiner(ledger)
             joiner.start()
             stack.callback(joiner.stop)
@@ -98,7 +97,8 @@ def create_app(settings: Settings | None = None) -> Application:
     return Application(load_settings() if settings is None else settings)
 
 
-def _announce(model: Model) -> None:
+def _announce(model: Model, ledger: Ledger) -> None:
+    """Start the model's series at 0 and tell the ledger how to read its labels."""
     manifest = model.predictor.manifest
     instruments.register_model(
         model.name,
@@ -107,4 +107,13 @@ def _announce(model: Model) -> None:
         manifest.module.name,
         list(model.levels.values()),
         model.task,
+        scored=model.task == "classification" and model.width <= MAX_STORED_CLASSES,
+    )
+    ledger.register(
+        model.name,
+        model.version,
+        model.identity,
+        task=model.task,
+        width=model.width,
+        classes=model.classes,
     )

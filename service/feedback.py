@@ -14,6 +14,7 @@ from service.tensors import kind, parse_json
 
 NDJSON = "application/x-ndjson"
 _KEYS = frozenset({"id", "label", "model"})
+_REFUSED = {"conflict": 409, "invalid": 400}
 
 
 def parse_labels(
@@ -55,10 +56,10 @@ def results(items: Sequence[LabelItem], outcomes: Sequence[str]) -> dict[str, An
 
 
 def status(outcomes: Sequence[str], single: bool) -> int:
-    """409 for a single conflict; 202 where a label waits for its prediction or a store; else 200"""
-    if single and outcomes[0] == "conflict":
-        return 409
-    return 202 if {"unknown", "pending", "spooled"} & set(outcomes) else 200
+    """A single conflict is 409 and a single invalid label 400; 202 where labels wait; else 200."""
+    if single and outcomes[0] in _REFUSED:
+        return _REFUSED[outcomes[0]]
+    return 202 if {"pending", "spooled"} & set(outcomes) else 200
 
 
 def _check_count(count: int, limit: int) -> None:

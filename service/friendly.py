@@ -39,8 +39,9 @@ def parse_predict(body: bytes, model: Model) -> PredictRequest:
 def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
     """A request object: ``rows`` by column name or ``inputs`` by tensor, and options.
 
-    Options are ``alpha`` (one number, or one per row), ``id``, ``ids`` (one per row) and
-    ``outputs`` (names). Raises ServiceError 400 naming the key, row and column at fault.
+    Options are ``alpha`` (one number, or one per row), ``id``, ``ids`` (one per row, default: the
+    bundle's id column where rows have it) and ``outputs`` (names). The other columns that the
+    bundle's table had may be there and are not used. Raises ServiceError 400 naming the key, row and column at fault.
     """
     for key in request:
         if key not in _KEYS:
@@ -49,13 +50,18 @@ def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
     if (rows is None) == (tensors is None):
         raise invalid("give either 'rows' (objects by column name) or 'inputs' (tensors by name)")
     manifest = model.predictor.manifest
+    id, ids = _text(request.get("id"), "id"), _texts(request.get("ids"), "ids")
+    if rows is None:
+        inputs = _tensors(tensors)
+    else:
+        inputs = _rows(rows, manifest.mapping, manifest.inputs)
+        if id is None and ids is None:
+            ids = _id_column(rows, manifest.mapping.id)
     return PredictRequest(
-        inputs=_tensors(tensors)
-        if rows is None
-        else _rows(rows, manifest.mapping, manifest.inputs),
+        inputs=inputs,
         alpha=_alpha(request.get("alpha")),
-        id=_text(request.get("id"), "id"),
-        ids=_texts(request.get("ids"), "ids"),
+        id=id,
+        ids=ids,
         outputs=_texts(request.get("outputs"), "outputs"),
     )
 
@@ -122,12 +128,24 @@ def _rows(rows: Any, mapping: TableMapping, specs: Sequence[TensorSpec]) -> dict
     known = mapping.columns()
     for at, row in enumerate(rows):
         if extra := row.keys() - known:
-            needed = ", ".join(mapping.columns(target=False))
+            needed = ", ".join(input_columns(mapping))
             raise invalid(
                 f"row {at} has column {shorten(min(extra))!r}, which the model does not take "
                 f"({shorten(needed, 400)})"
             )
     return {spec.name: _input(rows, mapping.inputs[spec.name], spec) for spec in specs}
+
+
+def _id_column(rows: Sequence[Mapping[str, Any]], column: str | None) -> list[str] | None:
+    """The ids that the rows carry in the bundle's own id column, when all of them do."""
+    if column is None or not all(isinstance(row.get(column), str | int) for row in rows):
+        return None
+    return [str(row[column]) for row in rows]
+
+
+def input_columns(mapping: TableMapping) -> list[str]:
+    """The columns that make the model's inputs, in order, once each."""
+    return list(dict.fromkeys(c for columns in mapping.inputs.values() for c in columns))
 
 
 def _input(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spec: TensorSpec) -> Array:

@@ -11,20 +11,19 @@ import logging
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from posthoc.contract import Array, HedgedError, Task
+from posthoc.contract import Array, Task
 from service import instruments, store
 from service.labels import Joined, LabelItem, Totals, merge_totals, totals_of
-from service.rows import KEPT, Row, Served, Source, from_json, rows_of, to_json
+from service.rows import KEPT, Served, Source
 from service.schema import (
     LedgerError,
     create_tables,
@@ -32,17 +31,17 @@ from service.schema import (
     ledger_key,
     ledger_url,
     make_engine,
+    reading,
+    short,
 )
 from service.spool import Entry, Spool
 from service.summary import summary_of
+from service.writer import Writer
 
 log = logging.getLogger(__name__)
 
 __all__ = ["LabelItem", "Ledger", "LedgerError"]
 
-_LINGER_S = 0.02  # one wake-up of the writer serves many small requests
-_WRITE_ROWS = 1000  # rows per transaction
-_RETRY_S = 1.0  # between looks at a store that is away
 _OPEN_S = 30.0  # how long processes that open one file together may stand in each other's way
 
 
@@ -51,19 +50,13 @@ class Ledger:
 
     def __init__(self, engine: sa.Engine, spool: Spool, *, max_queue_rows: int) -> None:
         self._engine = engine
+        self._reader = reading(engine)
         self._spool = spool
-        self._max_queue_rows = max_queue_rows
+        self._writer = Writer(self._apply, spool, max_queue_rows)
         self._created = False
         # SQLite has one writer: threads of this process queue here and not in busy-waits.
         self._writing = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
         self._keys: dict[Source, int] = {}
-        self._changed = threading.Condition()
-        self._queue: deque[Served | Source] = deque()
-        self._rows = 0
-        self._busy = False
-        self._hurry = 0
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="hedged-ledger", daemon=True)
 
     @classmethod
     def open(
@@ -94,7 +87,7 @@ class Ledger:
         )
         ledger._first_contact(must=file is not None)
         ledger._spool.adopt()
-        ledger._thread.start()
+        ledger._writer.start()
         return ledger
 
     def register(
@@ -113,9 +106,7 @@ class Ledger:
         """
         names = None if classes is None else tuple(classes)
         source = Source(model, version, identity, task, len(names) if names else width, names)
-        with self._changed:
-            self._queue.append(source)
-            self._changed.notify_all()
+        self._writer.put(source)
 
     def record(
         self,
@@ -135,15 +126,10 @@ class Ledger:
         """
         kept = {k: v for k, v in fields.items() if k in KEPT and v is not None}
         served = Served(model, version, identity, ids, kept, level, group, time.time())
-        with self._changed:
-            if self._closing or self._rows + len(ids) > self._max_queue_rows:
-                instruments.LEDGER_DROPPED.inc(len(ids))
-                return False
-            self._queue.append(served)
-            self._rows += len(ids)
-            if len(self._queue) == 1 or self._rows >= _WRITE_ROWS:
-                self._changed.notify_all()
+        if self._writer.put(served):
             return True
+        instruments.LEDGER_DROPPED.inc(len(ids))
+        return False
 
     def add_labels(self, items: Sequence[LabelItem]) -> list[str]:
         """Keep labels; one result for each.
@@ -189,7 +175,7 @@ class Ledger:
                         totals[key] = merge_totals(totals[key], part) if key in totals else part
                 feedback = store.feedback_counts(conn, model)
         except SQLAlchemyError as e:
-            raise LedgerError(f"the ledger's store cannot be read ({_short(e)}); try again") from e
+            raise LedgerError(f"the ledger's store cannot be read ({short(e)}); try again") from e
         return summary_of(served, totals, feedback, since)
 
     def forget(self, id: str, model: str | None = None) -> int:
@@ -205,7 +191,7 @@ class Ledger:
             with self._transaction() as conn:
                 return store.forget(conn, id, model)
         except SQLAlchemyError as e:
-            raise LedgerError(f"the prediction could not be erased ({_short(e)}); try again") from e
+            raise LedgerError(f"the prediction could not be erased ({short(e)}); try again") from e
 
     def expire(self, older_than_seconds: float) -> int:
         """Remove labels that waited longer for a prediction that never came; how many."""
@@ -217,12 +203,7 @@ class Ledger:
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until everything recorded so far is written or spooled; False on timeout."""
-        with self._changed:
-            self._hurry += 1
-            self._changed.notify_all()
-            done = self._changed.wait_for(lambda: not self._queue and not self._busy, timeout_s)
-            self._hurry -= 1
-            return done
+        return self._writer.flush(timeout_s)
 
     @property
     def spooling(self) -> bool:
@@ -231,87 +212,9 @@ class Ledger:
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Write what is queued, end the thread, and let go of the store."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join(timeout_s)
+        self._writer.close(timeout_s)
         self._spool.close()
         self._engine.dispose()
-
-    # ------------------------------------------------------------------ the writer
-
-    def _run(self) -> None:
-        while (batch := self._take()) is not None:
-            try:
-                if self._spool.pending:
-                    self._replay()
-                for entry in _entries(batch):
-                    self._keep(entry)
-            except Exception:
-                # One wrong batch must not end the writing of all others.
-                log.exception("a batch of predictions could not be written to the ledger")
-                instruments.LEDGER_DROPPED.inc(_count(batch))
-            with self._changed:
-                self._busy = False
-                instruments.LEDGER_QUEUE_ROWS.set(self._rows)
-                self._changed.notify_all()
-
-    def _take(self) -> list[Served | Source] | None:
-        """The next batch, possibly empty when the spool wants a look; None when all is done."""
-        with self._changed:
-            retry = _RETRY_S if self._spool.pending else None
-            self._changed.wait_for(lambda: self._queue or self._closing or self._hurry, retry)
-            self._changed.wait_for(
-                lambda: self._rows >= _WRITE_ROWS or self._closing or self._hurry, _LINGER_S
-            )
-            if not self._queue and self._closing:
-                return None
-            batch: list[Served | Source] = []
-            rows = 0
-            while self._queue and rows < _WRITE_ROWS:
-                batch.append(self._queue.popleft())
-                rows += _count(batch[-1:])
-            self._rows -= rows
-            self._busy = True
-            instruments.LEDGER_QUEUE_ROWS.set(self._rows)
-            return batch
-
-    def _keep(self, entry: Entry) -> None:
-        """Write an entry to the store, or to the spool while the store is away."""
-        n = len(entry.get("rows", ()))
-        if not self._spool.pending:
-            try:
-                self._apply(entry)
-                return
-            except SQLAlchemyError as e:
-                instruments.LEDGER_WRITE_ERRORS.inc()
-                if not is_away(e):
-                    raise
-                log.warning("the ledger's store is away, spooling: %s", _short(e))
-        try:
-            self._spool.append(_packed(entry))
-            instruments.LEDGER_SPOOLED.inc(n)
-        except OSError as e:
-            log.error("predictions fit neither the ledger nor its spool: %s", e)
-            instruments.LEDGER_DROPPED.inc(n)
-
-    def _replay(self) -> None:
-        try:
-            self._spool.replay(self._apply_again)
-            self._spool.adopt()
-        except SQLAlchemyError as e:
-            instruments.LEDGER_WRITE_ERRORS.inc()
-            log.debug("the ledger's store is still away: %s", _short(e))
-
-    def _apply_again(self, entry: Entry) -> None:
-        try:
-            self._apply(_unpacked(entry))
-        except Exception as e:
-            if isinstance(e, SQLAlchemyError) and is_away(e):
-                raise
-            # It would stand in the way of every entry after it for ever.
-            log.exception("a spooled entry was refused by the ledger")
-            instruments.LEDGER_DROPPED.inc(max(1, len(entry.get("rows", entry.get("items", ())))))
 
     def _apply(self, entry: Entry) -> None:
         """One entry in one transaction."""
@@ -340,28 +243,31 @@ class Ledger:
             except SQLAlchemyError as e:
                 instruments.LEDGER_WRITE_ERRORS.inc()
                 if not is_away(e):
-                    raise LedgerError(f"the labels could not be stored ({_short(e)})") from e
-                log.warning("the ledger's store is away, spooling labels: %s", _short(e))
+                    raise LedgerError(f"the labels could not be stored ({short(e)})") from e
+                log.warning("the ledger's store is away, spooling labels: %s", short(e))
+        results = ["spooled"] * len(items)
+        kept = []
+        for i, x in enumerate(items):
+            try:
+                kept.append([x.model, x.id, store.plain_label(x.label)])
+            except (TypeError, ValueError):
+                results[i] = "invalid"
         try:
-            self._spool.append({"items": [[x.model, x.id, x.label] for x in items], "time": now})
+            self._spool.append({"items": kept, "time": now})
         except OSError as e:
             raise LedgerError(f"labels fit neither the ledger nor its spool: {e}") from e
-        instruments.LEDGER_SPOOLED.inc(len(items))
-        results = ["spooled"] * len(items)
+        instruments.LEDGER_SPOOLED.inc(len(kept))
         _count_results(items, results)
-        with self._changed:
-            self._changed.notify_all()
+        self._writer.wake()
         return results
-
-    # ------------------------------------------------------------------ the store
 
     @contextmanager
     def _transaction(self, *, read: bool = False) -> Iterator[sa.Connection]:
         if not self._created:
             create_tables(self._engine)
             self._created = True
-        engine = self._engine.execution_options(read=read)
-        with nullcontext() if read else self._writing, engine.begin() as conn:
+        engine, lock = (self._reader, nullcontext()) if read else (self._engine, self._writing)
+        with lock, engine.begin() as conn:
             yield conn
 
     def _first_contact(self, *, must: bool) -> None:
@@ -377,58 +283,13 @@ class Ledger:
                     continue
                 if must:
                     raise LedgerError(
-                        f"the ledger {self._engine.url.database} cannot be opened ({_short(e)})"
+                        f"the ledger {self._engine.url.database} cannot be opened ({short(e)})"
                     ) from e
-                log.warning("the ledger's store does not answer yet: %s", _short(e))
+                log.warning("the ledger's store does not answer yet: %s", short(e))
                 return
-
-
-def _count(batch: Sequence[Served | Source]) -> int:
-    return sum(len(b.ids) for b in batch if isinstance(b, Served))
 
 
 def _count_results(items: Sequence[LabelItem], results: Sequence[str]) -> None:
     pairs = Counter((item.model or "", r) for item, r in zip(items, results, strict=True))
     for (model, result), n in pairs.items():
         instruments.count_feedback(model, result, n)
-
-
-def _entries(batch: Sequence[Served | Source]) -> Iterator[Entry]:
-    """Entries of a batch in its order, predictions of one bundle together."""
-    waiting: list[Served] = []
-    for item in batch:
-        if isinstance(item, Served):
-            waiting.append(item)
-            continue
-        yield from _prediction_entries(waiting)
-        waiting = []
-        yield {"source": item, "rows": []}
-    yield from _prediction_entries(waiting)
-
-
-def _prediction_entries(batches: Sequence[Served]) -> Iterator[Entry]:
-    try:
-        for source, rows in rows_of(batches):
-            yield {"source": source, "rows": rows}
-    except (HedgedError, KeyError, ValueError, TypeError):
-        if len(batches) < 2:
-            raise
-        for one in batches:  # only the wrong ones are lost
-            yield from _prediction_entries([one])
-
-
-def _packed(entry: Entry) -> Entry:
-    rows: list[Row] = entry["rows"]
-    return {"source": asdict(entry["source"]), "rows": to_json(rows)}
-
-
-def _unpacked(entry: Entry) -> Entry:
-    if "items" in entry:
-        return entry
-    source = dict(entry["source"])
-    source["classes"] = None if source["classes"] is None else tuple(source["classes"])
-    return {"source": Source(**source), "rows": from_json(entry["rows"])}
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0]

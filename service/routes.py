@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from importlib.metadata import version as installed_version
 from importlib.resources import files
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import orjson
 from starlette.requests import Request
@@ -15,10 +15,13 @@ from starlette.routing import BaseRoute, Route
 
 from service import feedback, friendly, instruments, protocol
 from service.core import Core
-from service.errors import ServiceError, shorten
+from service.errors import ServiceError, overloaded, shorten
 from service.ids import valid_id
+from service.ledger import LedgerError
 from service.models import Model
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 _PAGES = {
     "index.html": "text/html; charset=utf-8",
@@ -84,21 +87,21 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         items, single = feedback.parse_labels(
             request.scope["hedged.body"], media_type, core.model, core.settings.max_labels
         )
-        outcomes = await asyncio.to_thread(core.ledger.add_labels, items)
+        outcomes = await _in_ledger(core.ledger.add_labels, items)
         return _json(feedback.results(items, outcomes), feedback.status(outcomes, single))
 
     async def calibration(request: Request) -> Response:
         core = running()
         name = request.query_params.get("model")
         model = None if name is None else core.model(name).name
-        return _json(await asyncio.to_thread(core.ledger.calibration, model))
+        return _json(await _in_ledger(core.ledger.calibration, model))
 
     async def forget(request: Request) -> Response:
         core = running()
         id = request.path_params["id"]
         name = request.query_params.get("model")
         model = None if name is None else core.model(name).name
-        if not valid_id(id) or not await asyncio.to_thread(core.ledger.forget, id, model):
+        if not valid_id(id) or not await _in_ledger(core.ledger.forget, id, model):
             raise ServiceError(404, "unknown_prediction", f"no prediction {shorten(id)!r}")
         return _json({"id": id, "forgotten": True})
 
@@ -169,10 +172,18 @@ def describe(model: Model) -> dict[str, Any]:
             "method": manifest.module.name,
             "conformal": manifest.conformal.method,
             "levels": list(model.levels.values()),
-            "columns": list(manifest.mapping.columns(target=False)),
+            "columns": friendly.input_columns(manifest.mapping),
             "classes": None if model.classes is None else list(model.classes),
         },
     }
+
+
+async def _in_ledger(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """A question to the ledger, in a thread: it may wait for a disk or a server."""
+    try:
+        return await asyncio.to_thread(ask, *args, **kwargs)
+    except LedgerError as e:
+        raise overloaded(str(e)) from None
 
 
 def _find(core: Core, request: Request) -> tuple[Core, Model]:

@@ -159,6 +159,13 @@ def make_engine(url: sa.URL) -> sa.Engine:
         ) from e
 
 
+def reading(engine: sa.Engine) -> sa.Engine:
+    """The same engine for transactions that only read, each from one snapshot."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(read=True)
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
 def create_tables(engine: sa.Engine) -> None:
     """Make what is missing; safe when several processes do it at once."""
     with engine.begin() as conn:
@@ -175,6 +182,11 @@ def is_away(error: Exception) -> bool:
     if isinstance(error, IntegrityError | SqlDataError):
         return False
     return isinstance(error, DBAPIError | PoolTimeoutError)
+
+
+def short(error: Exception) -> str:
+    """The first line of an error: the others repeat the statement with its values."""
+    return str(error).splitlines()[0]
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:

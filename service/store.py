@@ -28,7 +28,7 @@ _JOINED: tuple[sa.ColumnElement[Any], ...] = (
     *(predictions.c[c] for c in ("level", "label", "confidence", "probs", "set")),
     *(predictions.c[c] for c in ("mean", "std", "lower", "upper")),
 )
-_NAMES = tuple(c.key for c in _JOINED)
+_NAMES = tuple(str(c.key) for c in _JOINED)
 
 
 def bundle_key(conn: sa.Connection, source: Source) -> int:
@@ -95,7 +95,7 @@ def insert_labels(conn: sa.Connection, items: Sequence[LabelItem], now: float) -
             again.append((i, key, value))
         else:
             # A name is resolved by the bundle that predicted, which may not be known yet.
-            first[key] = (i, json.dumps(value if bundle else _plain(item.label)))
+            first[key] = (i, json.dumps(value if bundle else plain_label(item.label)))
     inserted = _insert_new(conn, first, now)
     for key, (i, text) in first.items():
         if key in inserted:
@@ -107,7 +107,7 @@ def insert_labels(conn: sa.Connection, items: Sequence[LabelItem], now: float) -
         if key not in stored:
             raise LedgerError(f"the label of {key[1]!r} was erased meanwhile; send it again")
         results[i] = "duplicate" if _same(stored[key][0], value, source[key]) else "conflict"
-    names = [key[0] if key else "" for key in named]
+    names = [key[0] if key else x.model or "" for key, x in zip(named, items, strict=True)]
     count_feedback(conn, Counter(zip(names, results, strict=True)))
     return results
 
@@ -149,8 +149,8 @@ def _same(stored: str, value: Label | str, source: Source | None) -> bool:
         return False  # it came before its model was known, does not fit, and will be removed
 
 
-def _plain(value: Any) -> Any:
-    """A label as JSON can hold it: numpy integers become int."""
+def plain_label(value: Any) -> Any:
+    """A label as JSON can hold it. Raises TypeError or ValueError for what can be no label."""
     return value if isinstance(value, str | float | list | tuple) else int(value)
 
 

@@ -51,8 +51,20 @@ def number_array(data: list[Any], where: str) -> Array:
     if not types <= {int, float} and types != {bool}:
         odd = next(v for v in data if type(v) not in (int, float))
         raise invalid(f"{where} holds a {kind(odd)} where a number is needed")
-    value = np.array(data, dtype=None if types and float not in types else np.float64)
-    return value.reshape(shape)
+    return _array(data, types).reshape(shape)
+
+
+def _array(data: list[Any], types: set[type]) -> Array:
+    if types != {int}:
+        return np.array(data, np.bool_ if types == {bool} else np.float64)
+    try:
+        return np.array(data, np.int64)
+    except OverflowError:
+        pass
+    try:
+        return np.array(data, np.uint64)
+    except OverflowError:  # both ends of the 64-bit range in one list: too large for either type
+        return np.array(data, np.float64)
 
 
 def cast(value: Array, dtype: np.dtype[Any], where: str) -> Array:

@@ -42,7 +42,7 @@ def raps(p: Array, *, k_reg: int, penalty: float, u: Array | float = 1.0) -> F64
     inclusive = np.cumsum(ranked[:, ::-1], 1)[:, ::-1]
     ranks = np.arange(1, p.shape[1] + 1)
     uu = np.broadcast_to(np.asarray(u, np.float64), len(p))[:, None]
-    s = -(inclusive - uu * ranked) + penalty * np.maximum(0, ranks - k_reg)
+    s: F64 = -(inclusive - uu * ranked) + penalty * np.maximum(0, ranks - k_reg)
     out = np.empty_like(s)
     np.put_along_axis(out, order, s, 1)
     return out

@@ -11,6 +11,7 @@ from calibration.evaluation.parts import (
     HEDGED,
     Resampling,
     answered,
+    check_rows,
     difference,
     differences,
     figure,
@@ -35,7 +36,7 @@ from calibration.metrics.calibration_error import (
 )
 from calibration.metrics.coverage import SetTotals, set_sizes
 from calibration.metrics.proper import brier_score
-from calibration.metrics.ranking import auroc_estimate, risk_coverage
+from calibration.metrics.ranking import auroc, auroc_estimate, risk_coverage
 from calibration.metrics.totals import (
     ClassificationTotals,
     level_name,
@@ -75,6 +76,16 @@ def evaluate_classification(
     differ or a label is no class.
     """
     truth = class_index(y, np.shape(frozen_probs)[1])
+    check_rows(
+        len(truth),
+        {
+            "frozen_probs": frozen_probs,
+            **({} if scaled_probs is None else {"scaled_probs": scaled_probs}),
+            **fields,
+            **{f"set at alpha {a}": mask for a, mask in sets.items()},
+            **{f"score {name}": score for name, score in (ood_in or {}).items()},
+        },
+    )
     label = np.argmax(frozen_probs, axis=1)
     resampling = Resampling(groups, n_boot, seed)
     rated = {
@@ -155,7 +166,13 @@ def _system(
     }
     if wrong.any() and not wrong.all():
         unsure = -np.asarray(r.confidence, dtype=np.float64)
-        metrics["error_auroc"] = figure(auroc_estimate(unsure[~wrong], unsure[wrong]))
+        sides = unsure[~wrong], unsure[wrong]
+        # A group with right and wrong rows stands on both sides: the interval knows no such case.
+        metrics["error_auroc"] = (
+            figure(auroc_estimate(*sides))
+            if resampling.groups is None
+            else Figure(value=auroc(*sides))
+        )
     at = np.unique(np.linspace(0, len(wrong) - 1, _CURVE_POINTS).astype(np.int64))
     return System(
         name=name,

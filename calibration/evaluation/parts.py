@@ -21,7 +21,7 @@ from calibration.metrics.bootstrap import Estimate, mean_estimates, paired_diffe
 from calibration.metrics.coverage import coverage_band
 from calibration.metrics.ranking import aupr, auroc_estimate, fpr95
 from calibration.metrics.totals import level_name
-from posthoc.contract import F64, Array
+from posthoc.contract import F64, Array, DataError
 
 HEDGED = "hedged"
 IN_ROWS = "test rows"
@@ -34,6 +34,13 @@ class Resampling(NamedTuple):
     groups: Array | None
     n_boot: int
     seed: int
+
+
+def check_rows(n: int, arrays: Mapping[str, Array]) -> None:
+    """DataError naming the first array that has not n rows."""
+    for name, a in arrays.items():
+        if len(a) != n:
+            raise DataError(f"{name} has {len(a)} rows where there are {n} labels")
 
 
 def figures(columns: Mapping[str, Array], resampling: Resampling) -> dict[str, Figure]:
@@ -107,7 +114,7 @@ def answered(
     alpha = next(iter(covered), None)
     return Answered(
         share=float(kept.mean()),
-        error=None if right is None else float((~np.asarray(right))[kept].mean()),
+        error=None if right is None else float(1 - np.asarray(right)[kept].mean()),
         level=None if alpha is None else level_name(alpha),
         coverage=None if alpha is None else float(covered[alpha][kept].mean()),
     )

@@ -12,6 +12,7 @@ from calibration.evaluation.parts import (
     IN_ROWS,
     Resampling,
     answered,
+    check_rows,
     differences,
     figures,
     histogram,
@@ -58,6 +59,15 @@ def evaluate_regression(
     classification. PIT and PCE are of the Gaussian (mean, std), over rows and outputs.
     """
     truth = _columns(y)
+    check_rows(
+        len(truth),
+        {
+            **fields,
+            **{f"lower at alpha {a}": low for a, (low, _) in intervals.items()},
+            **{f"upper at alpha {a}": high for a, (_, high) in intervals.items()},
+            **{f"score {name}": score for name, score in (ood_in or {}).items()},
+        },
+    )
     mean = _columns(fields["mean"])
     resampling = Resampling(groups, n_boot, seed)
     stds = {HEDGED: _columns(fields["std"])}

@@ -194,8 +194,8 @@ def update_classification(
     differ, a confidence outside [0, 1] or a label that is no class.
     """
     c = np.asarray(confidence, dtype=np.float64)
-    right = np.asarray(label) == np.asarray(y)
     _same_length(len(c), label=label, y=y, probs=probs)
+    right = np.asarray(label) == np.asarray(y)
     index = bin_index(c)
     scored, log_loss_sum, brier_sum = totals.scored, totals.log_loss_sum, totals.brier_sum
     if probs is not None:

@@ -38,7 +38,7 @@ def fit(
         float | None, typer.Option(help="Regression: an error beyond it is wrong")
     ] = None,
     inputs: Annotated[
-        list[str] | None, typer.Option(help="input=col,col (repeatable); default: the other columns")
+        list[str] | None, typer.Option(help="input=col,col (repeatable); default: all others")
     ] = None,
     split_by: Annotated[
         str | None, typer.Option(help="Column whose equal values share a split")
@@ -86,9 +86,10 @@ def fit(
         train_rows=train_rows,
         seed=seed,
     )
+    named = console.pairs(inputs or [], "--inputs")
     columns = fitting.Columns(
         target=target.split(","),
-        inputs={k: v.split(",") for k, v in console.pairs(inputs or [], "--inputs").items()} or None,
+        inputs={k: v.split(",") for k, v in named.items()} or None,
         group=group,
         split_by=split_by,
         id=id,

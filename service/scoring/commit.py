@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,19 +36,20 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears at ``path`` when the block ends well, and not at all otherwise."""
     # The process id keeps two workers that were given the same fragment out of each other's part.
     part = path.parent / f"{PART}{os.getpid()}-{path.name}"
+    with writing(path):
+        make_folder(path.parent)
+        file = part.open("xb")
     try:
+        yield file
         with writing(path):
-            make_folder(path.parent)
-            file = part.open("xb")
-        with file:
-            yield file
-            with writing(path):
-                file.flush()
-                os.fsync(file.fileno())
-        with writing(path):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
             part.replace(path)
             sync_folder(path.parent)
     finally:
+        with suppress(OSError):  # closing flushes once more what could not be written
+            file.close()
         part.unlink(missing_ok=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from calibration.compile import check_head, compile_head
-from calibration.head import Head, Ood, reference
+from calibration.head import Head, Member, Ood, reference
 from calibration.threshold import pvalue_table
 from posthoc import links, registry
 from posthoc.contract import Features, FitError, State
@@ -108,9 +108,7 @@ def test_the_graph_is_the_reference(case: Case, opset: int) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_every_float_type_is_taken(case: Case, dtype: type) -> None:
     rows = case.rows(dtype=dtype)
-    exact = Features(
-        np.asarray(rows.phi, np.float64), np.asarray(rows.z, np.float64), rows.y
-    )
+    exact = Features(np.asarray(rows.phi, np.float64), np.asarray(rows.z, np.float64), rows.y)
     got = case.apply(case.fit(rows), rows)
     assert got.dtype == np.float64 and np.isfinite(got).all()
     np.testing.assert_allclose(got, case.apply(case.fit(exact), exact), rtol=2e-3, atol=1e-5)
@@ -209,7 +207,7 @@ def _head(case: Case, state: State, strength: float) -> Head:
         module = (case.name, state)
     else:
         scores = np.asarray(case.page.score(state, rows.phi, rows.z), np.float32)
-        ood = Ood(case.name, state, *pvalue_table(scores), float(np.median(scores)))
+        ood = Ood((Member(case.name, state),), *pvalue_table(scores), float(np.median(scores)))
     eps = None
     if module is not None and case.task == "classification":
         eps = links.normal_draws(len(state.tensors["directions"]), 0)

@@ -114,9 +114,7 @@ def test_scoring_imports_nothing_that_fits(unbroken: tuple[Path, dict[str, Any]]
     assert not {"torch", "onnx", "sklearn", "plotly"} & set(unbroken[1]["modules"])
 
 
-def test_a_full_disk_leaves_nothing_that_looks_done(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing_that_looks_done(bundle: Path, tmp_path: Path) -> None:
     source = write_input(tmp_path / "input", 8, 100)
     write_input(tmp_path / "big", 1, 20_000)
     (tmp_path / "big" / "half=0" / "part-00.parquet").rename(source / "half=1" / "huge.parquet")
@@ -124,16 +122,22 @@ def test_a_full_disk_leaves_nothing_that_looks_done(
     score(**arguments(bundle, source, whole))
     sizes = {n: len(b) for n, b in tree(whole).items()}
     huge = sizes.pop("half=1/huge.parquet")
-    limit = (max(sizes.values()) + huge) // 2
-
     output = tmp_path / "out"
-    full = child(score=arguments(bundle, source, output), file_bytes=limit)
-    assert full.returncode == 1
-    assert "ScoringError: cannot write" in full.stderr
-    assert "huge.parquet: File too large" in full.stderr
+
+    none = child(score=arguments(bundle, source, output), file_bytes=100)
+    assert none.returncode == 1
+    assert "ScoringError: cannot write" in none.stderr and "_run.json" in none.stderr
+    assert tree(output) == {}
+
+    limit = (max(sizes.values()) + huge) // 2
+    some = child(score=arguments(bundle, source, output), file_bytes=limit)
+    assert some.returncode == 1
+    assert "ScoringError: cannot write" in some.stderr
+    assert "huge.parquet: File too large" in some.stderr
     left = tree(output)
-    assert "_SUCCESS" not in left and "half=1/huge.parquet" not in left
+    assert "_SUCCESS" not in left
     assert not [n for n in left if ".part-" in n]
-    assert 0 < len(outputs(output)) < 9
+    assert outputs(output) == [n for n in outputs(whole) if n < "half=1/huge.parquet"]
+
     score(**arguments(bundle, source, output))
     assert tree(output) == tree(whole)

@@ -1,0 +1,1 @@
+"""The figures of this project, each with the command that makes it."""

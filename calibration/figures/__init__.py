@@ -1,0 +1,35 @@
+"""The figures of the report as plotly JSON, each with the sentence that says what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from calibration.evaluation.records import Evaluation
+from calibration.figures.classification import reliability, risk_coverage, set_sizes
+from calibration.figures.panel import Panel
+from calibration.figures.regression import pit, quantiles, width_groups, widths
+from calibration.figures.shared import coverage, scores
+
+__all__ = ["Panel", "panels"]
+
+
+def panels(evaluation: Evaluation) -> Iterator[Panel]:
+    """The figures that the evaluation has the numbers for, in reading order."""
+    if any(s.reliability for s in evaluation.systems):
+        yield reliability(evaluation)
+    if any(s.pit for s in evaluation.systems):
+        yield pit(evaluation)
+    if evaluation.quantiles is not None:
+        yield quantiles(evaluation)
+    if any(s.risk_coverage for s in evaluation.systems):
+        yield risk_coverage(evaluation)
+    if evaluation.levels:
+        yield coverage(evaluation)
+    if evaluation.set_sizes:
+        yield set_sizes(evaluation.set_sizes[0], evaluation.levels[0])
+    if evaluation.widths is not None:
+        yield widths(evaluation.widths)
+    if evaluation.width_groups:
+        yield width_groups(evaluation)
+    for i, histogram in enumerate(evaluation.scores):
+        yield scores(i, histogram, evaluation)

@@ -1,0 +1,89 @@
+"""Coverage against level, and the histograms of the scores."""
+
+from __future__ import annotations
+
+from calibration.evaluation.parts import HEDGED, IN_ROWS
+from calibration.evaluation.records import Evaluation, Histogram
+from calibration.figures.panel import (
+    SHARE,
+    Panel,
+    axes,
+    guide,
+    outline,
+)
+
+_OUT_COLOURS = 5  # --out-0 … --out-4 in the page's style sheet
+
+
+def coverage(evaluation: Evaluation) -> Panel:
+    levels = sorted(evaluation.levels, key=lambda v: v.alpha, reverse=True)
+    x = [1 - v.alpha for v in levels]
+    edges = [*x, *[v.coverage for v in levels], *[v.band_low for v in levels]]
+    low = max(0.0, min(edges) - 0.03)
+    what = "A set" if evaluation.task == "classification" else "An interval"
+    inside = sum(v.band_low <= v.coverage <= v.band_high for v in levels)
+    data = [
+        guide([low, 1], [low, 1], "coverage = level"),
+        {
+            "type": "scatter",
+            "name": "chance, 99 %",
+            "mode": "lines",
+            # A gap after each bar: nulls break the line.
+            "x": [p for v in x for p in (v, v, None)],
+            "y": [p for v in levels for p in (v.band_low, v.band_high, None)],
+            "line": {"color": "var(--bar)", "width": 12},
+            "hoverinfo": "skip",
+        },
+        {
+            "type": "scatter",
+            "name": HEDGED,
+            "mode": "markers",
+            "x": x,
+            "y": [v.coverage for v in levels],
+            "marker": {"color": "var(--hedged)", "symbol": "diamond", "size": 9},
+            "customdata": [[v.band_low, v.band_high] for v in levels],
+            "hovertemplate": "level %{x:.1%}<br>covered %{y:.2%}"
+            "<br>band %{customdata[0]:.2%} to %{customdata[1]:.2%}",
+        },
+    ]
+    return Panel(
+        "coverage",
+        "Coverage against level",
+        f"{what} asked for at level 90 % should hold the truth for 90 % of new rows; the bars "
+        f"show the luck that {evaluation.n_conformal:,} conformal and {evaluation.n:,} test rows "
+        f"leave open. {inside} of {len(levels)} levels lie inside.",
+        data,
+        axes(
+            "level asked for",
+            "share of rows covered",
+            xaxis={"range": [low, 1.01], "tickformat": ".0%"},
+            yaxis={"range": [low, 1.01], "tickformat": ".0%"},
+        ),
+    )
+
+
+def scores(i: int, histogram: Histogram, evaluation: Evaluation) -> Panel:
+    sets = list(histogram.shares)
+    data = [
+        outline(
+            histogram,
+            name,
+            "var(--hedged)"
+            if name == IN_ROWS
+            else f"var(--out-{(sets.index(name) - 1) % _OUT_COLOURS})",
+            "solid" if name == IN_ROWS else "dot",
+        )
+        for name in sets
+    ]
+    found = [r for r in evaluation.ood if r.score == histogram.name]
+    told = "; ".join(f"{r.out} {r.auroc.value:.3f}" for r in found)
+    return Panel(
+        f"scores-{i}",
+        f"Score “{histogram.name}”",
+        "The further the strange rows lie to the right of the test rows, the better the score "
+        "tells them apart"
+        + (f" (AUROC, 0.5 is a coin toss: {told})" if told else "")
+        + "; the outermost bins hold everything beyond them.",
+        data,
+        axes("score (larger = stranger)", "share of rows", yaxis=SHARE),
+    )

@@ -1,0 +1,85 @@
+"""``hedged evaluate``: what a bundle's error bars are worth on labelled rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from hedged.commands import console
+
+if TYPE_CHECKING:
+    from calibration.evaluation import Evaluation
+
+_EXAMPLES = """Examples:
+
+  hedged evaluate bundle --data fresh.parquet -o evaluation
+
+  hedged evaluate bundle --data fresh.parquet --ood-data fonts=fonts.parquet -o evaluation
+"""
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
+    data: Annotated[Path, typer.Option(help="Labelled rows")],
+    ood_data: Annotated[
+        list[str] | None, typer.Option(help="name=PATH of strange rows (repeatable)")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of report.html and evaluation.json")
+    ] = Path("evaluation"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Every figure on stdout")] = False,
+) -> None:
+    """Measure a bundle on rows that its fit did not use, and write a report."""
+    from calibration.evaluate import evaluate as run
+    from calibration.report import write_report
+
+    with console.progress() as report:
+        found = run(
+            bundle,
+            data,
+            ood_data=console.pairs(ood_data or [], "--ood-data"),
+            device=device,
+            progress=report,
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "evaluation.json").write_text(found.model_dump_json(indent=1))
+    write_report(out / "report.html", found)
+    if json:
+        console.print_json(found.model_dump(mode="json"))
+    else:
+        show(found)
+        console.out.print(f"report: {out / 'report.html'}")
+
+
+evaluate.__doc__ = (evaluate.__doc__ or "") + "\n\n" + _EXAMPLES
+
+
+def show(found: Evaluation) -> None:
+    """The comparison, the coverage and the OOD scores as tables."""
+    metrics = list(found.systems[-1].metrics)
+    table = Table(title=f"{found.n:,} rows (ranges: 95 %)", title_justify="left")
+    table.add_column("metric")
+    for system in found.systems:
+        table.add_column(system.name)
+    for metric in metrics:
+        cells = []
+        for system in found.systems:
+            f = system.metrics.get(metric)
+            between = "" if f is None or f.low is None else f" ({f.low:.4f}–{f.high:.4f})"
+            cells.append("" if f is None else f"{f.value:.4f}{between}")
+        table.add_row(metric, *cells)
+    console.out.print(table)
+    for level in found.levels:
+        size = "infinite" if level.mean_size is None else f"{level.mean_size:.3g}"
+        console.out.print(
+            f"level {level.level}: coverage {level.coverage:.4f} "
+            f"(luck allows {level.band_low:.4f}–{level.band_high:.4f}), mean size {size}"
+        )
+    for o in found.ood:
+        console.out.print(
+            f"{o.score} tells {o.out} ({o.n_out:,} rows) from clean rows: AUROC {o.auroc.value:.4f}"
+        )

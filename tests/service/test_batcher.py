@@ -1,0 +1,263 @@
+"""The batcher around plain functions whose calls the test controls."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.batcher import Batcher, RowError
+from service.errors import ServiceError
+
+OUT = frozenset({"y"})
+
+
+def double(feed, names):
+    return {"y": feed["x"] * 2}
+
+
+class Gate:
+    """A model that notes its batches and answers each only when the test lets it."""
+
+    def __init__(self):
+        self.batches = []
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, feed, names):
+        self.batches.append(feed["x"].tolist())
+        self.begun.release()
+        assert self.go.acquire(timeout=30)
+        return double(feed, names)
+
+    async def wait_for_batch(self):
+        assert await asyncio.to_thread(self.begun.acquire, timeout=30)
+
+
+def batcher(**changes):
+    return Batcher(**{"max_batch_rows": 8, "max_queue_rows": 16, **changes})
+
+
+def rows(*values):
+    return {"x": np.array(values, np.float64)}
+
+
+def test_everything_that_waits_shares_the_next_batch():
+    async def main():
+        gate, b = Gate(), batcher()
+        first = b.submit(gate, rows(0), OUT, timeout=30)
+        await gate.wait_for_batch()
+        others = [b.submit(gate, rows(k, k + 0.5), OUT, timeout=30) for k in range(1, 6)]
+        assert not first.waiting
+        assert all(work.waiting for work in others)
+        assert b.queued_rows == 10
+        gate.go.release(3)
+        answers = [(await work.future)["y"].tolist() for work in (first, *others)]
+        assert answers == [[0.0], *([2.0 * k, 2 * k + 1.0] for k in range(1, 6))]
+        # Eight rows fill a batch: four requests of two, then the fifth.
+        assert [len(batch) for batch in gate.batches] == [1, 8, 2]
+        assert b.queued_rows == 0
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_requests_of_other_shapes_and_models_wait_for_their_own_batch():
+    async def main():
+        gate, b = Gate(), batcher()
+        b.submit(gate, rows(0), OUT, timeout=30)
+        await gate.wait_for_batch()
+        wide = {"x": np.ones((2, 3))}
+        works = [
+            b.submit(gate, rows(1), OUT, timeout=30),
+            b.submit(gate, wide, OUT, timeout=30),
+            b.submit(double, rows(5), OUT, timeout=30),
+            b.submit(gate, rows(2), OUT, timeout=30),
+        ]
+        gate.go.release(3)
+        answers = [(await work.future)["y"].tolist() for work in works]
+        assert answers == [[2.0], (wide["x"] * 2).tolist(), [10.0], [4.0]]
+        assert gate.batches == [[0.0], [1.0, 2.0], wide["x"].tolist()]
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_outputs_of_a_batch_are_the_union():
+    seen = []
+
+    def run(feed, names):
+        seen.append(list(names))
+        return dict.fromkeys(names, feed["x"])
+
+    async def main():
+        gate, b = Gate(), batcher()
+        b.submit(gate, rows(0), OUT, timeout=30)
+        await gate.wait_for_batch()
+        one = b.submit(run, rows(1), frozenset({"a"}), timeout=30)
+        two = b.submit(run, rows(2), frozenset({"b"}), timeout=30)
+        gate.go.release()
+        assert (await one.future)["a"].tolist() == [1.0]
+        assert (await two.future)["b"].tolist() == [2.0]
+        assert seen == [["a", "b"]]
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_refuses_at_once():
+    async def main():
+        gate, b = Gate(), batcher(max_queue_rows=3)
+        b.submit(gate, rows(0), OUT, timeout=30)
+        await gate.wait_for_batch()
+        waiting = b.submit(gate, rows(1, 2), OUT, timeout=30)
+        with pytest.raises(ServiceError) as caught:
+            b.submit(gate, rows(3, 4), OUT, timeout=30)
+        assert caught.value.status == 503
+        assert caught.value.headers == {"Retry-After": "1"}
+        fits = b.submit(gate, rows(5), OUT, timeout=30)
+        gate.go.release(2)
+        assert (await waiting.future)["y"].tolist() == [2.0, 4.0]
+        assert (await fits.future)["y"].tolist() == [10.0]
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_cancelled_and_late_work_is_never_computed():
+    async def main():
+        gate, b = Gate(), batcher()
+        b.submit(gate, rows(0), OUT, timeout=30)
+        await gate.wait_for_batch()
+        gone = b.submit(gate, rows(1), OUT, timeout=30)
+        late = b.submit(gate, rows(2), OUT, timeout=0.001)
+        kept = b.submit(gate, rows(3), OUT, timeout=30)
+        gone.future.cancel()
+        with pytest.raises(ServiceError, match="waiting for the model") as caught:
+            await late.future
+        assert caught.value.status == 504
+        assert b.queued_rows == 1
+        gate.go.release(2)
+        assert (await kept.future)["y"].tolist() == [6.0]
+        assert gate.batches == [[0.0], [3.0]]
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_model_that_hangs_does_not_hold_its_client():
+    async def main():
+        gate, b = Gate(), batcher()
+        work = b.submit(gate, rows(0), OUT, timeout=0.001)
+        with pytest.raises(ServiceError, match="in the model"):
+            await work.future
+        gate.go.release()
+        assert (await b.submit(double, rows(1), OUT, timeout=30).future)["y"].tolist() == [2.0]
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_long_request_is_sliced_and_a_delay_collects():
+    sizes = []
+
+    def run(feed, names):
+        sizes.append(len(feed["x"]))
+        return double(feed, names)
+
+    async def main():
+        b = batcher(max_batch_rows=4, max_delay=10.0)
+        long = np.arange(10.0)
+        answer = await b.submit(run, {"x": long}, OUT, timeout=30).future
+        assert answer["y"].tolist() == (long * 2).tolist()
+        assert sizes == [4, 4, 2]
+        works = [b.submit(run, rows(k), OUT, timeout=30) for k in range(4)]
+        for work in works:
+            await work.future
+        assert sizes[3:] == [4]  # one batch of four, long before the delay was over
+        alone = batcher(max_delay=0.001)
+        assert (await alone.submit(run, rows(1), OUT, timeout=30).future)["y"].tolist() == [2.0]
+        await b.close()
+        await alone.close()
+
+    asyncio.run(main())
+
+
+def test_closing_fails_what_waits_and_finishes_what_runs():
+    async def main():
+        gate, b = Gate(), batcher()
+        running = b.submit(gate, rows(0), OUT, timeout=30)
+        await gate.wait_for_batch()
+        waiting = b.submit(gate, rows(1), OUT, timeout=30)
+        closing = asyncio.ensure_future(b.close())
+        with pytest.raises(ServiceError, match="stopping"):
+            await waiting.future
+        with pytest.raises(ServiceError, match="stopping"):
+            b.submit(gate, rows(2), OUT, timeout=30)
+        gate.go.release()
+        assert (await running.future)["y"].tolist() == [0.0]
+        await closing
+
+    asyncio.run(main())
+
+
+def picky(feed, names):
+    if (feed["x"] < 0).any():
+        raise ValueError("negative")
+    return double(feed, names)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    st.lists(st.lists(st.integers(-1, 5), min_size=1, max_size=6), min_size=1, max_size=12),
+    st.integers(1, 9),
+)
+def test_only_requests_with_a_bad_row_fail(requests, max_batch_rows):
+    async def main():
+        gate, b = Gate(), batcher(max_batch_rows=max_batch_rows, max_queue_rows=1000)
+        b.submit(gate, rows(0), OUT, timeout=30)
+        works = [b.submit(picky, rows(*values), OUT, timeout=30) for values in requests]
+        gate.go.release()
+        for values, work in zip(requests, works, strict=True):
+            if min(values) < 0:
+                with pytest.raises(RowError, match="negative") as caught:
+                    await work.future
+                assert caught.value.row == next(i for i, v in enumerate(values) if v < 0)
+            else:
+                assert (await work.future)["y"].tolist() == [2.0 * v for v in values]
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_failure_that_needs_many_rows_fails_nobody():
+    def small(feed, names):
+        if len(feed["x"]) > 2:
+            raise MemoryError("too many rows")
+        return double(feed, names)
+
+    async def main():
+        b = batcher()
+        answer = await b.submit(small, rows(*range(7)), OUT, timeout=30).future
+        assert answer["y"].tolist() == [2.0 * k for k in range(7)]
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_model_that_loses_rows_is_caught():
+    async def main():
+        b = batcher()
+        work = b.submit(lambda feed, names: {"y": feed["x"][:1]}, rows(1, 2), OUT, timeout=30)
+        answer = await work.future  # alone each row gives one
+        assert answer["y"].tolist() == [1.0, 2.0]
+        none = b.submit(lambda feed, names: {"y": feed["x"][:0]}, rows(1, 2), OUT, timeout=30)
+        with pytest.raises(RowError, match=r"shape \(0,\) for 1 rows"):
+            await none.future
+        await b.close()
+
+    asyncio.run(main())

@@ -1,0 +1,57 @@
+"""Settings from the environment, and the documentation of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("HEDGED_"):
+            monkeypatch.delenv(name)
+
+
+def test_values_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("HEDGED_BUNDLES", "/srv/bundles")
+    monkeypatch.setenv("HEDGED_MAX_ROWS", "7")
+    monkeypatch.setenv("HEDGED_LEDGER", "")  # set and empty is not set
+    settings = load_settings()
+    assert settings.bundle_path == Path("/srv/bundles")
+    assert settings.max_rows == 7
+    assert settings.ledger_url == "hedged-ledger.sqlite"
+    assert Settings(data_dir="/data").ledger_url == "/data/hedged-ledger.sqlite"
+    assert Settings(ledger="postgresql://db/x").ledger_url == "postgresql://db/x"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HEDGED_MAX_ROWS", "0"),
+        ("HEDGED_MAX_ROWS", "many"),
+        ("HEDGED_DEVICE", "tpu"),
+        ("HEDGED_REQUEST_TIMEOUT_S", "-1"),
+        ("HEDGED_PORT", "70000"),
+        ("HEDGED_MAX_RWOS", "5"),
+    ],
+)
+def test_errors_name_the_variable(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name):
+        load_settings()
+
+
+def test_nothing_to_serve_says_what_to_set():
+    with pytest.raises(SettingsError, match="HEDGED_BUNDLES"):
+        _ = load_settings().bundle_path
+
+
+def test_every_setting_is_documented():
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
