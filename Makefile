@@ -29,16 +29,20 @@ bench: $(VENV)/.dev
 bench-quick: $(VENV)/.dev
 	$(PY) -m bench all --quick --json
 
-# magika asks for plain onnxruntime, which must never be installed beside onnxruntime-gpu.
-$(VENV)/.demo: pyproject.toml constraints.txt
+# The demo reads the files of pinned packages and imports none, so they come without dependencies;
+# so does magika, which asks for plain onnxruntime, and that must never stand beside onnxruntime-gpu.
+$(VENV)/.demo: pyproject.toml constraints.txt hedged/demo/sources.py
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	$(PIP) -c constraints.txt -e '.[fit,demo]'
-	$(PIP) -c constraints.txt --no-deps magika
+	$(PIP) -c constraints.txt -e '.[fit]'
+	$(PIP) --no-deps $$($(PY) -c 'from hedged.demo.sources import requirements; print(*requirements())')
 	touch $@
 
+# laplace-torch, the oracle, without torchvision: see pyproject.toml.
+ORACLE := laplace-torch==0.3 backpack-for-pytorch==1.7.1 asdfghjkl==0.1a4 curvlinops-for-pytorch==3.0.1 unfoldNd==0.2.3
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -c constraints.txt -e '.[fit,demo,postgres,dev]'
+	$(PIP) -c constraints.txt -e '.[fit,postgres,dev]'
+	$(PIP) --no-deps $(ORACLE)
 	touch $@
 
 apt:

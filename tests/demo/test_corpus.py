@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from magika import Magika
 from magika.types.seekable import Seekable
+from numpy.typing import NDArray
 
 from hedged.demo import corpus, sources
 from hedged.demo.corpus import CorpusPaths, magika_input, magika_labels, magika_model, type_of
@@ -66,8 +67,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> CorpusPaths:
     return corpus.build_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def inputs(table: pa.Table) -> np.ndarray:
-    flat = table["bytes"].combine_chunks().flatten().to_numpy()
+def inputs(table: pa.Table) -> NDArray[np.int32]:
+    flat: NDArray[np.int32] = table["bytes"].combine_chunks().flatten().to_numpy()
     return flat.reshape(table.num_rows, 2048)
 
 
@@ -126,7 +127,7 @@ def test_input_equals_magikas_own_at_the_edges(size: int) -> None:
 
 
 def test_rows_come_from_the_files_they_name(built: CorpusPaths) -> None:
-    where = {}
+    where: dict[str, Path] = {}
     for name in sources.DISTRIBUTIONS:
         dist = metadata.distribution(name)
         where |= {f.as_posix(): Path(str(dist.locate_file(f))) for f in dist.files or ()}
@@ -181,9 +182,13 @@ def test_the_model_is_mostly_right_on_the_corpus(built: CorpusPaths) -> None:
     train = pq.read_table(built.train).slice(0, 600)  # rows are in the order of their hash
     session = open_session(magika_model())
     x = inputs(train)
-    probs = np.concatenate([session.run(None, {"bytes": x[i : i + 60]})[0] for i in range(0, 600, 60)])
+    probs = np.concatenate(
+        [session.run(None, {"bytes": x[i : i + 60]})[0] for i in range(0, 600, 60)]
+    )
     guesses = [built.classes[k] for k in probs.argmax(1)]
-    right = np.mean([g == label for g, label in zip(guesses, train["label"].to_pylist(), strict=True)])
+    right = np.mean(
+        [g == label for g, label in zip(guesses, train["label"].to_pylist(), strict=True)]
+    )
     assert 0.9 < right < 0.995  # errors are what the demo is about
 
 

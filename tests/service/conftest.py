@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
+import psutil
 import pytest
 import uvicorn
 
 from service.app import create_app
 from service.settings import Settings
 from tests.factory import tiny_bundle
+
+ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +77,75 @@ class Server:
         self.uvicorn.should_exit = True
         self.thread.join(timeout=60)
         assert not self.thread.is_alive()
+
+
+class BentoServer:
+    """``bentoml serve`` of ``target`` in a process of its own, with its own BENTOML_HOME."""
+
+    def __init__(self, home: Path, target: str = "service.bento:svc", **environ: str) -> None:
+        self.home = home
+        self.log = home / "server.log"
+        self.command = [sys.executable, "-m", "bentoml", "serve", target]
+        self.command += ["--host", "127.0.0.1", "--port", "0"]
+        self.command += ["--timeout-graceful-shutdown", "30"]
+        self.environ = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("HEDGED_", "PROMETHEUS_"))},
+            "BENTOML_HOME": str(home / "bentoml"),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "HEDGED_DATA_DIR": str(home),
+            **environ,
+        }
+        (home / "bentoml").mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> BentoServer:
+        with self.log.open("wb") as log:
+            self.process = psutil.Popen(
+                self.command, env=self.environ, stdout=log, stderr=log, cwd=ROOT
+            )
+        try:
+            self.port = self._wait(self._listening)
+            self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+            self._wait(self._ready)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "client"):
+            self.client.close()
+        if self.process.is_running():
+            self.process.terminate()
+        self.process.wait(timeout=60)
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes."""
+        return [
+            p
+            for p in self.process.children(recursive=True)
+            if "_bentoml_impl.worker.service" in p.cmdline()
+        ]
+
+    def _listening(self) -> int | None:
+        # The arbiter has sockets of its own; a worker inherits only the one that serves.
+        for worker in self.workers():
+            for connection in worker.net_connections("tcp4"):
+                if connection.status == psutil.CONN_LISTEN:
+                    return int(connection.laddr.port)
+        return None
+
+    def _ready(self) -> bool:
+        try:
+            return self.client.get("/v2/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _wait(self, ask: Callable[[], T | None]) -> T:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            with contextlib.suppress(psutil.Error):
+                if found := ask():
+                    return found
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import re
+import shutil
 import socket
 import time
 
@@ -14,9 +15,9 @@ import pytest
 import tritonclient.http as triton
 
 from calibration.predictor import Predictor
-from service.settings import Settings
+from posthoc.contract import BundleError
+from service.models import find_bundles, load_models
 from tests.factory import CLASSES, rows
-from tests.service.conftest import Server
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +167,12 @@ REQUESTS = {
     "unknown key": ({"rows": as_rows(BAD), "alhpa": 0.1}, "'alhpa'"),
     "no rows": ({"rows": []}, "at least one"),
     "row is no object": ({"rows": [[1, 2, 3, 4]]}, "row 0 is a JSON array"),
-    "missing column": ({"rows": [*as_rows(BAD), {"a": 1, "b": 1, "c": 1}]}, "row 3 has no column 'd'"),
+    "missing column": ({"rows": [*as_rows(BAD), {"a": 1, "b": 1, "c": 1}]}, "row 3 has no .* 'd'"),
     "unknown column": ({"rows": [{**as_rows(BAD)[0], "e": 1}]}, "row 0 has column 'e'"),
     "text": ({"rows": [*as_rows(BAD), {"a": 1, "b": "x", "c": 1, "d": 1}]}, "row 3, column 'b'"),
     "null": ({"rows": [{"a": None, "b": 0, "c": 1, "d": 1}]}, "row 0, column 'a' holds a null"),
     "list": ({"rows": [{"a": [1], "b": 0, "c": 1, "d": 1}]}, "input 'x'|ragged|shaped"),
-    "overflow": ({"inputs": {"x": [[0, 0, 0, 0], [0, 1e300, 0, 0]]}}, "row 1 of input 'x' is not finite"),
+    "overflow": ({"inputs": {"x": [[0, 0, 0, 0], [0, 1e300, 0, 0]]}}, "row 1 .* is not finite"),
     "shape": ({"inputs": {"x": [[0, 0, 0]]}}, r"shape \[1, 3\]; the model takes \[N, 4\]"),
     "ragged": ({"inputs": {"x": [[0, 0, 0, 0], [0]]}}, "ragged"),
     "unknown input": ({"inputs": {"z": [[0]]}}, "no input 'z'"),
@@ -235,7 +236,7 @@ def test_bodies_that_are_garbage_or_too_large(server, path):
     status, message = post(b"x" * (3 << 20))
     assert status == 413
     assert str(1 << 20) in message
-    status, _ = post(b"x" for _ in range(2 << 20))  # chunked: no length is declared
+    status, _ = post(b"x" * 65536 for _ in range(40))  # chunked: no length is declared
     assert status == 413
     status, _ = post(b"{}", **{"content-encoding": "gzip"})
     assert status == 415
@@ -283,7 +284,10 @@ def test_labels_find_their_predictions(served):
     def label(k, value):
         return server.client.post("/v1/labels", json={"id": f"batch:{k}", "label": value})
 
-    poll(lambda: server.client.get("/v1/calibration").json(), lambda c: c["models"])
+    poll(
+        lambda: server.client.get("/v1/calibration").json(),
+        lambda c: c["models"][0]["served"] == 60,
+    )
     first = label(0, int(y[0]))
     assert first.json()["results"] == [{"id": "batch:0", "result": "accepted"}]
     assert label(0, CLASSES[y[0]]).json()["counts"] == {"duplicate": 1}
@@ -339,7 +343,8 @@ def test_labels_that_cannot_be_right(server, body, says):
 
 def test_random_addresses_leave_the_metrics_as_they_were(server):
     rng = np.random.default_rng(0)
-    server.client.get("/nowhere")
+    for method in ("GET", "POST", "DELETE", "BREW"):
+        server.client.request(method, "/nowhere", headers={"content-type": "application/json"})
     server.client.get("/metrics")
     before = len(server.client.get("/metrics").text.splitlines())
     for k in range(300):
@@ -349,9 +354,7 @@ def test_random_addresses_leave_the_metrics_as_they_were(server):
             f"/{noise}/{k}",
             headers={"content-type": "application/json"},
         )
-    methods = 3  # routes of unknown paths by code: 404 only
-    after = len(server.client.get("/metrics").text.splitlines())
-    assert after - before <= methods * 20
+    assert len(server.client.get("/metrics").text.splitlines()) == before
 
 
 def test_health_and_pages(server):
@@ -381,11 +384,6 @@ def test_a_slow_client_is_cut_off(served):
 
 
 def test_a_damaged_bundle_is_not_served(classifier, tmp_path):
-    import shutil
-
-    from posthoc.contract import BundleError
-    from service.models import find_bundles, load_models
-
     copy = tmp_path / "root" / "tiny" / "1"
     shutil.copytree(classifier, copy)
     assert find_bundles(tmp_path / "root") == {"tiny": copy}
@@ -394,17 +392,11 @@ def test_a_damaged_bundle_is_not_served(classifier, tmp_path):
     with pytest.raises(BundleError, match="'tiny' and lies in the folder of 'small'"):
         load_models(tmp_path / "root", device="cpu", threads=1)
     (tmp_path / "root" / "small" / "1" / "head.onnx").write_bytes(b"x")
-    server = Server(Settings(bundles=tmp_path / "root", data_dir=tmp_path))
-    with pytest.raises(AssertionError):
-        server.__enter__()
+    with pytest.raises(BundleError, match=r"head\.onnx was changed"):
+        load_models(tmp_path / "root", device="cpu", threads=1)
 
 
 def test_the_live_version_is_named(classifier, tmp_path):
-    import shutil
-
-    from posthoc.contract import BundleError
-    from service.models import find_bundles
-
     for version in ("1", "2"):
         shutil.copytree(classifier, tmp_path / "tiny" / version)
     with pytest.raises(BundleError, match="2 versions"):
@@ -416,15 +408,8 @@ def test_the_live_version_is_named(classifier, tmp_path):
         active.write_text(text)
         with pytest.raises(BundleError, match=says):
             find_bundles(tmp_path)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match="no bundle"):
-        find_bundles(
-            tmp_path / "tiny" / "1" / "..",
-        ) if False else find_bundles(_empty(tmp_path))
+        find_bundles(tmp_path / "empty")
     with pytest.raises(BundleError, match="no such folder"):
         find_bundles(tmp_path / "nothing")
-
-
-def _empty(tmp_path):
-    folder = tmp_path / "nothing-here"
-    folder.mkdir()
-    return folder

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from posthoc.contract import Array, DataError, ModelError
-from service.scoring.answers import answer
+from service.scoring.answers import Inputs, answer
 
 ROWS = 60
 
@@ -42,7 +42,7 @@ def run() -> Callable[..., dict[str, Array]]:
     )
     names = ["std", "lower"]
 
-    def run(inputs: dict[str, Array]) -> dict[str, Array]:
+    def run(inputs: Inputs) -> dict[str, Array]:
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     return run
@@ -75,7 +75,7 @@ def test_exactly_the_bad_rows_are_told_apart(
 
 
 def test_a_bound_may_be_infinite_but_not_nan(run: Callable[..., dict[str, Array]]) -> None:
-    def bounds(inputs: dict[str, Array]) -> dict[str, Array]:
+    def bounds(inputs: Inputs) -> dict[str, Array]:
         return {"lower": run(inputs)["lower"]}
 
     got = answer(bounds, {"index": np.array([0, 1, 2])}, {}, 8)
@@ -89,7 +89,7 @@ def test_a_bound_may_be_infinite_but_not_nan(run: Callable[..., dict[str, Array]
 def test_every_final_run_has_the_full_shape_and_good_rows_only(bad: set[int]) -> None:
     shapes = []
 
-    def run(inputs: dict[str, Array]) -> dict[str, Array]:
+    def run(inputs: Inputs) -> dict[str, Array]:
         x = inputs["x"]
         if (x < 0).any():
             raise RuntimeError("negative")
@@ -114,7 +114,7 @@ def test_no_good_row_means_no_run() -> None:
 
 
 def test_a_failure_of_no_single_row_is_the_models() -> None:
-    def too_many(inputs: dict[str, Array]) -> dict[str, Array]:
+    def too_many(inputs: Inputs) -> dict[str, Array]:
         if len(inputs["x"]) == 8:
             raise RuntimeError("out of memory")
         return {"mean": inputs["x"]}

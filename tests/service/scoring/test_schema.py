@@ -47,7 +47,7 @@ def columns(manifest: Manifest, fields: dict[str, np.ndarray]) -> dict[str, list
 def test_classification_columns(manifest: Manifest, seed: int, n: int, c: int, named: bool) -> None:
     names = tuple("ABCDEF"[:c]) if named else None
     rng = np.random.default_rng(seed)
-    fields = {
+    fields: dict[str, np.ndarray] = {
         "label": rng.integers(0, c, n),
         "probs": rng.random((n, c), np.float32),
         "set": rng.random((n, c)) < 0.4,

@@ -250,12 +250,32 @@ def test_outputs_that_were_damaged_or_lost_are_made_again(bundle: Path, tmp_path
     out = tmp_path / "out"
     score(bundle, source, out)
     before = tree(out)
-    first, second, third, _ = outputs(out)
+    other = tmp_path / "other"
+    score(bundle, source, other, batch_size=BATCH)
+    first, second, *_ = outputs(out)
     (out / first).write_bytes(before[first][:-4])
     (out / "_errors" / "half=1" / "part-01.parquet").unlink()
-    (out / second).write_bytes(before[third])  # well formed, but another fragment's
+    (out / second).write_bytes((other / second).read_bytes())  # well formed, of another run
     summary = score(bundle, source, out)
     assert summary.resumed == 1
+    assert tree(out) == before
+
+
+def test_success_is_withdrawn_while_something_is_missing(
+    bundle: Path, source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    score(bundle, source, out)
+    before = tree(out)
+    (out / outputs(out)[3]).unlink()
+
+    def fail(progress: Progress) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        score(bundle, source, out, progress=fail)
+    assert set(before) - set(tree(out)) == {outputs(source)[3], "_SUCCESS", "_summary.json"}
+    score(bundle, source, out)
     assert tree(out) == before
 
 

@@ -1,0 +1,5 @@
+"""``python -m hedged``: the command line."""
+
+from hedged.cli import main
+
+main()
