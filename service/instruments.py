@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from prometheus_client import (
 )
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from calibration.metrics.totals import (
     BIN_EDGES,
@@ -358,14 +358,28 @@ def render() -> bytes:
         return generate_latest(REGISTRY)
     _sweep(Path(folder))
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
-    for _ in range(10):
-        try:
-            return generate_latest(registry)
-        except struct.error:
-            # A starting worker has created a file and not yet given it a size: microseconds.
-            continue
+    registry.register(_Workers(Path(folder)))
     return generate_latest(registry)
+
+
+class _Workers(Collector):
+    """The metrics in the files of all worker processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        # A worker that is starting, or was killed just then, has a file without a header.
+        files = [str(f) for f in self._folder.glob("*.db") if _size(f)]
+        merged: Iterable[Metric] = MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+        return merged
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _of(model: str, version: str, task: str) -> _Series:

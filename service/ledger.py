@@ -85,7 +85,11 @@ class Ledger:
             Spool(Path(spool_dir), ledger_key(url)),
             max_queue_rows=max_queue_rows,
         )
-        ledger._first_contact(must=file is not None)
+        try:
+            ledger._first_contact(must=file is not None)
+        except LedgerError:
+            ledger._engine.dispose()
+            raise
         ledger._spool.adopt()
         ledger._writer.start()
         return ledger

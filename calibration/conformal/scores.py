@@ -39,10 +39,11 @@ def raps(p: Array, *, k_reg: int, penalty: float, u: Array | float = 1.0) -> F64
     p = np.asarray(p, np.float64)
     order = np.argsort(-p, axis=1, kind="stable")
     ranked = np.take_along_axis(p, order, 1)
-    inclusive = np.cumsum(ranked[:, ::-1], 1)[:, ::-1]
+    below = np.zeros_like(ranked)
+    below[:, :-1] = np.cumsum(ranked[:, :0:-1], 1)[:, ::-1]
     ranks = np.arange(1, p.shape[1] + 1)
     uu = np.broadcast_to(np.asarray(u, np.float64), len(p))[:, None]
-    s: F64 = -(inclusive - uu * ranked) + penalty * np.maximum(0, ranks - k_reg)
+    s: F64 = -(below + (1.0 - uu) * ranked) + penalty * np.maximum(0, ranks - k_reg)
     out = np.empty_like(s)
     np.put_along_axis(out, order, s, 1)
     return out
@@ -66,12 +67,11 @@ def emit_class_scores(
         others = g.sum(g.op("Where", top, g.const(0.0), p), 1, keepdims=True)
         return g.op("Where", top, others, g.op("Sub", g.const(1.0), p))
     ranked, order = g.op2("TopK", p, g.const([classes], "int64"), axis=-1)
-    inclusive = g.op("CumSum", ranked, g.const(1, "int64"), reverse=1)
+    below = g.op("CumSum", ranked, g.const(1, "int64"), reverse=1, exclusive=1)
     if settings["randomised"]:
         u = g.unsqueeze(g.optional_input("u", 1.0, "U"), 1)
-        below = g.op("Sub", inclusive, g.op("Mul", u, ranked))
-    else:
-        below = g.op("Sub", inclusive, ranked)
+        rest = g.op("Mul", g.op("Sub", g.const(1.0), u), ranked)
+        below = g.op("Add", below, rest)
     ranks = np.arange(1, classes + 1)
     penalties = settings["penalty"] * np.maximum(0, ranks - settings["k_reg"])
     score = g.op("Sub", g.const(penalties[None]), below)

@@ -13,7 +13,8 @@ from posthoc.contract import F64, I64
 
 def softmax(z: F64) -> F64:
     e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+    p: F64 = e / e.sum(axis=1, keepdims=True)
+    return p
 
 
 def classes(n: int, c: int, seed: int, signal: float = 3.0) -> tuple[F64, I64]:
@@ -37,7 +38,7 @@ def classification(n: int = 2000, c: int = 6, seed: int = 0, **more: Any) -> Eva
     strange = softmax(0.5 * rng.standard_normal((n // 2, c)))
     entropy, out_entropy = (-(q * np.log(q)).sum(axis=1) for q in (p, strange))
     scores = {"hedged": entropy, "msp": 1 - p.max(axis=1)}
-    arguments = {
+    arguments: dict[str, Any] = {
         "frozen_probs": softmax(2.5 * z),
         "scaled_probs": softmax(1.1 * z),
         "fields": {
@@ -71,7 +72,7 @@ def regression(n: int = 2000, k: int = 1, seed: int = 0, **more: Any) -> Evaluat
     reach = {a: threshold_at(scores, a) * std for a in (0.1, 0.05)}
     levels = (0.1, 0.25, 0.5, 0.75, 0.9)
     normal = np.array([-1.2815515655446, -0.6744897501961, 0, 0.6744897501961, 1.2815515655446])
-    arguments = {
+    arguments: dict[str, Any] = {
         "fields": {
             "mean": mean,
             "std": std,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ from tests.service.streams import (
 )
 
 ROOT = Path(__file__).parents[2]
+DATABASES = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,8 @@ def postgres(tmp_path_factory):
 
 
 @pytest.fixture
-def postgres_url(postgres, request):
-    name = f"t{abs(hash(request.node.name))}"
+def postgres_url(postgres):
+    name = f"t{next(DATABASES)}"
     postgres.psql(f"CREATE DATABASE {name}")
     return postgres.get_uri(database=name)
 

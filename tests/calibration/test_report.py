@@ -1,0 +1,128 @@
+"""The report as a file: self-contained, escaped, with every figure valid for plotly."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+
+from calibration.evaluation import Evaluation
+from calibration.figures import panels
+from calibration.report import render, write_report
+from tests.calibration import simulated
+from tests.calibration.pages import Page, read
+
+EVALUATIONS = {
+    "classification": simulated.classification(n=800),
+    "regression": simulated.regression(n=800),
+}
+KEYS = {
+    "classification": [
+        "reliability",
+        "risk-coverage",
+        "coverage",
+        "set-sizes",
+        "scores-0",
+        "scores-1",
+    ],
+    "regression": ["pit", "quantiles", "coverage", "widths", "width-coverage", "scores-0"],
+}
+
+
+@pytest.fixture(scope="module", params=sorted(EVALUATIONS))
+def task(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def page(task: str) -> Page:
+    return read(render(EVALUATIONS[task]))
+
+
+def figures(page: Page) -> list[dict[str, object]]:
+    """The figures that the page's last script draws, as JSON."""
+    found = re.search(r"const figures = (\[.*?\]);\n", page.scripts[-1])
+    assert found is not None
+    return list(json.loads(found.group(1)))
+
+
+def test_one_file_that_loads_nothing_else(task: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, EVALUATIONS[task])
+    assert path.stat().st_size < 8_000_000
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    page = read(path.read_text(encoding="utf-8"))
+    assert page.loads() == []
+    policies = [a for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in policies[0]["content"]
+    assert "http" not in policies[0]["content"]
+
+
+def test_every_figure_has_its_place_and_its_sentence(task: str, page: Page) -> None:
+    assert page.ids() == KEYS[task]
+    assert [f["key"] for f in figures(page)] == KEYS[task]
+    for panel in panels(EVALUATIONS[task]):
+        assert panel.title in page.text and panel.meaning in page.text
+        assert panel.meaning.endswith(".")
+
+
+def test_plotly_accepts_every_figure(page: Page) -> None:
+    style = page.styles[0]
+    for figure in figures(page):
+        text = json.dumps(figure)
+        for colour in re.findall(r"var\((--[a-z0-9-]+)\)", text):
+            # Once for the light scheme and once for the dark.
+            assert style.count(f"{colour}:") == 2, colour
+        painted = json.loads(re.sub(r"var\(--[a-z0-9-]+\)", "rgb(1, 2, 3)", text))
+        assert go.Figure(data=painted["data"], layout=painted["layout"]).data
+
+
+def test_tables_hold_the_numbers(task: str, page: Page) -> None:
+    evaluation = EVALUATIONS[task]
+    for s in evaluation.systems:
+        assert s.name in page.text
+        assert f"{s.metrics['nll'].value:.4f}".replace("-", "−") in page.text
+    for level in evaluation.levels:
+        assert f"{100 * level.coverage:.2f} %" in page.text
+    assert f"{evaluation.n:,}" in page.text
+
+
+def test_names_are_data_and_never_markup() -> None:
+    evil = "</script><script>alert(1)</script>{{plotly}}<img src=http://x>"
+    shown = simulated.classification(
+        n=100,
+        about={"Model": evil, evil: evil},
+        ood_in={evil: [0.0] * 100},
+        ood_out={evil: {evil: [1.0] * 10}},
+    )
+    page = read(render(shown))
+    assert page.loads() == []
+    assert len(page.scripts) == 2
+    assert evil in page.text
+    assert figures(page)[-1]["data"][1]["name"] == evil  # type: ignore[index]
+
+
+def test_an_evaluation_from_json_gives_the_same_report() -> None:
+    evaluation = EVALUATIONS["regression"]
+    again = Evaluation.model_validate_json(evaluation.model_dump_json())
+    assert render(again) == render(evaluation)
+
+
+def test_a_report_without_strange_rows_sets_or_baselines() -> None:
+    bare = simulated.classification(
+        n=100, sets={}, ood_in=None, ood_out=None, scaled_probs=None, about=None
+    )
+    assert read(render(bare)).ids() == ["reliability", "risk-coverage"]
+    alone = simulated.regression(n=100, intervals={}, constant_std=None, ood_in={}, ood_out={})
+    assert read(render(alone)).ids() == ["pit", "quantiles"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    target.mkdir()
+    with pytest.raises(OSError):
+        write_report(target, EVALUATIONS["regression"])
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,0 +1,87 @@
+"""The report in a real browser, wide and on a phone: every figure drawn, nothing fetched."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from calibration.report import write_report
+from tests.calibration import simulated
+from tests.calibration.conftest import BROWSER
+
+PHONE, DESK = 390, 1400
+# Appended to a copy of the report: what the page measures of itself, as an attribute.
+PROBE = """<script>
+window.addEventListener("load", () => {
+  const plots = [...document.querySelectorAll(".plot")];
+  const seen = {
+    width: document.documentElement.clientWidth,
+    scroll: document.documentElement.scrollWidth,
+    fetched: performance.getEntriesByType("resource").length,
+    plots: plots.map((p) => [p.id, p.querySelectorAll("svg.main-svg").length,
+      p.querySelectorAll(".trace, .bars .point").length, p.getBoundingClientRect().right]),
+  };
+  parent.document.documentElement.setAttribute("data-seen", JSON.stringify(seen));
+});
+</script>"""
+
+
+def browse(page: Path, profile: Path, width: int) -> tuple[str, str]:
+    """The DOM after all scripts ran, and what the browser logged."""
+    assert BROWSER is not None
+    done = subprocess.run(
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--enable-logging=stderr",
+            "--hide-scrollbars",
+            "--allow-file-access-from-files",
+            f"--user-data-dir={profile}",
+            f"--window-size={width},3000",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_every_figure_is_drawn_and_nothing_fetched(task: str, width: int, tmp_path: Path) -> None:
+    evaluation = getattr(simulated, task)(n=600)
+    report = tmp_path / "report.html"
+    write_report(report, evaluation)
+    text = report.read_text(encoding="utf-8")
+    report.write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    # A headless window is never narrower than 500 pixels; a frame is.
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<body style="margin:0"><iframe width="{width}" height="3000" frameborder="0" '
+        'src="report.html"></iframe>'
+    )
+    dom, log = browse(frame, tmp_path / "profile", width + 100)
+    assert "CONSOLE" not in log, log
+    found = re.search(r'data-seen="([^"]*)"', dom)
+    assert found is not None
+
+    seen = json.loads(html.unescape(found.group(1)))
+    assert seen["width"] == width
+    assert seen["scroll"] == width  # nothing sticks out sideways
+    assert seen["fetched"] == 0
+    assert len(seen["plots"]) >= 5
+    for key, svgs, traces, right in seen["plots"]:
+        assert svgs >= 1 and traces >= 1, key
+        assert right <= width, key

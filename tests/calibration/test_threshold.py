@@ -1,0 +1,89 @@
+"""p-values, the Neyman–Pearson rank and abstention against their definitions and by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta, binom
+
+from calibration.threshold import (
+    fit_abstention,
+    neyman_pearson_rank,
+    neyman_pearson_rows,
+    pvalue_table,
+    pvalues,
+)
+
+floats = st.floats(-100, 100, allow_nan=False, width=32)
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.lists(floats, min_size=1, max_size=60), st.lists(floats, min_size=1, max_size=20))
+def test_pvalues_are_their_definition(reference: list[float], scores: list[float]) -> None:
+    table, p = pvalue_table(np.asarray(reference))
+    want = [(1 + sum(r >= s for r in reference)) / (len(reference) + 1) for s in scores]
+    np.testing.assert_allclose(pvalues(table, p, np.asarray(scores)), want, rtol=1e-12)
+
+
+def test_a_thinned_table_is_conservative_and_exact_in_the_tail() -> None:
+    rng = np.random.default_rng(0)
+    reference, scores = rng.normal(size=20_000), rng.normal(size=500)
+    table, p = pvalue_table(reference)
+    assert len(table) <= 1024
+    exact = np.asarray([(1 + (reference >= s).sum()) / 20_001 for s in scores])
+    got = pvalues(table, p, scores)
+    assert (got >= exact - 1e-15).all()
+    assert (got - exact).max() < 0.002
+    tail = exact < 500 / 20_001
+    np.testing.assert_array_equal(got[tail], exact[tail])
+
+
+@pytest.mark.parametrize(("alpha", "delta"), [(0.05, 0.05), (0.1, 0.05), (0.05, 0.01)])
+@pytest.mark.parametrize("n", [59, 60, 100, 500, 2000])
+def test_the_rank_is_the_smallest_that_keeps_the_promise(
+    alpha: float, delta: float, n: int
+) -> None:
+    by_hand = next((k for k in range(1, n + 1) if binom.sf(k - 1, n, 1 - alpha) <= delta), None)
+    assert neyman_pearson_rank(n, alpha, delta) == by_hand
+    if by_hand is not None:
+        # The false-alarm rate of flagging above the k-th of n is Beta(n+1-k, k).
+        assert beta.sf(alpha, n + 1 - by_hand, by_hand) <= delta + 1e-9
+
+
+def test_fifty_nine_rows_are_the_fewest() -> None:
+    assert neyman_pearson_rows(0.05, 0.05) == 59
+    assert neyman_pearson_rank(59, 0.05, 0.05) == 59
+    assert neyman_pearson_rank(58, 0.05, 0.05) is None
+
+
+def test_abstention_keeps_its_promise() -> None:
+    """Over 500 calibrations, the true error of what is answered exceeds the level in at most the
+    99.9 % quantile of Binomial(500, delta) of them."""
+    level, delta, exceeded, answered = 0.1, 0.1, 0, []
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        grid = rng.uniform(size=300)
+        sure = rng.uniform(size=600)
+        wrong = rng.uniform(size=600) > sure  # right with probability = confidence
+        found = fit_abstention(grid, sure, wrong, level, delta)
+        if found.threshold is not None:
+            # E[1 - c | c > t] for c uniform.
+            exceeded += (1 - max(found.threshold, 0)) / 2 > level
+            answered.append(found.answered)
+    assert exceeded <= binom.ppf(0.999, 500, delta)
+    assert np.mean(answered) > 0.05  # not by answering nothing: a fifth could be
+
+
+def test_nothing_passes_means_abstain_on_all() -> None:
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(size=500)
+    found = fit_abstention(sure, sure, np.ones(500, bool), 0.05, 0.05)
+    assert (found.threshold, found.answered) == (None, 0.0)
+    few = fit_abstention(sure, sure[:58], np.zeros(58, bool), 0.05, 0.05)
+    assert few.threshold is None
+    enough = fit_abstention(sure, sure[:59], np.zeros(59, bool), 0.05, 0.05)
+    assert enough.answered == 1.0 and not math.isinf(enough.threshold or 0)
