@@ -24,7 +24,7 @@ from service.settings import load_settings
 _settings = load_settings()
 
 
-class HedgedService(bentoml.Service[Any]):
+class HedgedService(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml gives no types
     """A BentoML service whose ASGI application is ours, with BentoML's own few routes inside."""
 
     def to_asgi(self, is_main: bool = True) -> Application:
@@ -59,14 +59,14 @@ class Hedged:
 
     bento_service: HedgedService
 
-    @bentoml.on_deployment
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
         """Once, before any worker starts: say what is wrong while somebody is looking."""
         for folder in find_bundles(_settings.bundle_path).values():
             load_bundle(folder)
 
-    @bentoml.api
+    @bentoml.api  # type: ignore[untyped-decorator]
     async def predict(
         self, rows: list[dict[str, Any]], alpha: float | None = None, model: str | None = None
     ) -> list[dict[str, Any]]:

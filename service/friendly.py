@@ -41,7 +41,8 @@ def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
 
     Options are ``alpha`` (one number, or one per row), ``id``, ``ids`` (one per row, default: the
     bundle's id column where rows have it) and ``outputs`` (names). The other columns that the
-    bundle's table had may be there and are not used. Raises ServiceError 400 naming the key, row and column at fault.
+    bundle's table had may be there and are not used. Raises ServiceError 400 naming the key, the
+    row and the column at fault.
     """
     for key in request:
         if key not in _KEYS:

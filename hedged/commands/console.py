@@ -20,8 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+_WIDTH = None if sys.stdout.isatty() else 110  # a pipe has no width; 80 would break the tables
 err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+out = Console(highlight=False, width=_WIDTH)
 
 Report = Callable[[str, int, int], None]
 

@@ -58,14 +58,13 @@ def score(
         )
     if json:
         console.print_json(summary.as_dict())
-        return
-    say = console.out.print
-    say(
-        f"{summary.good:,} rows scored, {summary.errors:,} bad, in {summary.fragments} fragments "
-        f"({summary.resumed} from before), {summary.rows_per_s:,.0f} rows/s → {summary.output}"
-    )
+    else:
+        console.out.print(
+            f"{summary.good:,} rows scored, {summary.errors:,} bad, in {summary.fragments} fragments "
+            f"({summary.resumed} from before), {summary.rows_per_s:,.0f} rows/s → {summary.output}"
+        )
     for failure in summary.failed:
-        say(f"not read: {failure.source}: {failure.reason}")
+        console.err.print(f"not read: {failure.source}: {failure.reason}")
     if summary.failed:
         raise typer.Exit(1)
 

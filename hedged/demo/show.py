@@ -43,20 +43,24 @@ class Silent(Teller):
 def examples(answers: Sequence[dict[str, Any]]) -> Table:
     """Predictions with sets and flags for a few recognisable files."""
     table = Table(title="A few files", title_justify="left")
-    for column in ("file", "label", "confidence", "90 % set", "epistemic", "p-value", "flag"):
+    for column in ("file", "label", "confidence", "90 % set", "99 % set", "epistemic", "flag"):
         table.add_column(column)
     for a in answers:
-        shown = ", ".join(a["set"][:4]) + (f" +{len(a['set']) - 4}" if len(a["set"]) > 4 else "")
         table.add_row(
             a["what"],
             a["label"],
             f"{a['confidence']:.3f}",
-            "{" + shown + "}",
+            _set(a["set"]),
+            _set(a["wide_set"]),
             f"{a['epistemic']:.3f}",
-            f"{a['ood_pvalue']:.3f}",
-            "strange" if a["ood"] else "",
+            f"strange (p {a['ood_pvalue']:.3f})" if a["ood"] else "",
         )
     return table
+
+
+def _set(names: Sequence[str]) -> str:
+    more = f", and {len(names) - 4} more" if len(names) > 4 else ""
+    return "{" + ", ".join(names[:4]) + more + "}"
 
 
 def comparison(story: dict[str, Any]) -> Table:

@@ -163,7 +163,11 @@ def _try_examples(server: Server) -> list[dict[str, Any]]:
     files = examples()
     rows = [{"bytes": magika_input(e.data).tolist()} for e in files]
     answers = server.predict({"rows": rows, "id": "example"})
-    return [{"what": e.what, "kind": e.kind, **a} for e, a in zip(files, answers, strict=True)]
+    wide = server.predict({"rows": rows, "id": "example-wide", "alpha": 0.01})
+    return [
+        {"what": e.what, "kind": e.kind, "wide_set": w["set"], **a}
+        for e, a, w in zip(files, answers, wide, strict=True)
+    ]
 
 
 def _label_and_watch(server: Server, answers: list[dict[str, Array]], y: Array) -> dict[str, Any]:

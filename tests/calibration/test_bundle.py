@@ -115,13 +115,8 @@ def test_a_broken_manifest_is_refused(copy: Path, text: bytes) -> None:
 
 def test_external_data_is_refused_before_anything_runs(copy: Path) -> None:
     model = onnx.load(copy / PREDICTOR)
-    onnx.save(
-        model,
-        copy / PREDICTOR,
-        save_as_external_data=True,
-        location="weights.bin",
-        size_threshold=0,
-    )
+    external = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
+    onnx.save(model, copy / PREDICTOR, **external)
     (copy / "weights.bin").unlink()
     data = (copy / PREDICTOR).read_bytes()
     record = {"size": len(data), "sha256": sha256(data)}
