@@ -52,7 +52,7 @@ def render(evaluation: Evaluation) -> str:
     shown = list(panels(evaluation))
     figures = [{"key": p.key, "data": p.data, "layout": p.layout} for p in shown]
     slots = {
-        "title": escape(evaluation.about.get("Model", f"the {evaluation.task}")),
+        "title": escape(evaluation.about.get("model", f"the {evaluation.task}")),
         "about": _about(evaluation),
         "glance": _glance(evaluation),
         "comparison": _comparison(evaluation),
@@ -78,7 +78,7 @@ def _script_json(value: object) -> str:
 
 def _about(e: Evaluation) -> str:
     lines = {
-        **{k: v for k, v in e.about.items() if k != "Model"},
+        **{k[:1].upper() + k[1:]: v for k, v in e.about.items() if k != "model"},
         "Task": e.task,
         "Test rows": f"{e.n:,}",
         "Conformal rows": f"{e.n_conformal:,}",

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from posthoc.columns import Faults, decoded, dense, find, is_text, merge, texts
 from posthoc.contract import Array, DataError, Task, TensorSpec
+from posthoc.mapping import TableMapping, infer_mapping
 from posthoc.tables import Table, open_table
 
 __all__ = [
@@ -26,28 +26,6 @@ __all__ = [
     "split_roles",
     "to_rows",
 ]
-
-
-class TableMapping(BaseModel):
-    """Which columns make which tensor; saved in the bundle and used again wherever it reads rows.
-
-    Each input is filled by its columns stacked in order, or by one list or tensor column alone.
-    ``split_by`` names the column whose equal values share a split (copies and truncations of one
-    item); without it equal rows do.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    inputs: dict[str, tuple[str, ...]]
-    target: tuple[str, ...] = ()
-    group: str | None = None
-    split_by: str | None = None
-    id: str | None = None
-
-    def columns(self, *, target: bool = True) -> tuple[str, ...]:
-        """Every column that rows are made of, once each."""
-        meta = (self.group, self.split_by, self.id)
-        every = (*(c for cs in self.inputs.values() for c in cs), *(self.target if target else ()))
-        return tuple(dict.fromkeys((*every, *(c for c in meta if c is not None))))
 
 
 @dataclass(frozen=True)
@@ -69,50 +47,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.content_hashes)
-
-
-def infer_mapping(
-    columns: Sequence[str],
-    specs: Sequence[TensorSpec],
-    *,
-    target: Sequence[str] | str | None,
-    inputs: Mapping[str, Sequence[str]] | None = None,
-    group: str | None = None,
-    split_by: str | None = None,
-    id: str | None = None,
-) -> TableMapping:
-    """The mapping from ``columns`` to the model inputs ``specs``.
-
-    Each input takes, in this order of preference: what ``inputs`` says, the column of its own
-    name, and (a model with one input) every column that is not target, group, split or id, in
-    the table's order. Raises DataError for a column or input that does not exist, and for an
-    input that nothing fills.
-    """
-    targets = (target,) if isinstance(target, str) else tuple(target or ())
-    given = {name: tuple(cols) for name, cols in (inputs or {}).items()}
-    names = [s.name for s in specs]
-    for name in given:
-        if name not in names:
-            raise DataError(f"the model has no input {name!r}; it takes {', '.join(names)}")
-    meta = {c for c in (*targets, group, split_by, id) if c is not None}
-    for column in (*meta, *(c for cs in given.values() for c in cs)):
-        if column not in columns:
-            raise DataError(f"no column {column!r}; the table has {', '.join(columns)}")
-    rest = tuple(c for c in columns if c not in meta)
-    filled: dict[str, tuple[str, ...]] = {}
-    for name in names:
-        if name in given:
-            filled[name] = given[name]
-        elif name in rest:
-            filled[name] = (name,)
-        elif len(names) == 1:
-            filled[name] = rest
-        if not filled.get(name):
-            raise DataError(
-                f"input {name!r} has no column; name them with --inputs {name}=a,b,c "
-                f"(the table has {', '.join(columns)})"
-            )
-    return TableMapping(inputs=filled, target=targets, group=group, split_by=split_by, id=id)
 
 
 def to_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import sys
@@ -90,8 +91,9 @@ def planned_provider(device: str) -> str:
 def open_session(
     model: bytes | str | Path, *, device: str = "cpu", threads: int = 0
 ) -> ort.InferenceSession:
-    """A session on ``device`` with all graph optimisations; ``threads`` 0 is one per core.
+    """A session on ``device`` with all graph optimisations.
 
+    ``threads`` is the number of threads within an operator (0: ONNX Runtime's choice).
     ``device="auto"`` takes an NVIDIA device when there is one that works and falls back to the
     CPU. Raises ModelError when the model cannot be loaded, and when an explicitly named device
     did not start.
@@ -104,7 +106,8 @@ def open_session(
     providers = _plan(device)
     wanted = _name(providers[0])
     if wanted != CPU and cuda_device_count():
-        ort.preload_dlls()  # finds the CUDA and cuDNN of pip packages
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+            ort.preload_dlls()  # the CUDA and cuDNN of pip packages
     source = model if isinstance(model, bytes) else str(model)
     label = "the model" if isinstance(model, bytes) else str(model)
     try:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from posthoc.contract import Array, DataError, HedgedError
 
-_HASH_BLOCK = 1 << 20
+_READ_BLOCK = 1 << 20
 _CSV_BLOCK = 1 << 24
 _WIDER = {"null": pa.int64(), "int64": pa.float64()}  # any other type widens to text
 _MISFIT = re.compile(r"In CSV column #(\d+): .*?CSV conversion error to ([a-z0-9]+)")
@@ -101,7 +101,7 @@ class Table(ABC):
         for name in self._files:
             digest = hashlib.sha256()
             with self._fs.open_input_file(name) as file:
-                while block := file.read(_HASH_BLOCK):
+                while block := file.read(_READ_BLOCK):
                     digest.update(block)
             digests.append(digest)
         if len(digests) == 1:
@@ -194,7 +194,9 @@ class _Parquet(Table):
         self.n_rows = sum(map(sum, self._rows))
 
     def _open(self, name: str) -> pq.ParquetFile:
-        return pq.ParquetFile(self._fs.open_input_file(name))
+        # By default a reader of batches holds every column chunk of the file at once.
+        source = self._fs.open_input_file(name)
+        return pq.ParquetFile(source, pre_buffer=False, buffer_size=_READ_BLOCK)
 
     def _read(self, size: int, columns: list[str], start: int) -> Iterator[pa.RecordBatch]:
         skip = start

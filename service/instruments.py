@@ -7,28 +7,12 @@ window, across workers, replicas and restarts. Works in one process and, when
 
 from __future__ import annotations
 
-import math
-import os
-import re
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from prometheus_client import (
-    CONTENT_TYPE_PLAIN_0_0_4,
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import Collector
 
 from calibration.metrics.totals import (
     BIN_EDGES,
@@ -38,8 +22,10 @@ from calibration.metrics.totals import (
     RegressionTotals,
 )
 from posthoc.contract import Array
+from service.exposition import CONTENT_TYPE as CONTENT_TYPE
+from service.exposition import BulkHistogram
+from service.exposition import render as render
 
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 OUTCOMES = ("answered", "abstained", "rejected")
 FEEDBACK_RESULTS = (
     "accepted",
@@ -54,31 +40,6 @@ FEEDBACK_RESULTS = (
 ALL = "all"  # the bin of regression rows, which have no confidence
 UNKNOWN = "unknown"  # the model of labels that name none of ours
 MAX_FOREIGN_LEVELS = 16
-_FEW = 4
-
-# One series set per process kind: multi-process mode has no *_created, so neither has the other.
-disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-class BulkHistogram(Histogram):
-    """A histogram that takes a whole batch at once."""
-
-    def observe_many(self, amounts: Array) -> None:
-        """As ``observe`` on each of N finite amounts, at one increment per bucket that is hit."""
-        values = np.asarray(amounts, dtype=np.float64)
-        if len(values) <= _FEW:  # below this numpy's own overhead is the larger part
-            for value in values.tolist():
-                if math.isfinite(value):
-                    self._sum.inc(value)
-                    self._buckets[bisect_left(self._upper_bounds, value)].inc(1)
-            return
-        values = values[np.isfinite(values)]
-        # side="left": the first bound with amount <= bound, as in Histogram.observe.
-        hits = np.bincount(np.searchsorted(self._upper_bounds, values, side="left"))
-        self._sum.inc(float(values.sum()))
-        for i in np.flatnonzero(hits):
-            self._buckets[i].inc(int(hits[i]))
-
 
 _MV = ("model", "version")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -351,58 +312,9 @@ def observe_feedback_delay(model: str, seconds: Array) -> None:
     FEEDBACK_DELAY.labels(model if model in _models else UNKNOWN).observe_many(seconds)
 
 
-def render() -> bytes:
-    """The exposition text of this process, or of all worker processes."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if folder is None:
-        return generate_latest(REGISTRY)
-    _sweep(Path(folder))
-    registry = CollectorRegistry()
-    registry.register(_Workers(Path(folder)))
-    return generate_latest(registry)
-
-
-class _Workers(Collector):
-    """The metrics in the files of all worker processes."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def collect(self) -> Iterable[Metric]:
-        # A worker that is starting, or was killed just then, has a file without a header.
-        files = [str(f) for f in self._folder.glob("*.db") if _size(f)]
-        merged: Iterable[Metric] = MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
-        return merged
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
 def _of(model: str, version: str, task: str) -> _Series:
     if (model, version) not in _series:
         # A version that another process served, or this one before a restart.
         _series[model, version] = _Series(model, version, task, ())
         _models.add(model)
     return _series[model, version]
-
-
-def _sweep(folder: Path) -> None:
-    """Remove live gauges of processes that are gone: nobody else does after a SIGKILL."""
-    for file in folder.glob("gauge_live*_*.db"):
-        found = re.fullmatch(r"gauge_live[a-z]*_(\d+)\.db", file.name)
-        if found is None:
-            continue
-        pid = int(found[1])
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            try:
-                mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
-            except FileNotFoundError:
-                continue  # another worker is rendering too
-        except PermissionError:
-            continue  # alive, and somebody else's

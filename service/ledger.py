@@ -104,13 +104,19 @@ class Ledger:
         width: int | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
-        """Tell the ledger of a bundle before its first prediction; returns at once.
+        """Tell the ledger of a bundle before its first prediction.
 
         With ``classes``, labels may be class names; ``width`` is the number of classes or outputs.
+        While the store is away this is spooled like everything else.
         """
         names = None if classes is None else tuple(classes)
         source = Source(model, version, identity, task, len(names) if names else width, names)
-        self._writer.put(source)
+        try:
+            self._apply({"source": source, "rows": []})
+        except SQLAlchemyError as e:
+            if not is_away(e):
+                raise LedgerError(f"{model} {version} could not be registered ({short(e)})") from e
+            self._writer.put(source)
 
     def record(
         self,

@@ -131,7 +131,8 @@ class WidthGroup(_Record):
 class Evaluation(_Record):
     """Everything that the report shows, from ``evaluate_classification`` or ``_regression``.
 
-    ``about`` holds the header's lines (model, bundle identity, splits) as the caller wrote them.
+    ``about`` holds the header's lines as the caller wrote them (bundle, splits, …); "model" is the
+    report's title.
     """
 
     task: Task

@@ -60,8 +60,9 @@ def score(
         console.print_json(summary.as_dict())
     else:
         console.out.print(
-            f"{summary.good:,} rows scored, {summary.errors:,} bad, in {summary.fragments} fragments "
-            f"({summary.resumed} from before), {summary.rows_per_s:,.0f} rows/s → {summary.output}"
+            f"{summary.good:,} rows scored, {summary.errors:,} bad, in {summary.fragments} "
+            f"fragments ({summary.resumed} from before), {summary.rows_per_s:,.0f} rows/s "
+            f"→ {summary.output}"
         )
     for failure in summary.failed:
         console.err.print(f"not read: {failure.source}: {failure.reason}")

@@ -45,8 +45,10 @@ def tell(out: Path, *, keep_serving: bool = False, quiet: bool = False) -> dict[
         shutil.rmtree(out / leftover, ignore_errors=True)
     say.step("1/6 Files of pinned packages: half whole, half cut to their first 1,024 bytes")
     corpus = build_corpus(out / "data")
-    say.line(f"{corpus.n_rows:,} files of {len(corpus.counts)} known types; "
-             f"{corpus.n_ood} files of {len(corpus.ood_counts)} types that magika does not know")  # fmt: skip
+    say.line(
+        f"{corpus.n_rows:,} files of {len(corpus.counts)} known types; "
+        f"{corpus.n_ood} files of {len(corpus.ood_counts)} types that magika does not know"
+    )
     say.step("2/6 Fit post-hoc uncertainty for the frozen model, and compile one graph")
     with console.progress() as report:
         bundle = fit(
@@ -93,12 +95,16 @@ def tell(out: Path, *, keep_serving: bool = False, quiet: bool = False) -> dict[
         )
         say.step("5/6 Watch: ECE from Prometheus counters against numpy on the same rows")
         story |= _label_and_watch(server, answers, y)
-        say.line(f"{story['labels']} → ECE {story['metrics_ece']:.9f} from /metrics, "
-                 f"{story['numpy_ece']:.9f} from numpy")  # fmt: skip
+        say.line(
+            f"{story['labels']} → ECE {story['metrics_ece']:.9f} from /metrics, "
+            f"{story['numpy_ece']:.9f} from numpy"
+        )
         say.step("6/6 Score the same rows in batch, fragment by fragment, exactly once")
         story["score_equals_http"] = _score(out, answers)
-        say.line(f"batch equals HTTP: {story['score_equals_http']}, "
-                 f"HTTP equals the graph: {story['http_equals_graph']}")  # fmt: skip
+        say.line(
+            f"batch equals HTTP: {story['score_equals_http']}, "
+            f"HTTP equals the graph: {story['http_equals_graph']}"
+        )
         say.table(show.comparison(story))
         say.line(f"bundle {story['bundle']} · report {story['report']}")
         if keep_serving:

@@ -55,7 +55,7 @@ def classification(n: int = 2000, c: int = 6, seed: int = 0, **more: Any) -> Eva
             "flat": {"hedged": out_entropy, "msp": 1 - strange.max(axis=1)},
             "half": {"hedged": entropy[: n // 3] + 0.5, "msp": scores["msp"][: n // 3] + 0.1},
         },
-        "about": {"Model": "simulated & calibrated <softmax>", "Bundle": "0123abcd" * 8},
+        "about": {"model": "simulated & calibrated <softmax>", "bundle": "0123abcd" * 8},
         "n_boot": 200,
     }
     return evaluate_classification(**(arguments | more))

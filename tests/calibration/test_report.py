@@ -94,7 +94,7 @@ def test_names_are_data_and_never_markup() -> None:
     evil = "</script><script>alert(1)</script>{{plotly}}<img src=http://x>"
     shown = simulated.classification(
         n=100,
-        about={"Model": evil, evil: evil},
+        about={"model": evil, evil: evil},
         ood_in={evil: [0.0] * 100},
         ood_out={evil: {evil: [1.0] * 10}},
     )

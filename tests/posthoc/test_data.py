@@ -97,6 +97,28 @@ def test_list_and_tensor_columns_survive_the_way_to_rows(kind, tmp_path):
     np.testing.assert_array_equal(np.concatenate(got), np.array(TABLE["v"].to_pylist(), np.float32))
 
 
+def test_tensor_columns_are_joined_across_row_groups(tmp_path):
+    values = np.arange(103 * 6, dtype=np.float32).reshape(103, 2, 3)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(values)
+    pq.write_table(pa.table({"x": column}), tmp_path / "t.parquet", row_group_size=17)
+    batches = list(open_table(tmp_path / "t.parquet").batches(10))
+    assert [b.num_rows for b in batches] == [10] * 10 + [3]
+    got = [rows_of(b, [spec("x", "float32", 2, 3)]).inputs["x"] for b in batches]
+    np.testing.assert_array_equal(np.concatenate(got), values)
+
+
+@pytest.mark.parametrize("groups", [500, 20_000])
+def test_reading_holds_a_small_part_of_the_file(groups, tmp_path):
+    values = np.random.default_rng(0).normal(size=(20_000, 200))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 200)
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"x": column}), path, row_group_size=groups)
+    del values, column
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in open_table(path).batches(100)]
+    assert len(held) == 200 and max(held) < path.stat().st_size / 4
+
+
 def test_a_fingerprint_is_of_the_content(tmp_path):
     path = written("file", tmp_path)
     assert open_table(path).fingerprint() == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -390,6 +390,50 @@ def test_a_model_without_a_linear_head_is_a_black_box_that_says_why(why):
     assert re.search(f"no linear head: (the outputs come from )?{why}", f.notes[0])
 
 
+def test_a_linear_classifier_of_scikit_learns_converter_is_a_black_box_of_probabilities():
+    """Label and probabilities from the operators of ai.onnx.ml; only the floats are followed."""
+    nodes = [
+        node(
+            "LinearClassifier",
+            ["x"],
+            ["label", "scores"],
+            domain="ai.onnx.ml",
+            coefficients=WEIGHTS["w1"][:, :3].T.ravel().tolist(),
+            intercepts=[0.1, 0.2, 0.3],
+            classlabels_ints=[0, 1, 2],
+            post_transform="SOFTMAX",
+            multi_class=1,
+        ),
+        node("Normalizer", ["scores"], ["y"], domain="ai.onnx.ml", norm="L1"),
+    ]
+    data = model(
+        nodes,
+        ("label", "y"),
+        types={"label": TensorProto.INT64},
+        shapes={"label": ["N"]},
+        opsets=[helper.make_opsetid("ai.onnx.ml", 1)],
+    )
+    f = open_frozen(data, task="classification")
+    assert (f.output, f.z, f.z_dim, f.z_is_probs) == ("y", "y", 3, True)
+    check_exposed(f, None, softmax(X @ WEIGHTS["w1"][:, :3] + [0.1, 0.2, 0.3], 1))
+    [bare] = run(data, ["y"])
+    np.testing.assert_allclose(run(expose(f), [f.z])[0], bare)
+
+
+def test_dynamic_quantisation_is_noted_not_refused():
+    """Its scale is taken over the whole batch, so that rows move each other a little."""
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"]),
+        node("DequantizeLinear", ["xq", "xs", "xz"], ["xr"]),
+        node("MatMul", ["xr", "w1"], ["h"]),
+        node("Tanh", ["h"], ["phi"]),
+        *HEAD,
+        node("Softmax", ["z"], ["y"]),
+    ]
+    f = open_frozen(model(nodes), task="classification")
+    assert f.head_node == "head" and "moves by up to" in f.notes[0]
+
+
 def test_probabilities_without_logits_say_so():
     nodes = [
         *BODY,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -146,9 +147,16 @@ def test_unknown_addresses_make_no_series(server):
     assert series() == before
 
 
-def test_the_worker_loads_no_torch_and_unpickles_nothing(server, audit):
-    # Runs last in this file on this server: everything above has been answered by then.
-    assert server.client.get("/v2/health/ready").status_code == 200
+def test_the_worker_loads_no_torch_and_unpickles_nothing(server, audit, x):
+    row = dict(zip("abcd", x[0].tolist(), strict=True))
+    for path in ("/v1/predict", "/predict"):
+        assert server.client.post(path, json={"rows": [row]}).status_code == 200
+    raw = server.client.post(
+        "/v2/models/tiny/infer",
+        content=x.tobytes(),
+        headers={"Inference-Header-Content-Length": "0"},
+    )
+    assert raw.status_code == 200
     events = (audit / "events").read_text().splitlines()
     (worker,) = server.workers()
     assert any(line.startswith(f"{worker.pid} watched") for line in events)
@@ -156,8 +164,6 @@ def test_the_worker_loads_no_torch_and_unpickles_nothing(server, audit):
 
 
 def test_a_damaged_bundle_stops_the_server_at_its_start(classifier, tmp_path):
-    import shutil
-
     shutil.copytree(classifier, tmp_path / "bundle")
     (tmp_path / "bundle" / "predictor.onnx").write_bytes(b"changed")
     server = BentoServer(tmp_path, HEDGED_BUNDLES=str(tmp_path / "bundle"))

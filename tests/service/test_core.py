@@ -1,0 +1,180 @@
+"""The core where a model, a client or the ledger lets it down."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from service.core import Core
+from service.errors import ServiceError
+from service.models import load_models
+from service.settings import Settings
+from tests.factory import rows
+
+
+class Notebook:
+    """A ledger that keeps what it is told, or fails."""
+
+    def __init__(self, fails=False):
+        self.fails, self.calls = fails, []
+
+    def record(self, *call):
+        if self.fails:
+            raise OSError("disk full")
+        self.calls.append(call)
+
+
+class Detour:
+    """A real predictor whose ``run`` goes somewhere else first."""
+
+    def __init__(self, predictor, before):
+        self._predictor, self._before = predictor, before
+
+    def __getattr__(self, name):
+        return getattr(self._predictor, name)
+
+    def run(self, inputs, **options):
+        return self._before(inputs) or self._predictor.run(inputs, **options)
+
+
+@pytest.fixture(scope="module")
+def model(classifier):
+    return load_models(classifier, device="cpu", threads=1)["tiny"]
+
+
+@pytest.fixture(scope="module")
+def x():
+    return rows("classification", 6, 2)[0]
+
+
+def predict(model, x, *, before=None, ledger=None, **options):
+    async def main():
+        served = model
+        if before is not None:
+            served = dataclasses.replace(model, predictor=Detour(model.predictor, before))
+        core = Core(Settings(), {"tiny": served}, ledger or Notebook())
+        try:
+            return await core.predict(served, {"x": x}, **options)
+        finally:
+            await core.close()
+
+    return asyncio.run(main())
+
+
+def test_what_is_recorded(model, x):
+    ledger = Notebook()
+    answer = predict(model, x, ledger=ledger, id="r", outputs=["label"])
+    ((name, version, identity, ids, fields, level),) = ledger.calls
+    assert (name, version, identity, level) == ("tiny", "1", model.identity, "0.9")
+    assert ids == answer.ids == [f"r:{k}" for k in range(6)]
+    assert list(answer.fields) == ["label"]
+    assert set(fields) == set(model.fields)  # the frozen outputs are not kept
+
+
+def test_rows_of_several_levels_are_recorded_apart(model, x):
+    ledger = Notebook()
+    alphas = [0.1, 0.05, 0.1, 0.2, 0.05, 0.1]
+    predict(model, x, ledger=ledger, alpha=alphas, id="r")
+    found = {call[5]: call[3] for call in ledger.calls}
+    # 0.2 is no level of the bundle: it is kept without one, so that it makes no metric series.
+    assert found == {"0.9": ["r:0", "r:2", "r:5"], "0.95": ["r:1", "r:4"], None: ["r:3"]}
+    by_call = {call[5]: call[4]["set_size"] for call in ledger.calls}
+    whole = predict(model, x, alpha=alphas).fields["set_size"]
+    np.testing.assert_array_equal(by_call["0.9"], whole[[0, 2, 5]])
+
+
+def test_a_ledger_that_fails_fails_nobody(model, x, caplog):
+    answer = predict(model, x, ledger=Notebook(fails=True))
+    assert len(answer.ids) == 6
+    assert "disk full" in caplog.text
+
+
+def gather_out_of_bounds(inputs):
+    """What ONNX Runtime itself raises for an index that a row may hold and the model may not."""
+    if (inputs["x"][:, 0] > 1e6).any():
+        node = helper.make_node("Gather", ["table", "index"], ["y"])
+        info = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            [node],
+            "g",
+            [info("table", TensorProto.FLOAT, [2]), info("index", TensorProto.INT64, [1])],
+            [info("y", TensorProto.FLOAT, [1])],
+        )
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        session = ort.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        session.run(None, {"table": np.zeros(2, np.float32), "index": np.array([7])})
+
+
+def test_a_row_that_the_model_refuses_is_the_clients(model, x):
+    bad = x.copy()
+    bad[4, 0] = 1e7
+    with pytest.raises(ServiceError, match=r"row 4 cannot be computed.*out of data bounds") as e:
+        predict(model, bad, before=gather_out_of_bounds)
+    assert e.value.status == 400
+
+
+def test_a_model_that_breaks_is_ours_and_says_little(model, x, caplog):
+    def broken(_inputs):
+        raise RuntimeError("a secret of the inside")
+
+    with pytest.raises(ServiceError, match="failed on row 0") as e:
+        predict(model, x, before=broken)
+    assert e.value.status == 500
+    assert "secret" not in e.value.message
+    assert "secret" in caplog.text
+
+
+def test_no_nan_leaves(model, x):
+    def poisoned(inputs):
+        fields = model.predictor.run(inputs)
+        fields["confidence"] = fields["confidence"].copy()
+        fields["confidence"][3] = np.nan
+        return fields
+
+    with pytest.raises(ServiceError, match="row 3: the model's confidence is not finite") as e:
+        predict(model, x, before=poisoned)
+    assert e.value.status == 422
+
+
+def test_work_of_a_client_that_left_is_not_computed(model, x):
+    begun, go = threading.Event(), threading.Event()
+    computed = []
+
+    def slow(inputs):
+        computed.append(len(inputs["x"]))
+        begun.set()
+        assert go.wait(30)
+
+    async def main():
+        served = dataclasses.replace(model, predictor=Detour(model.predictor, slow))
+        ledger = Notebook()
+        core = Core(Settings(), {"tiny": served}, ledger)
+        first = asyncio.ensure_future(core.predict(served, {"x": x[:1]}))
+        await asyncio.sleep(0)  # it joins the queue
+        await asyncio.to_thread(begun.wait, 30)
+        left = asyncio.Event()
+        second = asyncio.ensure_future(core.predict(served, {"x": x[:2]}, disconnected=left.wait))
+        third = asyncio.ensure_future(core.predict(served, {"x": x[:3]}))
+        await asyncio.sleep(0)
+        left.set()
+        with pytest.raises(ServiceError) as gone:
+            await second
+        assert gone.value.status == 499
+        go.set()
+        await first
+        await third
+        assert computed == [1, 3]
+        assert [len(call[3]) for call in ledger.calls] == [1, 3]
+        await core.close()
+
+    asyncio.run(main())
