@@ -23,7 +23,7 @@ from safetensors.numpy import load as load_tensors
 
 from calibration.wire import external_data
 from posthoc.contract import Array, BundleError, Task, TensorSpec
-from posthoc.data import TableMapping
+from posthoc.mapping import TableMapping
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

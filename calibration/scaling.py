@@ -87,7 +87,7 @@ def fit_classification(z: Array, y: Array, variance: Array | None) -> Scaling:
     ]
     best = min(nll for _, _, nll in found)
     strength, t, nll = [f for f in found if f[2] <= best + FLAT][-1]
-    return Scaling(t, strength, t0, nll, nll0)
+    return Scaling(t, float(strength), t0, nll, nll0)
 
 
 def fit_regression(error: Array, noise: Array, variance: Array | None) -> Scaling:

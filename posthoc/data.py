@@ -58,6 +58,7 @@ def to_rows(
     classes: Sequence[str] | None = None,
     need_target: bool = False,
     n_classes: int | None = None,
+    hashed: bool = True,
 ) -> Rows:
     """One record batch as tensors.
 
@@ -65,6 +66,7 @@ def to_rows(
     present (``need_target``: must be). Class names are looked up in ``classes``; integers are
     class indices below ``len(classes)`` or ``n_classes``. Raises DataError for a missing column
     or one of the wrong type; what is wrong with single rows goes to ``bad``.
+    ``hashed`` False leaves the content hashes at zero, for a reader that needs none.
     """
     bad: Faults = {}
     inputs = {}
@@ -101,7 +103,9 @@ def to_rows(
             array[row] = 0
         if y is not None:
             y[row] = 0
-    hashes = _hash_rows([inputs[s.name] for s in specs], batch.num_rows)
+    hashes = np.zeros(batch.num_rows, np.uint64)
+    if hashed:
+        hashes = _hash_rows([inputs[s.name] for s in specs], batch.num_rows)
     return Rows(inputs, y, bad, ids, groups, hashes if keys is None else keys, hashes)
 
 

@@ -93,11 +93,27 @@ def _exported(
                 dynamic_shapes=shapes,
                 verbose=False,
             )
-            model = bytes(done.model_proto.SerializeToString())
+            model = _bare(done.model_proto)
             onnx.checker.check_model(model, full_check=True)
     except Exception as e:  # the exporter wraps whatever tracing and translation raise
         raise ModelError(_reason(e)) from e
     return model
+
+
+def _bare(proto: onnx.ModelProto) -> bytes:
+    """The model without the exporter's notes, which hold stack traces and paths of this machine."""
+    proto.doc_string = ""
+    del proto.metadata_props[:]
+    for graph in (proto.graph, *proto.functions):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for part in (*graph.node, *graph.value_info, *getattr(graph, "initializer", ())):
+            part.doc_string = ""
+            del part.metadata_props[:]
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    return bytes(proto.SerializeToString())
 
 
 def _reason(error: BaseException) -> str:

@@ -71,7 +71,7 @@ class Application:
         settings = self.settings
         models = load_models(settings.bundle_path, device=settings.device, threads=settings.threads)
         async with AsyncExitStack() as stack:
-            ledger = Ledger.open(settings.ledger_url)
+            ledger = Ledger.open(settings.ledger_url, spool_dir=settings.data_dir / "spool")
             stack.callback(ledger.close)
             for model in models.values():
                 _announce(model, ledger)

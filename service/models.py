@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.bundle import MANIFEST, parse_manifest
+from calibration.metrics.totals import level_name
 from calibration.predictor import Predictor
 from posthoc.contract import Array, BundleError, Task, TensorSpec, output_fields
 from service.protocol import has_datatype
@@ -151,11 +152,6 @@ def load_model(path: Path, *, device: str, threads: int) -> Model:
     _warm(model)
     _log.info("serving %s %s (%s)", model.name, model.version, model.identity[:12])
     return model
-
-
-def level_name(alpha: float) -> str:
-    """The coverage level 1-α as metric label and JSON key: ``0.9`` for α = 0.1."""
-    return format(round(1 - alpha, 9), "g")
 
 
 def threshold_rows(model: Model, alpha: float, rows: int) -> Array:

@@ -65,7 +65,7 @@ def read_blocks(fragment: Fragment, reader: Reader) -> Iterator[Block]:
     mapping = TableMapping(inputs=reader.mapping.inputs)  # no target, group or split is read
     at = 0
     for batch in _record_batches(fragment, reader):
-        rows = to_rows(batch, mapping, reader.inputs)
+        rows = to_rows(batch, mapping, reader.inputs, hashed=False)
         yield Block(fragment.first_row + at, batch.select(list(reader.kept)), rows)
         at += batch.num_rows
     if at != fragment.rows:
