@@ -28,11 +28,11 @@ def examples() -> list[Example]:
     """Six files under 10 kB; the same bytes on every call."""
     return [
         Example("shapes.py", "a Python file", PYTHON.encode(), "in"),
-        Example("order.json", "the first half of a JSON file", _half_json(), "in"),
+        Example("order.json", "half a JSON file", _half_json(), "in"),
         Example("index.html", "an HTML page", HTML.encode(), "in"),
         Example("gradient.png", "a PNG image", _png(), "in"),
         Example("noise.bin", "random bytes", np.random.default_rng(0).bytes(4096), "in"),
-        Example("star.fits", "a FITS image, a type magika was not taught", _fits(), "strange"),
+        Example("star.fits", "a FITS image: not among its types", _fits(), "strange"),
     ]
 
 
@@ -90,7 +90,7 @@ HTML = """<!doctype html>
 def _half_json() -> bytes:
     lines = [{"sku": f"A-{i:03d}", "quantity": i % 4 + 1, "price": 9.5 + i} for i in range(12)]
     order = {"id": 4711, "customer": {"name": "Ada", "city": "London"}, "lines": lines}
-    text = json.dumps(order, indent=2).encode()
+    text = json.dumps(order).encode()
     return text[: len(text) // 2]
 
 

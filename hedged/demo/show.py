@@ -43,7 +43,7 @@ class Silent(Teller):
 def examples(answers: Sequence[dict[str, Any]]) -> Table:
     """Predictions with sets and flags for a few recognisable files."""
     table = Table(title="A few files", title_justify="left")
-    for column in ("file", "label", "confidence", "90 % set", "99 % set", "epistemic", "flag"):
+    for column in ("file", "label", "confidence", "90 % set", "98 % set", "epistemic", "flag"):
         table.add_column(column)
     for a in answers:
         table.add_row(

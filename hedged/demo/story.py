@@ -168,12 +168,18 @@ def _try_examples(server: Server) -> list[dict[str, Any]]:
     """What the service says of files that a person recognises."""
     files = examples()
     rows = [{"bytes": magika_input(e.data).tolist()} for e in files]
-    answers = server.predict({"rows": rows, "id": "example"})
-    wide = server.predict({"rows": rows, "id": "example-wide", "alpha": 0.01})
-    return [
-        {"what": e.what, "kind": e.kind, "wide_set": w["set"], **a}
-        for e, a, w in zip(files, answers, wide, strict=True)
-    ]
+    labels = magika_labels()
+    outputs = ["label", "probs", "confidence", "set", "epistemic", "ood_pvalue", "ood"]
+    found = []
+    for level, alpha in (("set", 0.1), ("wide_set", 0.02)):
+        body = {"rows": rows, "id": f"example-{level}", "alpha": alpha, "outputs": outputs}
+        answers = server.predict(body)
+        for i, (file, answer) in enumerate(zip(files, answers, strict=True)):
+            if level == "set":
+                found.append({"what": file.what, "kind": file.kind, **answer})
+            probs = dict(zip(labels, answer["probs"], strict=True))
+            found[i][level] = sorted(answer["set"], key=lambda name, p=probs: -p[name])
+    return found
 
 
 def _label_and_watch(server: Server, answers: list[dict[str, Array]], y: Array) -> dict[str, Any]:
