@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.head import Head, emit, reference
-from posthoc.contract import Array, FitError, TensorSpec, output_fields
+from calibration.head import Head, emit, limit, reference
+from calibration.threshold import pvalues
+from posthoc.contract import Array, FitError, ModelError, TensorSpec, output_fields
 from posthoc.graph import HEAD_OPSET, Fragment, append, standalone, taken_names
 from posthoc.links import Link, emit_link
 from posthoc.runtime import open_session
 
 TOLERANCE = 1e-5
+RUN_TIME_INPUTS = ("q_hat", "ood_threshold", "u")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,16 @@ def compile_predictor(
 ) -> Fused:
     """``predictor.onnx``: the frozen graph with the head behind its tensors ``phi`` and ``z``.
 
-    On a clash with a name of the frozen graph, our output takes the prefix ``uq_``.
+    On a clash with a name of the frozen graph, our output takes the prefix ``uq_``. Raises
+    ModelError when the model has a tensor named like a run-time input.
     """
     taken = taken_names(frozen)
+    for name in RUN_TIME_INPUTS:
+        if name in taken:
+            raise ModelError(
+                f"the frozen model has a tensor {name!r}, which is the name of an input that the "
+                "fused graph adds; rename it in the model"
+            )
     prefix = "uq/"
     while any(name.startswith(prefix) for name in taken):
         prefix = "uq_" + prefix
@@ -81,8 +90,9 @@ def compile_predictor(
 def check_head(head: Head, model: bytes, phi: Array | None, z: Array) -> dict[str, float]:
     """Largest difference of ``head.onnx`` from the float64 reference on real rows, by field.
 
-    Differences are absolute up to one and relative beyond. Masks and counts may differ only on
-    rows whose score lies within the tolerance of its threshold. Raises FitError above 1e-5.
+    Differences are absolute up to one and relative beyond. Masks may differ only where their score
+    lies within the tolerance of its threshold; p-values must be the table's own for the graph's
+    score. Raises FitError beyond 1e-5, naming the field.
     """
     session = open_session(model)
     feed = {"z": np.asarray(z, np.float32)}
@@ -92,21 +102,38 @@ def check_head(head: Head, model: bytes, phi: Array | None, z: Array) -> dict[st
     got = dict(zip(names, session.run(names, feed), strict=True))
     want = reference(head, phi, z)
     worst: dict[str, float] = {}
-    for name in names:
-        if got[name].dtype.kind == "f":
-            if not np.isfinite(got[name]).all() and np.isfinite(want[name]).all():
-                raise FitError(f"the compiled head gives a {name} that is not finite")
-            if name == "ood_pvalue":
-                continue  # a step function: compared through its score
-            finite = np.isfinite(want[name])
-            diff = np.abs(got[name] - want[name])[finite] / np.maximum(
-                1.0, np.abs(want[name][finite])
-            )
-            worst[name] = float(diff.max(initial=0.0))
-    label = got.get("label")
-    if label is not None and not np.array_equal(label, want["label"]):
+    for name, value in got.items():
+        if value.dtype.kind != "f" or name == "ood_pvalue":
+            continue
+        if not np.isfinite(value[np.isfinite(want[name])]).all():
+            raise FitError(f"the compiled head gives a {name} that is not finite")
+        finite = np.isfinite(want[name])
+        scale = np.maximum(1.0, np.abs(want[name][finite]))
+        worst[name] = float((np.abs(value - want[name])[finite] / scale).max(initial=0.0))
+        if worst[name] > TOLERANCE:
+            raise FitError(f"the compiled head's {name} is off by {worst[name]:.1e} from float64")
+    if "label" in got and not np.array_equal(got["label"], want["label"]):
         raise FitError("the compiled head changes a label of the frozen model")
-    for name, value in worst.items():
-        if value > TOLERANCE:
-            raise FitError(f"the compiled head's {name} is off by {value:.1e} from float64")
+    for name, margin in _margins(head, want).items():
+        if name in got and ((got[name] != want[name]) & (margin > TOLERANCE)).any():
+            raise FitError(
+                f"the compiled head's {name} differs from float64 away from its threshold"
+            )
+    if head.ood is not None:
+        table, p = head.ood.table.astype(np.float32), head.ood.pvalues.astype(np.float32)
+        if not np.array_equal(got["ood_pvalue"], pvalues(table, p, got["ood_score"]).astype("f4")):
+            raise FitError("the compiled head's ood_pvalue is not its table's")
     return worst
+
+
+def _margins(head: Head, want: Mapping[str, Array]) -> dict[str, Array]:
+    """How far each mask's score lies from its threshold, relative beyond one."""
+    found: dict[str, Array] = {}
+    if "set" in want:
+        found["set"] = np.abs(want["set_scores"] - head.q_hat)
+    if head.ood is not None:
+        score = want["ood_score"]
+        found["ood"] = np.abs(score - head.ood.threshold) / np.maximum(1.0, np.abs(score))
+    if "abstain" in want and head.task == "classification":
+        found["abstain"] = np.abs(want["confidence"] - limit(head.abstain))
+    return found

@@ -142,7 +142,7 @@ def _reference_classes(
     out["set"] = scores <= q
     out["set_size"] = out["set"].sum(1)
     if head.abstains:
-        out["abstain"] = ~(out["confidence"] > _limit(head.abstain))
+        out["abstain"] = ~(out["confidence"] > limit(head.abstain))
     return out
 
 
@@ -163,7 +163,7 @@ def _reference_values(
     if head.quantile_factors is not None:
         out["quantiles"] = z[:, :, None] + std[:, :, None] * head.quantile_factors[None]
     if head.abstains:
-        out["abstain"] = ~(-std.max(1) > _limit(head.abstain))
+        out["abstain"] = ~(-std.max(1) > limit(head.abstain))
     return out
 
 
@@ -218,7 +218,7 @@ def _emit_classes(
     out["set"] = g.op("LessOrEqual", score, q)
     out["set_size"] = g.sum(g.cast(out["set"], "int64"), 1)
     if head.abstains:
-        answered = g.op("Greater", out["confidence"], g.const(_limit(head.abstain)))
+        answered = g.op("Greater", out["confidence"], g.const(limit(head.abstain)))
         out["abstain"] = g.op("Not", answered)
     return out
 
@@ -245,10 +245,10 @@ def _emit_values(
         out["quantiles"] = g.op("Add", g.unsqueeze(z, 2), step)
     if head.abstains:
         surest = g.op("Neg", g.reduce("ReduceMax", std, 1))
-        out["abstain"] = g.op("Not", g.op("Greater", surest, g.const(_limit(head.abstain))))
+        out["abstain"] = g.op("Not", g.op("Greater", surest, g.const(limit(head.abstain))))
     return out
 
 
-def _limit(threshold: float | None) -> float:
+def limit(threshold: float | None) -> float:
     """None: nothing is confident enough to answer."""
     return math.inf if threshold is None else threshold

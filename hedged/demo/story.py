@@ -86,6 +86,7 @@ def tell(out: Path, *, keep_serving: bool = False, quiet: bool = False) -> dict[
     with Server(out / "bundle", out / "server", threads=THREADS) as server:
         say.line(f"serving at {server.url}")
         say.table(show.examples(_try_examples(server)))
+        say.line("A flag means: stranger than 95 % of the files it was fitted on.")
         answers = [
             server.infer("magika", {"bytes": x}, predictor.inputs, f"live-{i}")
             for i, x in enumerate(live)
@@ -178,7 +179,7 @@ def _try_examples(server: Server) -> list[dict[str, Any]]:
             if level == "set":
                 found.append({"what": file.what, "kind": file.kind, **answer})
             probs = dict(zip(labels, answer["probs"], strict=True))
-            found[i][level] = sorted(answer["set"], key=lambda name, p=probs: -p[name])
+            found[i][level] = sorted(answer["set"], key=probs.__getitem__, reverse=True)
     return found
 
 
