@@ -27,6 +27,11 @@ out = Console(highlight=False, width=_WIDTH)
 Report = Callable[[str, int, int], None]
 
 
+def option(*flags: str, help: str, **more: Any) -> Any:
+    """An option of a command. That each is a variable too is said once, in the command's help."""
+    return typer.Option(*flags, help=help, show_envvar=False, **more)
+
+
 @contextmanager
 def progress() -> Iterator[Report]:
     """A callback (what, done, total) that draws one bar for each ``what`` on stderr."""

@@ -5,19 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hedged.commands import console
+from hedged.commands.console import option
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the bundle and the report")] = Path("demo"),
+    out: Annotated[Path, option(help="Folder of the bundle and the report")] = Path("demo"),
     keep_serving: Annotated[
-        bool, typer.Option("--keep-serving", help="Leave the server running until Ctrl-C")
+        bool, option("--keep-serving", help="Leave the server running until Ctrl-C")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Every figure on stdout")] = False,
+    json: Annotated[bool, option("--json", help="Print every figure as JSON")] = False,
 ) -> None:
-    """Fit, compile, serve, label, watch and score a real frozen model. Example: hedged demo"""
+    """Fit, serve, label, watch and score a real frozen model.
+
+    The model is magika, a file-type classifier; the data are files of pinned packages, which
+    `make demo` installs.
+
+    \b
+    Examples:
+      hedged demo
+      hedged demo --out story --keep-serving
+    """
     from hedged.demo.story import tell
 
     story = tell(out, keep_serving=keep_serving, quiet=json)

@@ -29,7 +29,7 @@ def describe(bundle: Bundle) -> None:
 
 def _promises(bundle: Bundle) -> None:
     m = bundle.manifest
-    table = Table(title="Promises", title_justify="left")
+    table = Table(title="Promises, each by itself", title_justify="left")
     for column in ("what", "level", "rows", "needs", "threshold"):
         table.add_column(column)
     for g in m.conformal.guarantees:
@@ -40,12 +40,13 @@ def _promises(bundle: Bundle) -> None:
         o = m.ood
         q = "nothing flagged" if o.threshold is None else f"{o.threshold:.5g}"
         what = f"{o.score.name}: flags clean rows"
-        table.add_row(what, f"≤ {o.alpha:g} (but {o.delta:g})", str(o.n), str(o.n_needed), q)
+        table.add_row(what, f"≤ {o.alpha:g}, {1 - o.delta:.3g} sure", str(o.n), str(o.n_needed), q)
     if m.abstain is not None:
         a = m.abstain
         q = "abstains on all" if a.threshold is None else f"{a.threshold:.5g}"
         what = f"wrong among answered ({a.answered:.1%})"
-        table.add_row(what, f"≤ {a.max_error:g} (but {a.delta:g})", str(a.n), str(a.n_needed), q)
+        level = f"≤ {a.max_error:g}, {1 - a.delta:.3g} sure"
+        table.add_row(what, level, str(a.n), str(a.n_needed), q)
     console.out.print(table)
 
 

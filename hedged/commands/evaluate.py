@@ -9,31 +9,37 @@ import typer
 from rich.table import Table
 
 from hedged.commands import console
+from hedged.commands.console import option
 
 if TYPE_CHECKING:
     from calibration.evaluation import Evaluation
+    from calibration.evaluation.records import Figure
 
-_EXAMPLES = """Examples:
+_MORE = """Rows that the fit saw are dropped and counted; its own test rows are not.
 
-  hedged evaluate bundle --data fresh.parquet -o evaluation
+\b
+Examples:
+  hedged evaluate bundle --data fresh.parquet
+  hedged evaluate bundle --data fresh.parquet \\
+      --ood-data fonts=fonts.parquet -o evaluation
 
-  hedged evaluate bundle --data fresh.parquet --ood-data fonts=fonts.parquet -o evaluation
+Each option is also a variable: HEDGED_EVALUATE_DEVICE for --device.
 """
 
 
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
-    data: Annotated[Path, typer.Option(help="Labelled rows")],
+    data: Annotated[Path, option(help="Labelled rows, in the columns that the fit was given")],
     ood_data: Annotated[
-        list[str] | None, typer.Option(help="name=PATH of strange rows (repeatable)")
+        list[str] | None, option(help="name=PATH of strange rows, unlabelled (repeatable)")
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of report.html and evaluation.json")
+        Path, option("--out", "-o", help="Folder of report.html and evaluation.json")
     ] = Path("evaluation"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
-    json: Annotated[bool, typer.Option("--json", help="Every figure on stdout")] = False,
+    device: Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    json: Annotated[bool, option("--json", help="Print every figure as JSON")] = False,
 ) -> None:
-    """Measure a bundle on rows that its fit did not use, and write a report."""
+    """Measure a bundle on labelled rows and write a report."""
     from calibration.evaluate import evaluate as run
     from calibration.report import write_report
 
@@ -55,13 +61,21 @@ def evaluate(
         console.out.print(f"report: {out / 'report.html'}")
 
 
-evaluate.__doc__ = (evaluate.__doc__ or "") + "\n\n" + _EXAMPLES
+evaluate.__doc__ = f"{evaluate.__doc__}\n\n{_MORE}"
+
+
+def _range(figure: Figure) -> str:
+    if figure.low is None:
+        return ""
+    # No interval of a calibration error is right; instead, what a perfect model would show.
+    perfect = "perfect " if figure.range == "perfect" else ""
+    return f" ({perfect}{figure.low:.4f}–{figure.high:.4f})"
 
 
 def show(found: Evaluation) -> None:
     """The comparison, the coverage and the OOD scores as tables."""
     metrics = list(found.systems[-1].metrics)
-    table = Table(title=f"{found.n:,} rows (ranges: 95 %)", title_justify="left")
+    table = Table(title=f"{found.n:,} rows (95 % intervals)", title_justify="left")
     table.add_column("metric")
     for system in found.systems:
         table.add_column(system.name)
@@ -69,8 +83,7 @@ def show(found: Evaluation) -> None:
         cells = []
         for system in found.systems:
             f = system.metrics.get(metric)
-            between = "" if f is None or f.low is None else f" ({f.low:.4f}–{f.high:.4f})"
-            cells.append("" if f is None else f"{f.value:.4f}{between}")
+            cells.append("" if f is None else f"{f.value:.4f}{_range(f)}")
         table.add_row(metric, *cells)
     console.out.print(table)
     for level in found.levels:

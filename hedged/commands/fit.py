@@ -8,63 +8,92 @@ from typing import Annotated, Any
 import typer
 
 from hedged.commands import console
+from hedged.commands.console import option
 
-_EXAMPLES = """Examples:
+_MORE = """The rows must be labelled and must not be those that the model was trained on. They are
+split four ways by a hash: to fit the module, to calibrate it, for the conformal ranks, to measure.
 
-  hedged fit model.onnx --data held-out.parquet --task classification --target label -o bundle
+\b
+Examples:
+  hedged fit model.onnx --data held-out.parquet --task classification \\
+      --target label --classes names.txt -o bundle
+  hedged fit model.onnx --data held-out.parquet --task regression \\
+      --target price --alpha .1,.05 --tolerance 500 -o bundle
+  hedged fit boosted.onnx --data held-out.npz --task classification \\
+      --target y --method none -o bundle
 
-  hedged fit model.onnx --data d.parquet --task regression --target price --alpha .1,.05 -o bundle
-
-  hedged fit boosted.onnx --data d.npz --task classification --target y --method none -o bundle
+Each option is also a variable: HEDGED_FIT_METHOD for --method.
 """
 
 
 def fit(
-    model: Annotated[Path, typer.Argument(help="Frozen model, ONNX")],
-    data: Annotated[Path, typer.Option(help="Labelled rows the model was not trained on")],
-    task: Annotated[str, typer.Option(help="classification or regression")],
-    target: Annotated[str, typer.Option(help="Column of labels; a,b for several outputs")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write")],
-    method: Annotated[str, typer.Option(help="Module, or none for scaling alone")] = "laplace",
-    conformal: Annotated[
-        str | None, typer.Option(help="lac or raps; residual for a regression")
-    ] = None,
-    alpha: Annotated[str, typer.Option(help="Miss rates; the first is the default")] = ".1,.05",
-    ood: Annotated[str, typer.Option(help="auto, a score's name, or none")] = "auto",
-    ood_alpha: Annotated[float, typer.Option(help="False-alarm rate of the flag")] = 0.05,
-    ood_delta: Annotated[float, typer.Option(help="Chance that it is higher")] = 0.05,
-    max_error: Annotated[float, typer.Option(help="Error among answered rows; 0: off")] = 0.05,
-    tolerance: Annotated[
-        float | None, typer.Option(help="Regression: an error beyond it is wrong")
-    ] = None,
+    model: Annotated[Path, typer.Argument(help="The frozen model, an ONNX file")],
+    data: Annotated[Path, option(help="Labelled rows: .parquet, a folder of them, .csv or .npz")],
+    task: Annotated[str, option(help="classification or regression")],
+    target: Annotated[str, option(help="Column of the labels; a,b for several outputs")],
+    out: Annotated[Path, option("--out", "-o", help="Bundle folder to write")],
     inputs: Annotated[
-        list[str] | None, typer.Option(help="input=col,col (repeatable); default: all others")
+        list[str] | None,
+        option(help="INPUT=col,col (repeatable): what fills it; default: all other columns"),
+    ] = None,
+    classes: Annotated[
+        Path | None, option(help="File of class names in output order, one a line")
+    ] = None,
+    id: Annotated[str | None, option("--id", help="Column of row ids")] = None,
+    group: Annotated[
+        str | None, option(help="Column of group ids; only kept out of the inputs so far")
     ] = None,
     split_by: Annotated[
-        str | None, typer.Option(help="Column whose equal values share a split")
+        str | None, option(help="Column whose equal values share a split; default: the row")
     ] = None,
-    id: Annotated[str | None, typer.Option("--id", help="Column of row ids")] = None,
-    group: Annotated[str | None, typer.Option(help="Column of group ids")] = None,
-    classes: Annotated[Path | None, typer.Option(help="File of class names, one a line")] = None,
-    split: Annotated[str, typer.Option(help="Module, calibration, conformal, test shares")] = (
-        ".3,.2,.25,.25"
-    ),
-    head: Annotated[str | None, typer.Option(help="Name of the last linear node")] = None,
-    output: Annotated[str | None, typer.Option(help="Model output to use")] = None,
+    split: Annotated[
+        str, option(help="Shares of module, calibration, conformal and test rows")
+    ] = ".3,.2,.25,.25",
+    method: Annotated[
+        str, option(help="Module (see hedged modules), or none: scaling alone")
+    ] = "laplace",
+    conformal: Annotated[
+        str | None, option(help="Sets: lac (default) or raps; intervals: residual")
+    ] = None,
+    alpha: Annotated[
+        str, option(help="Miss rates of sets or intervals; the first is the default")
+    ] = ".1,.05",
+    ood: Annotated[
+        str, option(help="Strangeness: auto, a score, a+b (their mean), or none")
+    ] = "auto",
+    ood_alpha: Annotated[float, option(help="Share of clean rows that may be flagged")] = 0.05,
+    ood_delta: Annotated[float, option(help="Chance that more are flagged")] = 0.05,
+    max_error: Annotated[
+        float, option(help="Share of answered rows that may be wrong; 0: never abstain")
+    ] = 0.05,
+    error_delta: Annotated[float, option(help="Chance that more are wrong")] = 0.05,
+    tolerance: Annotated[
+        float | None, option(help="Regression: a larger error is wrong; without it none abstain")
+    ] = None,
     train_rows: Annotated[
-        int | None, typer.Option(help="Rows the network was trained on: rescales the curvature")
+        int | None, option(help="Rows the network was trained on: rescales the curvature")
     ] = None,
-    prior_precision: Annotated[float | None, typer.Option(help="Instead of the evidence's")] = None,
-    name: Annotated[str | None, typer.Option(help="Model name in the bundle")] = None,
-    version: Annotated[str, typer.Option(help="Version in the bundle")] = "1",
-    seed: Annotated[int, typer.Option(help="Of the split and the fixed draws")] = 0,
-    cache: Annotated[Path | None, typer.Option(help="Folder of cached features")] = None,
-    max_cache: Annotated[float | None, typer.Option(help="Largest cache, in GB")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows a pass")] = 256,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
-    json: Annotated[bool, typer.Option("--json", help="The manifest on stdout")] = False,
+    prior_precision: Annotated[
+        float | None, option(help="Of the posterior; default: the evidence's maximum")
+    ] = None,
+    head: Annotated[
+        str | None, option(help="Graph node of the last linear layer; default: found")
+    ] = None,
+    output: Annotated[
+        str | None, option(help="Graph output to use, where there are several")
+    ] = None,
+    name: Annotated[str | None, option(help="Model name; default: that of the file")] = None,
+    version: Annotated[str, option(help="Version of the bundle")] = "1",
+    seed: Annotated[int, option(help="Of the split and of the fixed draws")] = 0,
+    cache: Annotated[
+        Path | None, option(help="Folder of cached features; default: the XDG cache")
+    ] = None,
+    max_cache: Annotated[float | None, option(help="Largest cache, in GB")] = None,
+    batch_size: Annotated[int, option(help="Rows in one run of the model")] = 256,
+    device: Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    json: Annotated[bool, option("--json", help="Print the manifest as JSON")] = False,
 ) -> None:
-    """Fit post-hoc uncertainty for a frozen model and write one bundle."""
+    """Fit error bars for a frozen model and write one bundle."""
     from calibration import fit as fitting
     from calibration.fit_head import FitOptions
 
@@ -81,6 +110,7 @@ def fit(
         ood_alpha=ood_alpha,
         ood_delta=ood_delta,
         max_error=max_error or None,
+        error_delta=error_delta,
         tolerance=tolerance,
         prior_precision=prior_precision,
         train_rows=train_rows,
@@ -121,7 +151,7 @@ def fit(
         describe(bundle)
 
 
-fit.__doc__ = (fit.__doc__ or "") + "\n\n" + _EXAMPLES
+fit.__doc__ = f"{fit.__doc__}\n\n{_MORE}"
 
 
 def _options(model: Any, **values: Any) -> Any:

@@ -9,13 +9,19 @@ import typer
 from rich.table import Table
 
 from hedged.commands import console
+from hedged.commands.console import option
 
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
-    json: Annotated[bool, typer.Option("--json", help="The manifest on stdout")] = False,
+    json: Annotated[bool, option("--json", help="Print the manifest as JSON")] = False,
 ) -> None:
-    """Say what a bundle holds, promises and measured. Example: hedged inspect bundle"""
+    """Say what a bundle holds, promises and measured.
+
+    \b
+    Example:
+      hedged inspect bundle
+    """
     from calibration.bundle import load_bundle
     from hedged.commands.describe import describe
 
@@ -28,10 +34,15 @@ def inspect(
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
-    json: Annotated[bool, typer.Option("--json", help="The result on stdout")] = False,
+    device: Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    json: Annotated[bool, option("--json", help="Print the result as JSON")] = False,
 ) -> None:
-    """Check every hash, then run the golden rows. Example: hedged verify bundle"""
+    """Check every hash of a bundle, then run its golden rows.
+
+    \b
+    Example:
+      hedged verify bundle
+    """
     from calibration.predictor import Predictor
 
     predictor = Predictor(bundle, device=device)
@@ -47,9 +58,14 @@ def verify(
 
 
 def modules(
-    json: Annotated[bool, typer.Option("--json", help="The registry on stdout")] = False,
+    json: Annotated[bool, option("--json", help="Print the registry as JSON")] = False,
 ) -> None:
-    """List every module and score: what it needs and its paper. Example: hedged modules"""
+    """List every module and score, what it needs and its paper.
+
+    \b
+    Example:
+      hedged modules
+    """
     from posthoc import registry
 
     records = [registry.info(n) for n in (*registry.MODULES, *registry.SCORES)]

@@ -8,16 +8,19 @@ from typing import Annotated
 import typer
 
 from hedged.commands import console
+from hedged.commands.console import option
 
-_EXAMPLES = """Examples:
+_MORE = """One output file for each input fragment. Kill it at any moment and run it again: it
+goes on after the last committed fragment, and the output is byte for byte that of a run that was
+never killed. Exit code 75: SIGTERM came, the fragment in hand was finished, run it again.
 
+\b
+Examples:
   hedged score bundle rows.parquet scored
+  hedged score bundle rows/ scored --passthrough customer,day \\
+      --max-error-ratio 0.01
 
-  hedged score bundle rows/ scored --passthrough customer,day --max-error-ratio 0.01
-
-Kill it at any moment and run it again: it goes on after the last committed fragment, and the
-output is byte for byte that of a run that was never killed. Exit code 75: SIGTERM came, the
-fragment in hand was finished, run it again.
+Each option is also a variable: HEDGED_SCORE_THREADS for --threads.
 """
 
 
@@ -25,16 +28,16 @@ def score(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
     input: Annotated[Path, typer.Argument(help="Parquet file, or folder of them")],
     output: Annotated[Path, typer.Argument(help="Folder to write")],
-    alpha: Annotated[float | None, typer.Option(help="Miss rate; default: the bundle's")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows a run of the model")] = 256,
-    threads: Annotated[int, typer.Option(help="Threads of the model on the CPU")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
-    passthrough: Annotated[str, typer.Option(help="Columns to keep, comma-separated")] = "",
-    max_error_ratio: Annotated[float, typer.Option(help="Stop above this share of bad rows")] = 0.1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again")] = False,
-    json: Annotated[bool, typer.Option("--json", help="The summary on stdout")] = False,
+    alpha: Annotated[float | None, option(help="Miss rate; default: the bundle's first")] = None,
+    batch_size: Annotated[int, option(help="Rows in one run of the model")] = 256,
+    threads: Annotated[int, option(help="Threads of the model on the CPU; 0: one per core")] = 1,
+    device: Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    passthrough: Annotated[str, option(help="Columns to copy to the output: a,b")] = "",
+    max_error_ratio: Annotated[float, option(help="Stop above this share of bad rows")] = 0.1,
+    overwrite: Annotated[bool, option("--overwrite", help="Replace another run's output")] = False,
+    json: Annotated[bool, option("--json", help="Print the summary as JSON")] = False,
 ) -> None:
-    """Score a Parquet data set: one output file for each input fragment, resumable."""
+    """Score a Parquet data set of any size, exactly once."""
     from service.scoring import Progress
     from service.scoring import score as run
 
@@ -70,4 +73,4 @@ def score(
         raise typer.Exit(1)
 
 
-score.__doc__ = (score.__doc__ or "") + "\n\n" + _EXAMPLES
+score.__doc__ = f"{score.__doc__}\n\n{_MORE}"

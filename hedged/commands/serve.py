@@ -5,31 +5,55 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-_EXAMPLES = """Examples:
+_MORE = """Each flag is also a variable, and so are the settings that have no flag (HEDGED_MAX_ROWS,
+…): see the README. `bentoml serve service.bento:svc` reads the same variables.
 
+\b
+Examples:
   hedged serve bundle
-
-  hedged serve models/ --port 8080 --workers 2 --ledger postgresql+psycopg://localhost/hedged
-
-Every flag is also a variable (HEDGED_PORT=8080); `bentoml serve service.bento:svc` reads the same.
+  hedged serve models/ --port 8080 --workers 2 \\
+      --ledger postgresql+psycopg://localhost/hedged
 """
 
 
+def setting(name: str, help: str) -> Any:
+    """An option that is a setting of the service, by the setting's own variable."""
+    return typer.Option(help=help, envvar=name, allow_from_autoenv=False)
+
+
 def serve(
-    bundles: Annotated[Path, typer.Argument(help="Bundle, or ROOT/<name>/<version>/")],
-    host: Annotated[str | None, typer.Option(help="Address; default 127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; default 3000")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; default 1")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:n] or tensorrt")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the model on the CPU")] = None,
-    ledger: Annotated[str | None, typer.Option(help="SQLAlchemy URL or SQLite file")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of what the server writes")] = None,
+    context: typer.Context,
+    bundles: Annotated[
+        Path,
+        typer.Argument(
+            help="A bundle, or ROOT of ROOT/<name>/<version>/",
+            envvar="HEDGED_BUNDLES",
+            show_envvar=True,
+        ),
+    ],
+    host: Annotated[
+        str | None, setting("HEDGED_HOST", "Address to listen on; default 127.0.0.1")
+    ] = None,
+    port: Annotated[int | None, setting("HEDGED_PORT", "Port; default 3000")] = None,
+    workers: Annotated[int | None, setting("HEDGED_WORKERS", "Server processes; default 1")] = None,
+    device: Annotated[
+        str | None, setting("HEDGED_DEVICE", "auto, cpu, cuda[:n] or tensorrt; default cpu")
+    ] = None,
+    threads: Annotated[
+        int | None, setting("HEDGED_THREADS", "Threads of the model; default one per core")
+    ] = None,
+    ledger: Annotated[
+        str | None, setting("HEDGED_LEDGER", "SQLAlchemy URL or SQLite file; default in data-dir")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, setting("HEDGED_DATA_DIR", "Folder of what the server writes; default here")
+    ] = None,
 ) -> None:
-    """Serve bundles over HTTP: predictions, labels, calibration, metrics and a live page."""
+    """Serve bundles over HTTP, with labels, metrics and a live page."""
     from service.settings import load_settings
 
     given = {
@@ -42,6 +66,8 @@ def serve(
         "LEDGER": ledger,
         "DATA_DIR": data_dir,
     }
+    for name in _command_line(context):
+        os.environ.pop(name, None)
     os.environ.update({f"HEDGED_{k}": str(v) for k, v in given.items() if v is not None})
     settings = load_settings()
     # BentoML keeps its metric files under its home and empties them at every start, so two
@@ -59,4 +85,13 @@ def serve(
     os.execv(sys.executable, command)
 
 
-serve.__doc__ = (serve.__doc__ or "") + "\n\n" + _EXAMPLES
+serve.__doc__ = f"{serve.__doc__}\n\n{_MORE}"
+
+
+def _command_line(context: typer.Context) -> list[str]:
+    """Variables of the command line's other options: the server would refuse them as unknown."""
+    group = context.find_root().command
+    own = [f"HEDGED_{p.name}" for p in group.params]
+    for name, command in getattr(group, "commands", {}).items():
+        own += [f"HEDGED_{name}_{p.name}" for p in command.params if name != "serve"]
+    return [n.upper() for n in own]
