@@ -48,7 +48,7 @@ $(VENV)/.dev: $(VENV)/.demo
 apt:
 	@for tool in chromium promtool wrk; do command -v $$tool >/dev/null && continue; \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(APT) >/dev/null; break; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(APT) >/dev/null || exit 1; break; \
 	  else echo "tests need $$tool: apt-get install $(APT)"; exit 1; fi; done
 
 clean:

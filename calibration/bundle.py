@@ -34,6 +34,7 @@ CONFORMAL = "conformal.safetensors"
 REFERENCE = "reference.parquet"
 GOLDEN = "golden.npz"
 EXAMPLES = "examples.json"
+MAX_MANIFEST = 16 << 20
 
 
 class _Record(BaseModel):
@@ -57,6 +58,7 @@ class FrozenRecord(_Record):
     head: str | None  # node name of the linear head; None for a black box
     features: int | None  # D, the width of the features
     output: str | None = None  # the graph output that the head stands beside
+    logits: str | None = None  # graph output of ours: the logits before any calibration
 
 
 class FittedRecord(_Record):
@@ -112,6 +114,7 @@ class SplitRecord(_Record):
     seed: int
     by: str | None
     rows: dict[str, int]
+    items: dict[str, int] | None = None  # distinct values of ``by``: what ranks count
     uses: dict[str, str]
 
 
@@ -140,6 +143,7 @@ class Manifest(_Record):
     data: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
     versions: dict[str, str] = {}
+    notes: tuple[str, ...] = ()  # what the promises do not say, for a reader
     files: dict[str, FileRecord] = {}
 
     @property
@@ -210,7 +214,7 @@ def load_bundle(path: str | Path) -> Bundle:
     path = Path(path)
     if not path.is_dir():
         raise BundleError(f"{path} is not a bundle: no such folder")
-    text = _read_plain(path, MANIFEST)
+    text = _read_plain(path, MANIFEST, MAX_MANIFEST)
     manifest = parse_manifest(text, path)
     for name in manifest.files:
         if Path(name).name != name or name in {"", ".", "..", MANIFEST} or "\\" in name:
@@ -220,7 +224,7 @@ def load_bundle(path: str | Path) -> Bundle:
             raise BundleError(f"{path}: {entry!r} is not named in the manifest; remove it")
     files: dict[str, bytes] = {}
     for name, record in manifest.files.items():
-        data = _read_plain(path, name)
+        data = _read_plain(path, name, record.size)
         if len(data) != record.size or sha256(data) != record.sha256:
             raise BundleError(
                 f"{path}: {name} was changed after the bundle was written "
@@ -240,8 +244,8 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
     """The manifest from its JSON; BundleError for a newer schema or a wrong field, naming it."""
     try:
         version = json.loads(text).get("schema_version")
-    except (ValueError, AttributeError) as e:
-        raise BundleError(f"{path}: {MANIFEST} is not JSON ({e})") from None
+    except (ValueError, AttributeError, RecursionError) as e:
+        raise BundleError(f"{path}: {MANIFEST} is not a JSON object ({e})") from None
     if version != SCHEMA_VERSION:
         raise BundleError(
             f"{path}: schema version {version!r} is unknown here (this hedged reads "
@@ -270,8 +274,8 @@ def threshold_at(scores: Sequence[float] | Array, alpha: float) -> float:
     return math.inf if rank > len(scores) else float(np.asarray(scores)[rank - 1])
 
 
-def _read_plain(folder: Path, name: str) -> bytes:
-    """Bytes of a plain file, opened without following a symlink."""
+def _read_plain(folder: Path, name: str, limit: int) -> bytes:
+    """Bytes of a plain file, opened without following a symlink; at most ``limit`` + 1 of them."""
     try:
         fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as e:
@@ -281,4 +285,4 @@ def _read_plain(folder: Path, name: str) -> bytes:
     with os.fdopen(fd, "rb") as f:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise BundleError(f"{folder}: {name} is not a plain file")
-        return f.read()
+        return f.read(limit + 1)

@@ -15,16 +15,17 @@ from posthoc.links import Link, emit_link
 from posthoc.runtime import open_session
 
 TOLERANCE = 1e-5
-RUN_TIME_INPUTS = ("q_hat", "ood_threshold", "u")
 
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """A compiled predictor: bytes, our outputs by field, and the field -> tensor name map."""
+    """A compiled predictor: bytes, our outputs by field, the field -> tensor name map, and the
+    name of the output that holds the logits before any calibration (classification)."""
 
     model: bytes
     outputs: tuple[TensorSpec, ...]
     names: dict[str, str]
+    logits: str | None
 
 
 def field_specs(head: Head, present: Mapping[str, str]) -> tuple[TensorSpec, ...]:
@@ -63,28 +64,38 @@ def compile_predictor(
     ModelError when the model has a tensor named like a run-time input.
     """
     taken = taken_names(frozen)
-    for name in RUN_TIME_INPUTS:
-        if name in taken:
-            raise ModelError(
-                f"the frozen model has a tensor {name!r}, which is the name of an input that the "
-                "fused graph adds; rename it in the model"
-            )
     prefix = "uq/"
     while any(name.startswith(prefix) for name in taken):
         prefix = "uq_" + prefix
     g = Fragment(opset, prefix)
-    made = emit(head, g, phi if head.features is not None else None, emit_link(g, z, link))
+    logits = emit_link(g, z, link)
+    made = emit(head, g, phi if head.features is not None else None, logits)
+    for added in g.inputs:
+        if added.name in taken:
+            raise ModelError(
+                f"the frozen model has a tensor {added.name!r}, which is the name of an input that "
+                "the fused graph adds; rename it in the model"
+            )
     outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
     names: dict[str, str] = {}
     specs = field_specs(head, made)
     for spec in specs:
-        name = spec.name
-        while name in taken:
-            name = "uq_" + name
+        name = free_name(spec.name, taken)
         g.op("Identity", made[spec.name], out=name)
         names[spec.name] = name
         outputs[name] = (spec.dtype, spec.shape)
-    return Fused(append(frozen, g, outputs), specs, names)
+    kept = free_name("uq_logits", taken) if head.task == "classification" else None
+    if kept is not None:
+        g.op("Identity", logits, out=kept)
+        outputs[kept] = ("float32", (-1, head.width))
+    return Fused(append(frozen, g, outputs), specs, names, kept)
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """``name``, with as many prefixes ``uq_`` as it takes to be nobody else's."""
+    while name in taken:
+        name = "uq_" + name
+    return name
 
 
 def check_head(head: Head, model: bytes, phi: Array | None, z: Array) -> dict[str, float]:
@@ -114,7 +125,7 @@ def check_head(head: Head, model: bytes, phi: Array | None, z: Array) -> dict[st
             raise FitError(f"the compiled head's {name} is off by {worst[name]:.1e} from float64")
     if "label" in got and not np.array_equal(got["label"], want["label"]):
         raise FitError("the compiled head changes a label of the frozen model")
-    for name, margin in _margins(head, want).items():
+    for name, margin in mask_margins(head, want).items():
         if name in got and ((got[name] != want[name]) & (margin > TOLERANCE)).any():
             raise FitError(
                 f"the compiled head's {name} differs from float64 away from its threshold"
@@ -126,7 +137,7 @@ def check_head(head: Head, model: bytes, phi: Array | None, z: Array) -> dict[st
     return worst
 
 
-def _margins(head: Head, want: Mapping[str, Array]) -> dict[str, Array]:
+def mask_margins(head: Head, want: Mapping[str, Array]) -> dict[str, Array]:
     """How far each mask's score lies from its threshold, relative beyond one."""
     found: dict[str, Array] = {}
     if "set" in want:

@@ -19,10 +19,12 @@ from calibration.evaluation import Evaluation, evaluate_classification, evaluate
 from calibration.predictor import Predictor
 from posthoc.contract import Array, DataError
 from posthoc.data import Rows, TableMapping, open_table, to_rows
-from posthoc.links import TINY, log_softmax
+from posthoc.links import log_softmax
 
 Progress = Callable[[str, int, int], None]
 BATCH = 256
+LOGITS = "logits"  # the frozen model's, beside the fields
+GROUPS = "split key"
 
 
 def evaluate(
@@ -47,8 +49,7 @@ def evaluate(
     )
     manifest = predictor.manifest
     levels = {g.alpha: predictor.q_hat(g.alpha) for g in manifest.conformal.guarantees}
-    wanted = [*predictor.fields, *_frozen_output(predictor)]
-    run = _Pass(predictor, wanted, levels if manifest.task == "classification" else {})
+    run = _Pass(predictor, levels if manifest.task == "classification" else {})
     made, y, dropped = run.over(data, "evaluate", labelled=True, progress=progress)
     if len(y) == 0:
         raise DataError(f"{data}: no row is left ({dropped} were used by the fit or are faulty)")
@@ -75,10 +76,11 @@ def evaluate(
             quantile_levels=manifest.quantile_levels,
             ood_in=_scores(predictor, made),
             ood_out=strange,
+            groups=_groups(predictor, made),
             about=about,
             seed=seed,
         )
-    log_p = _frozen_log_probs(predictor, made)
+    log_p = log_softmax(made[LOGITS])
     scaled = log_softmax(log_p / manifest.scaling["temperature_alone"])
     return evaluate_classification(
         frozen_probs=np.exp(log_p),
@@ -89,31 +91,32 @@ def evaluate(
         n_conformal=n_conformal,
         ood_in=_scores(predictor, made),
         ood_out=strange,
+        groups=_groups(predictor, made),
         about=about,
         seed=seed,
     )
 
 
-def seen_hashes(bundle: Bundle) -> Array:
-    """Content hashes of the rows that the fit used for anything but testing, sorted."""
-    table = pq.read_table(io.BytesIO(bundle.files[REFERENCE]), columns=["role", "row_hash"])
+def seen_hashes(bundle: Bundle, column: str = "row_hash") -> Array:
+    """Sorted hashes (or split keys) of the rows that the fit used for anything but testing."""
+    table = pq.read_table(io.BytesIO(bundle.files[REFERENCE]), columns=["role", column])
     role = np.asarray(table["role"].to_pylist())
-    return np.sort(np.asarray(table["row_hash"])[role != "test"])
+    return np.unique(np.asarray(table[column])[role != "test"])
 
 
 class _Pass:
     """One pass of the fused graph over a table, batch by batch."""
 
-    def __init__(self, predictor: Predictor, outputs: list[str], levels: Mapping[float, float]):
+    def __init__(self, predictor: Predictor, levels: Mapping[float, float]):
         self.predictor = predictor
-        self.outputs = outputs
         self.levels = levels
-        self.seen = seen_hashes(predictor.bundle)
+        self.hashes = seen_hashes(predictor.bundle)
+        self.keys = seen_hashes(predictor.bundle, "split_key")
 
     def over(
         self, data: str | Path, what: str, *, labelled: bool, progress: Progress | None
     ) -> tuple[dict[str, Array], Array, int]:
-        """(outputs by name and ``set@alpha``, labels, rows dropped)."""
+        """(fields, ``set@alpha``, logits and split keys; labels; rows dropped)."""
         manifest = self.predictor.manifest
         table = open_table(data)
         columns = [c for c in manifest.mapping.columns(target=labelled) if c in table.columns]
@@ -128,10 +131,12 @@ class _Pass:
                 task=manifest.task,
                 classes=manifest.classes,
                 need_target=labelled,
+                n_classes=_width(self.predictor),
             )
             keep = self._usable(rows, labelled)
             if keep.any():
-                for name, value in self._run({k: v[keep] for k, v in rows.inputs.items()}).items():
+                made = self._run({k: v[keep] for k, v in rows.inputs.items()})
+                for name, value in {**made, GROUPS: rows.split_keys[keep]}.items():
                     parts.setdefault(name, []).append(value)
                 if rows.y is not None:
                     labels.append(rows.y[keep])
@@ -143,15 +148,20 @@ class _Pass:
         return made, np.concatenate(labels) if labels else np.zeros(0), dropped
 
     def _usable(self, rows: Rows, labelled: bool) -> Array:
+        """Rows without a fault that neither the fit nor a sibling of theirs in it has seen."""
         keep = np.ones(len(rows), bool)
         keep[list(rows.bad)] = False
-        if labelled and len(self.seen):
-            at = np.minimum(np.searchsorted(self.seen, rows.content_hashes), len(self.seen) - 1)
-            keep &= self.seen[at] != rows.content_hashes
+        if labelled:
+            keep &= ~np.isin(rows.content_hashes, self.hashes)
+            keep &= ~np.isin(rows.split_keys, self.keys)
         return keep
 
     def _run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        out = self.predictor.run(inputs, outputs=self.outputs)
+        logits = self.predictor.manifest.frozen.logits
+        beside = [] if logits is None else [logits]
+        out = self.predictor.run(inputs, outputs=[*self.predictor.fields, *beside])
+        if logits is not None:
+            out[LOGITS] = out.pop(logits)
         for i, (alpha, q) in enumerate(self.levels.items()):
             # The first level is the graph's default: no second run for it.
             out[f"set@{alpha}"] = (
@@ -166,22 +176,15 @@ def _unlabelled(mapping: TableMapping) -> TableMapping:
     return mapping.model_copy(update={"target": (), "group": None, "split_by": None, "id": None})
 
 
-def _frozen_output(predictor: Predictor) -> list[str]:
-    name = predictor.manifest.frozen.output
-    return [name] if name is not None and predictor.manifest.task == "classification" else []
+def _width(predictor: Predictor) -> int | None:
+    """Classes of a classifier."""
+    found = [s.shape[1] for s in predictor.manifest.outputs if s.name == "probs"]
+    return found[0] if found else None
 
 
-def _frozen_log_probs(predictor: Predictor, made: Mapping[str, Array]) -> Array:
-    """log p N×C of the frozen model from its own output: logits, probabilities, or one sigmoid."""
-    z = np.asarray(made[_frozen_output(predictor)[0]], np.float64).reshape(len(made["label"]), -1)
-    link = predictor.manifest.data.get("link")
-    as_probs = bool((z >= 0).all() and (z <= 1).all())
-    if z.shape[1] == 1:
-        p = z if as_probs else 1 / (1 + np.exp(-z))
-        return np.asarray(np.log(np.maximum(np.concatenate([1 - p, p], 1), TINY)))
-    if as_probs and (link == "log" or np.allclose(z.sum(1), 1, atol=1e-3)):
-        return np.asarray(np.log(np.maximum(z, TINY)))
-    return log_softmax(z)
+def _groups(predictor: Predictor, made: Mapping[str, Array]) -> Array | None:
+    """Ids of rows that are no independent evidence: equal split keys, where the fit had some."""
+    return None if predictor.manifest.splits.by is None else made[GROUPS]
 
 
 def _scores(predictor: Predictor, made: Mapping[str, Array]) -> dict[str, Array]:
@@ -189,10 +192,10 @@ def _scores(predictor: Predictor, made: Mapping[str, Array]) -> dict[str, Array]
     out: dict[str, Array] = {}
     if "ood_score" in made:
         out["hedged"] = made["ood_score"]
-    if predictor.manifest.task == "classification" and _frozen_output(predictor):
-        out["msp"] = -np.exp(_frozen_log_probs(predictor, made)).max(1)
-        if "epistemic" in made:
-            out["epistemic"] = made["epistemic"]
+    if LOGITS in made:
+        out["msp"] = -np.exp(log_softmax(made[LOGITS])).max(1)
+    if "epistemic" in made:
+        out["epistemic"] = made["epistemic"]
     elif "epistemic_std" in made:
         out["epistemic"] = made["epistemic_std"].max(1)
     return out

@@ -29,6 +29,7 @@ DEFAULT_SPLIT = {"module": 0.3, "calibration": 0.2, "conformal": 0.25, "test": 0
 ROLES = tuple(DEFAULT_SPLIT)
 GOLDEN_ROWS = 8
 CHECK_ROWS = 64
+READ_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,6 @@ class Columns:
 
     target: str | Sequence[str] | None = None
     inputs: Mapping[str, Sequence[str]] | None = None
-    group: str | None = None
     split_by: str | None = None
     id: str | None = None
     classes: tuple[str, ...] | None = None
@@ -65,7 +65,8 @@ def link_of(frozen: Frozen) -> links.Link:
     """How the frozen tensor becomes logits: see `posthoc.links.Link`."""
     if frozen.z_is_probs:
         return "log_sigmoid" if frozen.z_dim == 1 else "log"
-    return "sigmoid" if "Sigmoid" in frozen.tail and frozen.z_dim == 1 else "identity"
+    # One logit is that of the second of two classes, whether or not the model applies the sigmoid.
+    return "sigmoid" if frozen.z_dim == 1 else "identity"
 
 
 def prepare(
@@ -92,13 +93,17 @@ def prepare(
         frozen.inputs,
         target=columns.target,
         inputs=columns.inputs,
-        group=columns.group,
         split_by=columns.split_by,
         id=columns.id,
     )
     if not mapping.target:
         raise DataError("a fit needs labels: name their column with --target")
     link: links.Link = "identity" if options.task == "regression" else link_of(frozen)
+    width = 2 if frozen.z_dim == 1 and options.task == "classification" else frozen.z_dim
+    if columns.classes is not None and len(columns.classes) != width:
+        raise DataError(
+            f"--classes names {len(columns.classes)} classes and the model has {width} outputs"
+        )
     cache = build_cache(
         frozen,
         table,
@@ -113,15 +118,22 @@ def prepare(
         progress=None if progress is None else lambda done, total: progress("cache", done, total),
     )
     usable = np.setdiff1d(np.arange(cache.n_rows), np.fromiter(cache.bad, np.int64))
+    if len(usable) == 0:
+        row, fault = min(cache.bad.items())
+        raise DataError(f"{data}: every row is faulty, the first because row {row}: {fault}")
+    if link in ("log", "log_sigmoid") and not _are_probabilities(cache.z[usable]):
+        # The few rows that opened the model looked like probabilities; all of them do not.
+        link = "identity" if link == "log" else "sigmoid"
     linear = frozen.head
     if linear is not None and link == "sigmoid":
         linear = links.two_class_head(linear)
-    width = 2 if link in ("sigmoid", "log_sigmoid") else frozen.z_dim
-    if columns.classes is not None and len(columns.classes) != width:
-        raise DataError(
-            f"--classes names {len(columns.classes)} classes and the model has {width} outputs"
-        )
     return Material(frozen, linear, link, mapping, columns.classes, cache, usable)
+
+
+def _are_probabilities(z: Array) -> bool:
+    """Whether every cached row is a probability vector (one column: the second class's)."""
+    inside = bool((z >= 0).all() and (z <= 1 + 1e-3).all())
+    return inside and (z.shape[1] == 1 or bool(np.allclose(z.sum(1), 1, atol=1e-3)))
 
 
 def split(material: Material, seed: int, fractions: Mapping[str, float] = DEFAULT_SPLIT) -> Array:
@@ -130,9 +142,25 @@ def split(material: Material, seed: int, fractions: Mapping[str, float] = DEFAUL
 
 
 def parts_of(material: Material, roles: Array) -> tuple[Parts, Features]:
-    """The three parts a fit may see, and the test rows."""
-    taken = [material.features(material.usable[roles == i]) for i in range(len(ROLES))]
-    return Parts(*taken[:3]), taken[3]
+    """The three parts a fit may see, and the test rows.
+
+    Rows that share a split key are no independent evidence. A rank counts items, so of each key
+    one row, chosen by hash, stands in the conformal part: coverage then holds for a random row of
+    a new item (Dunn, Wasserman & Ramdas 2022, "Distribution-free prediction sets for two-layer
+    hierarchical models", subsampling once).
+    """
+    taken = [material.usable[roles == i] for i in range(len(ROLES))]
+    if material.mapping.split_by is not None:
+        taken[2] = one_per_key(material.cache, taken[2])
+    module, calibration, conformal, test = (material.features(rows) for rows in taken)
+    return Parts(module, calibration, conformal), test
+
+
+def one_per_key(cache: Cache, rows: Array) -> Array:
+    """Of ``rows``, the one with the smallest content hash for each split key, in order."""
+    order = np.lexsort((cache.content_hashes[rows], cache.split_keys[rows]))
+    _, first = np.unique(cache.split_keys[rows][order], return_index=True)
+    return np.sort(rows[order][first])
 
 
 def fit(
@@ -185,7 +213,6 @@ def write(
     chosen = material.usable[roles == ROLES.index("test")][:CHECK_ROWS]
     if len(chosen) == 0:
         raise FitError("no test rows: give more data or another --split")
-    rows = _raw_rows(material, data, chosen[:GOLDEN_ROWS])
     counts = Counter(ROLES[i] for i in roles)
     dataset = Dataset(
         mapping=material.mapping,
@@ -194,13 +221,16 @@ def write(
             seed=options.seed,
             by=material.mapping.split_by,
             rows={r: counts[r] for r in ROLES},
+            items=_items(material, roles),
             uses=USES,
         ),
         link=material.link,
-        rows=rows,
-        features=material.features(chosen[:GOLDEN_ROWS]),
+        rows=_raw_rows(material, data, chosen),
+        golden=GOLDEN_ROWS,
+        features=material.features(chosen),
         roles=np.asarray([ROLES[i] for i in roles]),
         hashes=material.cache.content_hashes[material.usable],
+        keys=material.cache.split_keys[material.usable],
         reference=_reference(material, fitted, roles),
         summary={
             "rows": int(material.cache.n_rows),
@@ -221,16 +251,29 @@ def write(
 
 
 def _raw_rows(material: Material, data: str | Path, rows: Array) -> dict[str, Array]:
-    """The inputs of a few rows, read from the table again."""
+    """The inputs of a few rows (ascending), read from the table again."""
     wanted = [c for cs in material.mapping.inputs.values() for c in cs]
-    table = open_table(data)
+    mapping = material.mapping.model_copy(update=_NO_META)
     found: dict[str, list[Array]] = {s.name: [] for s in material.frozen.inputs}
-    for row in rows:
-        batch = next(iter(table.batches(1, wanted, start=int(row))))
-        got = to_rows(batch, material.mapping.model_copy(update=_NO_META), material.frozen.inputs)
-        for key in found:
-            found[key].append(got.inputs[key])
+    start = 0
+    for batch in open_table(data).batches(READ_ROWS, wanted):
+        inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
+        if len(inside):
+            got = to_rows(batch, mapping, material.frozen.inputs, hashed=False)
+            for key in found:
+                found[key].append(got.inputs[key][inside])
+        start += batch.num_rows
+        if start > rows[-1]:
+            break
     return {k: np.concatenate(v) for k, v in found.items()}
+
+
+def _items(material: Material, roles: Array) -> dict[str, int] | None:
+    """Distinct split keys of each role; None where rows are the items."""
+    if material.mapping.split_by is None:
+        return None
+    keys = material.cache.split_keys[material.usable]
+    return {r: len(np.unique(keys[roles == i])) for i, r in enumerate(ROLES)}
 
 
 _NO_META: dict[str, Any] = {"target": (), "group": None, "split_by": None, "id": None}

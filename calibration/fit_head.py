@@ -329,7 +329,9 @@ def _abstain(
     head: Head, grid: Array, sure: Array, wrong: Array, options: FitOptions
 ) -> tuple[Head, AbstainRecord]:
     assert options.max_error is not None
-    found = fit_abstention(grid, sure, wrong, options.max_error, options.error_delta)
+    # A standard deviation has no upper end; the manifest holds no infinity and the graph float32.
+    least = -1.0 if head.task == "classification" else float(np.finfo(np.float32).min)
+    found = fit_abstention(grid, sure, wrong, options.max_error, options.error_delta, least=least)
     record = AbstainRecord(
         max_error=options.max_error,
         delta=options.error_delta,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from calibration.conformal.scores import class_scores, emit_class_scores
 from calibration.threshold import pvalues
 from posthoc import links, registry
 from posthoc.contract import F64, Array, State, Task
-from posthoc.graph import Fragment
+
+if TYPE_CHECKING:
+    from posthoc.graph import Fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +103,13 @@ def reference(
     z: Array,
     *,
     q_hat: float | None = None,
-    u: Array | float = 1.0,
 ) -> dict[str, Array]:
     """Every field that the head gives, for features N×D and outputs N×C, in float64."""
     z = np.asarray(z, np.float64)
     spread = head.spread(phi)
     q = head.q_hat if q_hat is None else q_hat
     out = (
-        _reference_classes(head, spread, z, q, u)
+        _reference_classes(head, spread, z, q)
         if head.task == "classification"
         else _reference_values(head, spread, z, q)
     )
@@ -121,7 +122,7 @@ def reference(
 
 
 def _reference_classes(
-    head: Head, spread: links.Spread | None, z: F64, q: float, u: Array | float
+    head: Head, spread: links.Spread | None, z: F64, q: float
 ) -> dict[str, Array]:
     variance = np.zeros(len(z)) if spread is None else spread.variance
     scale = links.probit_scale(variance, head.temperature, head.strength)
@@ -137,7 +138,7 @@ def _reference_classes(
         out["aleatoric"], out["epistemic"] = links.decompose(
             z, spread, head.eps, head.temperature, head.strength
         )
-    scores = class_scores(head.conformal, head.conformal_settings, p, u)
+    scores = class_scores(head.conformal, head.conformal_settings, p)
     out["set_scores"] = scores
     out["set"] = scores <= q
     out["set_size"] = out["set"].sum(1)

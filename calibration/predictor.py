@@ -65,17 +65,16 @@ class Predictor:
         outputs: Sequence[str] | None = None,
         q_hat: Array | float | None = None,
         ood_threshold: Array | float | None = None,
-        u: Array | None = None,
     ) -> dict[str, Array]:
         """Prediction fields (and frozen outputs, by their own names) for N rows.
 
-        ``inputs`` maps each of ``self.inputs`` to an array of its dtype; ``q_hat``,
-        ``ood_threshold`` and ``u`` are scalars or arrays of N, defaulting to the bundle's own.
+        ``inputs`` maps each of ``self.inputs`` to an array of its dtype; ``q_hat`` and
+        ``ood_threshold`` are scalars or arrays of N, defaulting to the bundle's own.
         ``outputs`` defaults to every field. Raises DataError for a missing input or a wrong shape.
         """
         names = list(self.fields if outputs is None else outputs)
         feed = {s.name: _as_spec(inputs, s) for s in self.inputs}
-        for name, value in (("q_hat", q_hat), ("ood_threshold", ood_threshold), ("u", u)):
+        for name, value in (("q_hat", q_hat), ("ood_threshold", ood_threshold)):
             if value is not None:
                 feed[name] = np.atleast_1d(np.asarray(value, dtype=np.float32))
         graph_names = [self.manifest.output_names.get(n, n) for n in names]

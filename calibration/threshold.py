@@ -69,14 +69,21 @@ class Abstention:
 
 
 def fit_abstention(
-    grid_confidence: Array, confidence: Array, wrong: Array, max_error: float, delta: float
+    grid_confidence: Array,
+    confidence: Array,
+    wrong: Array,
+    max_error: float,
+    delta: float,
+    *,
+    least: float = -1.0,
 ) -> Abstention:
     """The loosest confidence threshold whose error among answered rows is at most ``max_error``
     with probability 1-delta over ``confidence`` and ``wrong`` (N each, conformal rows).
 
     Fixed-sequence testing, strict to loose, on exact binomial tails (Angelopoulos et al. 2021,
     "Learn then test", arXiv:2110.01052); the sequence of thresholds comes from other rows and
-    starts where at least ln(delta)/ln(1-max_error) rows are answered.
+    starts where at least ln(delta)/ln(1-max_error) rows are answered. ``least`` lies below every
+    possible confidence: as a threshold it answers every row.
     """
     c = np.asarray(confidence, np.float64)
     w = np.asarray(wrong, bool)
@@ -84,7 +91,7 @@ def fit_abstention(
     c_sorted, wrong_sorted = c[order], np.cumsum(w[order])
     needed = neyman_pearson_rows(max_error, delta)
     grid = np.unique(np.quantile(np.asarray(grid_confidence, np.float64), np.linspace(0, 1, 101)))
-    grid = np.concatenate([[-1.0], grid])[::-1]  # -1 answers every row
+    grid = np.concatenate([[least], grid])[::-1]
     best: float | None = None
     for t in grid:
         answered = int(np.searchsorted(-c_sorted, -t, side="left"))

@@ -16,6 +16,8 @@ import typer
 from hedged.commands import demo, evaluate, fit, inspect, score, serve
 from posthoc.contract import HedgedError
 
+EXTRA = ("onnx", "onnxscript", "plotly", "torch")  # what serving does without
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -87,3 +89,8 @@ def main() -> None:
     except HedgedError as e:
         print(f"hedged: {e}", file=sys.stderr)
         raise SystemExit(getattr(e, "exit_code", 1)) from None
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] not in EXTRA:
+            raise
+        print(f"hedged: this needs {e.name}: pip install 'hedged[fit]'", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -104,16 +104,26 @@ def _bare(proto: onnx.ModelProto) -> bytes:
     """The model without the exporter's notes, which hold stack traces and paths of this machine."""
     proto.doc_string = ""
     del proto.metadata_props[:]
-    for graph in (proto.graph, *proto.functions):
-        graph.doc_string = ""
-        del graph.metadata_props[:]
-        for part in (*graph.node, *graph.value_info, *getattr(graph, "initializer", ())):
-            part.doc_string = ""
-            del part.metadata_props[:]
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.doc_string = ""
-        del value.metadata_props[:]
+    for body in (proto.graph, *proto.functions):
+        _strip(body)
     return bytes(proto.SerializeToString())
+
+
+def _strip(body: Any) -> None:
+    """A graph or function, the graphs inside its nodes too, without its notes."""
+    body.doc_string = ""
+    del body.metadata_props[:]
+    parts = [*body.node, *body.value_info]
+    if isinstance(body, onnx.GraphProto):
+        parts += [*body.initializer, *body.input, *body.output]
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
+    for node in body.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    _strip(inner)
 
 
 def _reason(error: BaseException) -> str:

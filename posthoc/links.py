@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from posthoc.contract import F64, Array, LinearHead
-from posthoc.graph import Fragment
+
+if TYPE_CHECKING:
+    from posthoc.graph import Fragment
 
 PROBIT = math.pi / 8
 TINY = 1e-30  # the least probability that a logarithm is taken of

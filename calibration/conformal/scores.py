@@ -9,12 +9,14 @@ constant 1, which a rank does not see).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from posthoc.contract import F64, Array, FitError
-from posthoc.graph import Fragment
+
+if TYPE_CHECKING:
+    from posthoc.graph import Fragment
 
 METHODS = ("lac", "raps")
 
@@ -68,10 +70,6 @@ def emit_class_scores(
         return g.op("Where", top, others, g.op("Sub", g.const(1.0), p))
     ranked, order = g.op2("TopK", p, g.const([classes], "int64"), axis=-1)
     below = g.op("CumSum", ranked, g.const(1, "int64"), reverse=1, exclusive=1)
-    if settings["randomised"]:
-        u = g.unsqueeze(g.optional_input("u", 1.0, "U"), 1)
-        rest = g.op("Mul", g.op("Sub", g.const(1.0), u), ranked)
-        below = g.op("Add", below, rest)
     ranks = np.arange(1, classes + 1)
     penalties = settings["penalty"] * np.maximum(0, ranks - settings["k_reg"])
     score = g.op("Sub", g.const(penalties[None]), below)
@@ -98,4 +96,4 @@ def choose_raps(
         q = true[min(len(true) - 1, int(np.ceil((len(true) + 1) * (1 - alpha))) - 1)]
         sizes[penalty] = float((s <= q).sum(1).mean())
     best = min(sizes, key=lambda k: (sizes[k], k))
-    return {"k_reg": k_reg, "penalty": best, "randomised": False}
+    return {"k_reg": k_reg, "penalty": best}

@@ -16,6 +16,7 @@ from calibration.evaluation.parts import (
     differences,
     figure,
     figures,
+    independent,
     level,
     ood_results,
 )
@@ -76,6 +77,7 @@ def evaluate_classification(
     differ or a label is no class.
     """
     truth = class_index(y, np.shape(frozen_probs)[1])
+    units = independent(len(truth), groups)
     check_rows(
         len(truth),
         {
@@ -118,7 +120,7 @@ def evaluate_classification(
         systems=tuple(_system(n, r, truth, losses[n], resampling) for n, r in rated.items()),
         differences=tuple(compared),
         levels=tuple(
-            level(a, t.coverage, t.mean_size, len(truth), n_conformal, t.empty_share)
+            level(a, t.coverage, t.mean_size, units, n_conformal, t.empty_share)
             for a, t in sizes.items()
         ),
         set_sizes=tuple(_set_sizes(a, t) for a, t in sizes.items()),

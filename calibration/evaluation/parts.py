@@ -80,6 +80,11 @@ def differences(
     ]
 
 
+def independent(n: int, groups: Array | None) -> int:
+    """Rows that count in a band: all of them, or one a group (the wider, safe side)."""
+    return n if groups is None else len(np.unique(np.asarray(groups)))
+
+
 def level(
     alpha: float,
     coverage: float,
@@ -88,7 +93,7 @@ def level(
     n_conformal: int,
     empty_share: float | None = None,
 ) -> Level:
-    """Coverage of n test rows at ``alpha`` beside its band."""
+    """Coverage at ``alpha`` beside the band of n independent test rows."""
     low, high = coverage_band(n_conformal, n, alpha)
     return Level(
         level=level_name(alpha),

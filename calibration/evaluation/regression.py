@@ -16,6 +16,7 @@ from calibration.evaluation.parts import (
     differences,
     figures,
     histogram,
+    independent,
     level,
     ood_results,
 )
@@ -85,7 +86,7 @@ def evaluate_regression(
                 alpha,
                 float(covered[alpha].mean()),
                 float(widths[alpha].mean()),
-                len(truth),
+                independent(len(truth), groups),
                 n_conformal,
             )
         )

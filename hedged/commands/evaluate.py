@@ -13,7 +13,6 @@ from hedged.commands.console import option
 
 if TYPE_CHECKING:
     from calibration.evaluation import Evaluation
-    from calibration.evaluation.records import Figure
 
 _MORE = """Rows that the fit saw are dropped and counted; its own test rows are not.
 
@@ -64,27 +63,26 @@ def evaluate(
 evaluate.__doc__ = f"{evaluate.__doc__}\n\n{_MORE}"
 
 
-def _range(figure: Figure) -> str:
-    if figure.low is None:
-        return ""
-    # No interval of a calibration error is right; instead, what a perfect model would show.
-    perfect = "perfect " if figure.range == "perfect" else ""
-    return f" ({perfect}{figure.low:.4f}–{figure.high:.4f})"
-
-
 def show(found: Evaluation) -> None:
     """The comparison, the coverage and the OOD scores as tables."""
-    metrics = list(found.systems[-1].metrics)
     table = Table(title=f"{found.n:,} rows (95 % intervals)", title_justify="left")
     table.add_column("metric")
     for system in found.systems:
         table.add_column(system.name)
-    for metric in metrics:
-        cells = []
-        for system in found.systems:
-            f = system.metrics.get(metric)
-            cells.append("" if f is None else f"{f.value:.4f}{_range(f)}")
-        table.add_row(metric, *cells)
+    for metric in found.systems[-1].metrics:
+        figures = [system.metrics.get(metric) for system in found.systems]
+        # No interval of a calibration error is right; what a perfect model would show is.
+        perfect = any(f is not None and f.range == "perfect" for f in figures)
+        ranges = [
+            "" if f is None or f.low is None else f"{f.low:.4f}–{f.high:.4f}" for f in figures
+        ]
+        values = ["" if f is None else f"{f.value:.4f}" for f in figures]
+        if perfect:
+            table.add_row(metric, *values)
+            table.add_row("  if it were calibrated", *ranges)
+        else:
+            pairs = zip(values, ranges, strict=True)
+            table.add_row(metric, *(f"{v} ({r})" if r else v for v, r in pairs))
     console.out.print(table)
     for level in found.levels:
         size = "infinite" if level.mean_size is None else f"{level.mean_size:.3g}"

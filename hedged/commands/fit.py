@@ -40,9 +40,6 @@ def fit(
         Path | None, option(help="File of class names in output order, one a line")
     ] = None,
     id: Annotated[str | None, option("--id", help="Column of row ids")] = None,
-    group: Annotated[
-        str | None, option(help="Column of group ids; only kept out of the inputs so far")
-    ] = None,
     split_by: Annotated[
         str | None, option(help="Column whose equal values share a split; default: the row")
     ] = None,
@@ -120,7 +117,6 @@ def fit(
     columns = fitting.Columns(
         target=target.split(","),
         inputs={k: v.split(",") for k, v in named.items()} or None,
-        group=group,
         split_by=split_by,
         id=id,
         classes=console.lines(classes),

@@ -88,7 +88,7 @@ def modules(
         return
     table = Table()
     for column in ("name", "kind", "tasks", "needs", "summary", "paper"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for r in records:
         needs = ", ".join(sorted(r.needs)) or "outputs"
         paper = f"{r.paper.title} ({r.paper.year})"

@@ -13,11 +13,11 @@ Memory of a fit is D² + C² float64 numbers, whatever the number of rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from posthoc.contract import F64, Array, Features, FitError, Info, LinearHead, Paper, State, Task
-from posthoc.graph import Fragment
 from posthoc.links import Spread, SpreadNames, softmax
 
 INFO = Info(
@@ -30,6 +30,9 @@ INFO = Info(
         "Laplace Redux: Effortless Bayesian Deep Learning", 2021, "https://arxiv.org/abs/2106.14806"
     ),
 )
+
+if TYPE_CHECKING:
+    from posthoc.graph import Fragment
 MAX_STEPS = 1_000
 PRECISION_BOUNDS = (1e-8, 1e12)
 

@@ -7,10 +7,11 @@ saturated rows keep their order in float32.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from posthoc.contract import F64, Array, Features, Info, LinearHead, Paper, State
-from posthoc.graph import Fragment
 from posthoc.links import softmax
 
 INFO = Info(
@@ -25,6 +26,9 @@ INFO = Info(
         "https://openaccess.thecvf.com/content/CVPR2023/html/Liu_GEN_Pushing_the_Limits_of_Softmax-Based_Out-of-Distribution_Detection_CVPR_2023_paper.html",
     ),
 )
+
+if TYPE_CHECKING:
+    from posthoc.graph import Fragment
 GAMMA = 0.1
 TOP = 100
 

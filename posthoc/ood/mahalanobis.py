@@ -6,10 +6,11 @@ covariance shrunk because features of a narrow network are often collinear.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from posthoc.contract import F64, Array, Features, FitError, Info, LinearHead, Paper, State
-from posthoc.graph import Fragment
 from posthoc.ood.gaussian import ClassSums, add, empty, join, shrunk_inverse
 
 INFO = Info(
@@ -25,6 +26,9 @@ INFO = Info(
         "https://arxiv.org/abs/1807.03888",
     ),
 )
+
+if TYPE_CHECKING:
+    from posthoc.graph import Fragment
 
 
 def init(n_classes: int, n_features: int) -> ClassSums:

@@ -7,10 +7,11 @@ psi = phi - mu the score is psi'(S^-1 - S0^-1)psi + min_c (-2 psi'S^-1 nu_c + nu
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from posthoc.contract import F64, Array, Features, FitError, Info, LinearHead, Paper, State
-from posthoc.graph import Fragment
 from posthoc.ood.gaussian import ClassSums, add, empty, join, shrunk_inverse
 
 INFO = Info(
@@ -25,6 +26,9 @@ INFO = Info(
         "https://arxiv.org/abs/2106.09022",
     ),
 )
+
+if TYPE_CHECKING:
+    from posthoc.graph import Fragment
 
 
 def init(n_classes: int, n_features: int) -> ClassSums:

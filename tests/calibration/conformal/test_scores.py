@@ -49,7 +49,7 @@ def test_saturated_rows_do_not_tie(method: str) -> None:
     """Two rows whose top class is within 1e-9 of one keep their order in float32."""
     z = np.zeros((2, 3), np.float32)
     z[0, 0], z[1, 0] = 22.0, 25.0
-    settings_ = {"k_reg": 1, "penalty": 0.0, "randomised": False}
+    settings_ = {"k_reg": 1, "penalty": 0.0}
     g = Fragment()
     p = g.op("Softmax", g.input("z", "float32", ["N", 3]), axis=-1)
     label = g.op("ArgMax", p, axis=1, keepdims=0)
@@ -73,26 +73,11 @@ def test_coverage_lies_in_the_band(method: str, alpha: float) -> None:
         p = softmax(rng.normal(size=(n + m, 6)) * 2)
         y = (p.cumsum(1) > rng.uniform(size=(n + m, 1))).argmax(1)
         u = rng.uniform(size=n + m)
-        settings_ = {"k_reg": 2, "penalty": 0.05, "randomised": True}
+        settings_ = {"k_reg": 2, "penalty": 0.05}
         s = class_scores(method, settings_, p, u)[np.arange(n + m), y]
         q = np.sort(s[:n])[k - 1]
         inside += low <= (s[n:] <= q).sum() <= high
     assert inside >= 194
-
-
-def test_randomised_graph_takes_u_and_defaults_to_one() -> None:
-    p = probs(20, 5, 1).astype(np.float32)
-    settings_ = {"k_reg": 2, "penalty": 0.05, "randomised": True}
-    g = Fragment()
-    name = g.input("p", "float32", ["N", 5])
-    label = g.op("ArgMax", name, axis=1, keepdims=0)
-    g.op("Identity", emit_class_scores(g, "raps", settings_, name, label, 5), out="s")
-    session = open_session(standalone(g, {"s": ("float32", (-1, 5))}))
-    u = np.random.default_rng(0).uniform(size=20).astype(np.float32)
-    want = class_scores("raps", settings_, p, u)
-    np.testing.assert_allclose(session.run(None, {"p": p, "u": u})[0], want, atol=1e-6)
-    plain = class_scores("raps", settings_, p)
-    np.testing.assert_allclose(session.run(None, {"p": p})[0], plain, atol=1e-6)
 
 
 def test_raps_settings_come_from_the_given_rows() -> None:

@@ -1,0 +1,515 @@
+"""The whole fit on tiny real models: splits, promises, refusals, and every kind of output."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import binom
+
+from calibration.bundle import MANIFEST, REFERENCE, Bundle
+from calibration.conformal.intervals import residual_scores
+from calibration.evaluate import evaluate
+from calibration.fit import ROLES, Columns, Material, fit, fit_material, parts_of, prepare, split
+from calibration.fit_head import FitOptions, Parts, fit_head, run_head
+from calibration.metrics.coverage import coverage_band
+from calibration.predictor import Predictor
+from posthoc.contract import DataError, Features, FitError, HedgedError, LinearHead, ModelError
+from posthoc.data import open_table, to_rows
+from posthoc.links import log_softmax
+from tests import factory
+from tests.calibration import networks
+from tests.calibration.heads import linear, rows
+from tests.calibration.networks import INPUTS, bare, black_box, inputs, log_probs, network, table
+
+SEEDS = range(20)
+NAMES = factory.CLASSES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fit")
+
+
+@pytest.fixture(scope="module")
+def pool(folder: Path) -> Material:
+    """A ten-class network with 6,000 cached rows."""
+    model = network(folder / "ten.onnx", out=10)
+    return networks.material(model, table(model, 6000))
+
+
+@pytest.fixture(scope="module")
+def values(folder: Path) -> Material:
+    """The regression network of the factory with 4,000 cached rows."""
+    model = factory.frozen_model(folder / "values.onnx", "regression")
+    return prepare(
+        model,
+        factory.data(folder / "values.parquet", "regression"),
+        options=FitOptions(task="regression"),
+        columns=Columns(target="target", inputs={"x": factory.COLUMNS["regression"]}),
+        cache_dir=folder / "cache",
+    )
+
+
+Fit = Callable[..., Bundle]
+
+
+@pytest.fixture
+def run(folder: Path, tmp_path: Path) -> Fit:
+    """The fit of a model on a table, with options as keywords."""
+
+    def run(model: Path, data: Path, columns: Columns | None = None, **options: Any) -> Bundle:
+        asked = FitOptions(**{"task": "classification", **options})
+        columns = columns or networks.columns(model)
+        out = tmp_path / "bundle"
+        return fit(model, data, out, asked, columns=columns, cache_dir=folder / "cache")
+
+    return run
+
+
+# Splits
+
+
+def test_every_usable_row_has_one_role_and_seeds_draw_anew(pool: Material) -> None:
+    roles = split(pool, 0)
+    assert len(roles) == len(pool.usable) == 6000
+    shares = np.bincount(roles, minlength=4) / len(roles)
+    np.testing.assert_allclose(shares, [0.3, 0.2, 0.25, 0.25], atol=0.03)
+    np.testing.assert_array_equal(roles, split(pool, 0))
+    other = split(pool, 1)
+    # Independent splits agree on sum of share² of the rows.
+    assert np.mean(roles == other) == pytest.approx(0.3**2 + 0.2**2 + 2 * 0.25**2, abs=0.03)
+
+
+def test_parts_hold_exactly_the_rows_of_their_roles(pool: Material) -> None:
+    roles = split(pool, 3)
+    parts, test = parts_of(pool, roles)
+    for i, part in enumerate((parts.module, parts.calibration, parts.conformal, test)):
+        np.testing.assert_array_equal(part.z, pool.cache.z[pool.usable[roles == i]])
+        np.testing.assert_array_equal(part.phi, pool.cache.phi[pool.usable[roles == i]])
+        np.testing.assert_array_equal(part.y, pool.cache.y[pool.usable[roles == i]])
+    seen = [set(map(bytes, p.z)) for p in (parts.module, parts.calibration, parts.conformal, test)]
+    assert not any(a & b for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_rows_with_one_split_by_value_share_a_part(folder: Path) -> None:
+    model = network(folder / "items.onnx")
+    item = np.random.default_rng(0).integers(0, 500, 2000)
+    data = table(model, seed=2, item=item)
+    found = prepare(
+        model,
+        data,
+        options=FitOptions(task="classification"),
+        columns=networks.columns(model, split_by="item"),
+        cache_dir=folder / "cache",
+    )
+    for seed in range(3):
+        roles = split(found, seed)
+        for value in np.unique(item):
+            assert len(set(roles[item == value])) == 1
+        assert len(set(roles)) == 4
+
+
+def test_equal_rows_share_a_part(folder: Path) -> None:
+    model = network(folder / "copies.onnx")
+    whole = pq.read_table(table(model, 1000, seed=3))
+    data = folder / "copies.parquet"
+    pq.write_table(pa.concat_tables([whole, whole]), data)
+    roles = split(networks.material(model, data), 0)
+    np.testing.assert_array_equal(roles[:1000], roles[1000:])
+
+
+# The bundle
+
+
+def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    model = network(folder / "twice.onnx")
+    data = table(model)
+    made = [
+        fit(
+            model,
+            data,
+            tmp_path / name,
+            FitOptions(task="classification", seed=seed),
+            name="model",
+            columns=networks.columns(model),
+            cache_dir=tmp_path / f"cache-{name}",
+        )
+        for name, seed in (("a", 5), ("b", 5), ("c", 6))
+    ]
+    a, b, c = (dict(m.files) for m in made)
+    assert a == b
+    assert all(a[name] != c[name] for name in a)
+    manifests = [json.loads((m.path / MANIFEST).read_text()) for m in made[:2]]
+    created = [m.pop("created") for m in manifests]
+    assert all(created) and manifests[0] == manifests[1]
+
+
+def test_the_label_is_the_frozen_argmax_row_by_row(classification_bundle: Path) -> None:
+    x, _ = factory.rows("classification", 5000, 77)
+    model = classification_bundle.with_name("bundle.onnx")
+    got = Predictor(classification_bundle).run({"x": x})
+    np.testing.assert_array_equal(got["label"], bare(model, x).argmax(1))
+    picked = got["probs"][np.arange(len(x)), got["label"]]
+    np.testing.assert_array_equal(got["confidence"], picked)
+
+
+def test_faulty_rows_are_counted_and_used_for_nothing(folder: Path, run: Fit) -> None:
+    model = network(folder / "faulty.onnx")
+    whole = pq.read_table(table(model, 1500, seed=4))
+    bad = np.arange(0, 1500, 10)
+    a = whole["a"].to_numpy().copy()
+    a[bad] = np.nan
+    y: list[int | None] = whole["target"].to_pylist()
+    y[1], y[2] = None, 3  # null, and an index beyond the classes
+    data = folder / "faulty.parquet"
+    pq.write_table(whole.set_column(0, "a", pa.array(a)).set_column(4, "target", pa.array(y)), data)
+    bundle = run(model, data)
+    assert bundle.manifest.data["rows"] == 1500
+    assert bundle.manifest.data["bad_rows"] == 152
+    assert sum(bundle.manifest.splits.rows.values()) == 1348
+    kept = pq.read_table(io.BytesIO(bundle.files[REFERENCE]))["row_hash"].to_pylist()
+    (batch,) = open_table(data).batches(1500)
+    mapping = bundle.manifest.mapping.model_copy(update={"target": ()})
+    hashes = to_rows(batch, mapping, bundle.manifest.inputs).content_hashes
+    good = np.setdiff1d(np.arange(1500), [*bad, 1, 2])
+    assert sorted(kept) == sorted(hashes[good].tolist())
+
+
+@pytest.mark.parametrize(
+    ("out", "tail"),
+    [
+        (3, ("Softmax",)),
+        (3, ()),
+        (3, ("LogSoftmax",)),
+        (1, ("Sigmoid",)),
+        (1, ()),
+    ],
+)
+def test_every_ending_is_fitted_end_to_end(
+    folder: Path, run: Fit, out: int, tail: tuple[str, ...]
+) -> None:
+    """Probabilities, logits, log-probabilities, and one sigmoid with or without its operator."""
+    model = network(folder / f"end-{out}-{''.join(tail)}.onnx", out=out, tail=tail)
+    data = table(model, 3000)
+    bundle = run(model, data)
+    x = inputs(500, 9)
+    log_p = log_probs(model, x)
+    got = Predictor(bundle).run({"x": x})
+    np.testing.assert_array_equal(got["label"], log_p.argmax(1))
+    assert got["probs"].shape == log_p.shape
+    # Labels came from the model at temperature 2, so it is over-confident and must be cooled.
+    assert 1.5 < bundle.manifest.scaling["temperature_alone"] < 2.6
+    found = evaluate(bundle, data)
+    assert found.label_equal == 1.0
+    nll = {s.name: s.metrics["nll"].value for s in found.systems}
+    assert nll["hedged"] < nll["frozen"]
+    assert abs(nll["hedged"] - nll["temperature scaled"]) < 0.01
+    # The frozen column is the model's own log loss on the test rows.
+    taken = fresh_rows(bundle, data)
+    want = -log_probs(model, taken[0])[np.arange(found.n), taken[1]].mean()
+    assert nll["frozen"] == pytest.approx(want, rel=1e-4)
+
+
+def fresh_rows(bundle: Bundle, data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and labels of the rows that the fit kept for testing."""
+    roles = pq.read_table(io.BytesIO(bundle.files[REFERENCE]))["role"].to_pylist()
+    whole = pq.read_table(data)
+    test = np.asarray(roles) == "test"
+    x = np.stack([whole[c].to_numpy() for c in INPUTS], 1)
+    return x[test], whole["target"].to_numpy()[test]
+
+
+def test_class_names_or_indices_make_the_same_fit(folder: Path, tmp_path: Path) -> None:
+    model = network(folder / "named.onnx")
+    data = table(model)
+    whole = pq.read_table(data)
+    named = folder / "named.parquet"
+    text = pa.array(np.asarray(NAMES)[whole["target"].to_numpy()])
+    pq.write_table(whole.set_column(4, "target", text), named)
+    both = [
+        fit(
+            model,
+            path,
+            tmp_path / path.stem,
+            FitOptions(task="classification"),
+            columns=networks.columns(model, classes=classes),
+            cache_dir=tmp_path,
+        )
+        for path, classes in ((data, None), (named, NAMES))
+    ]
+    assert both[0].files == both[1].files
+    assert both[1].manifest.classes == NAMES
+
+
+# Promises
+
+
+@pytest.mark.parametrize("method", ["lac", "raps"])
+def test_sets_cover_inside_the_band(pool: Material, method: str) -> None:
+    """Scores are untied but for those of each row's last class, which no threshold here reaches."""
+    inside: dict[float, int] = {}
+    empty = []
+    for seed in SEEDS:
+        done, test, _ = fit_material(
+            pool, FitOptions(task="classification", conformal=method, seed=seed)
+        )
+        out = run_head(done.head, test)
+        true = out["set_scores"][np.arange(len(test)), test.y]
+        for g in done.conformal.guarantees:
+            assert (done.scores["set"] == g.threshold).sum() == 1
+            low, high = coverage_band(g.n, len(test), g.alpha)
+            covered = float((true <= g.threshold).mean())
+            inside[g.alpha] = inside.get(g.alpha, 0) + (low <= covered <= high)
+        np.testing.assert_array_equal(out["set"], out["set_scores"] <= np.float32(done.head.q_hat))
+        empty.append((out["set_size"] == 0).mean())
+    assert inside.keys() == {0.1, 0.05}
+    assert all(n >= 18 for n in inside.values()), inside
+    assert max(empty) < 0.5
+
+
+def test_intervals_cover_inside_the_band(values: Material) -> None:
+    inside = {0.1: 0, 0.05: 0}
+    for seed in SEEDS:
+        done, test, _ = fit_material(values, FitOptions(task="regression", seed=seed))
+        out = run_head(done.head, test)
+        score = residual_scores(test.y, out["mean"], out["std"])
+        for g in done.conformal.guarantees:
+            low, high = coverage_band(g.n, len(test), g.alpha)
+            inside[g.alpha] += low <= float((score <= g.threshold).mean()) <= high
+        within = (out["lower"] <= test.y) & (test.y <= out["upper"])
+        # Float32 bounds may round the rows that lie exactly on an end to the other side.
+        assert abs(int(within.all(1).sum()) - int((score <= done.head.q_hat).sum())) <= 1
+    assert all(n >= 18 for n in inside.values()), inside
+
+
+def test_quantiles_are_met_by_their_share(values: Material) -> None:
+    """Observed shares of fresh targets below each quantile, averaged over splits."""
+    shares = []
+    for seed in SEEDS:
+        done, test, _ = fit_material(values, FitOptions(task="regression", seed=seed))
+        q = run_head(done.head, test)["quantiles"]
+        shares.append((test.y[:, :, None] <= q).mean((0, 1)))
+    np.testing.assert_allclose(np.mean(shares, 0), [0.05, 0.25, 0.5, 0.75, 0.95], atol=0.01)
+
+
+def test_the_module_costs_nothing_where_it_has_nothing_to_say(pool: Material) -> None:
+    """Mean paired NLL difference to temperature scaling alone, over 20 splits."""
+    differences = []
+    for seed in SEEDS:
+        done, test, _ = fit_material(pool, FitOptions(task="classification", seed=seed))
+        at = np.arange(len(test)), test.y
+        scaled = log_softmax(test.z / done.scaling.temperature_alone)[at]
+        hedged = np.log(run_head(done.head, test)["probs"][at].astype(np.float64))
+        differences.append(float((scaled - hedged).mean()))
+    assert np.mean(differences) <= 0.002
+
+
+def test_answered_rows_are_as_right_as_promised(pool: Material) -> None:
+    """P(error among answered > level) <= delta over calibrations: a count of 20 splits."""
+    level, delta = 0.2, 0.1
+    exceeded, answered = 0, []
+    for seed in SEEDS:
+        options = FitOptions(task="classification", seed=seed, max_error=level, error_delta=delta)
+        done, _, roles = fit_material(pool, options)
+        # The pool is the population here: the rows that set the threshold are drawn from it.
+        rest = pool.features(pool.usable[roles != ROLES.index("conformal")])
+        out = run_head(done.head, rest)
+        assert done.abstain is not None and done.abstain.threshold is not None
+        np.testing.assert_array_equal(
+            out["abstain"], ~(out["confidence"] > np.float32(done.abstain.threshold))
+        )
+        kept = ~out["abstain"]
+        exceeded += (out["label"] != rest.y)[kept].mean() > level
+        answered.append(kept.mean())
+        assert done.abstain.answered == pytest.approx(kept.mean(), abs=0.08)
+    assert exceeded <= binom.ppf(0.999, len(SEEDS), delta)
+    assert min(answered) > 0.2
+
+
+def test_abstention_of_a_regression_has_no_unit() -> None:
+    """Targets in thousandths: the same rows are answered. (A fixed lowest threshold would not.)"""
+    found = []
+    for unit in (1.0, 1000.0):
+        head = linear(1)
+        scaled = LinearHead(head.weight * unit, head.bias * unit)
+        four = [rows(head, "regression", 400, i) for i in range(4)]
+        four = [Features(f.phi, (f.z * unit).astype(np.float32), f.y * unit) for f in four]
+        options = FitOptions(task="regression", max_error=0.1, tolerance=1.2 * unit)
+        done = fit_head(scaled, Parts(*four[:3]), options)
+        out = run_head(done.head, four[3])
+        assert done.abstain is not None
+        found.append((done.abstain.answered, out["abstain"]))
+    assert found[0][0] == found[1][0] > 0.5
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+def test_a_loose_promise_answers_every_row_and_an_impossible_one_none(pool: Material) -> None:
+    def fitted(max_error: float | None) -> tuple[float | None, np.ndarray | None]:
+        done, test, _ = fit_material(pool, FitOptions(task="classification", max_error=max_error))
+        answered = None if done.abstain is None else done.abstain.answered
+        return answered, run_head(done.head, test).get("abstain")
+
+    share, abstain = fitted(0.9)
+    assert share == 1.0 and not abstain.any()
+    share, abstain = fitted(1e-4)
+    assert share == 0.0 and abstain.all()
+    assert fitted(None) == (None, None)
+
+
+def test_the_flag_keeps_its_false_alarms(pool: Material) -> None:
+    """False-alarm rate above alpha in at most delta of the calibrations."""
+    exceeded = 0
+    for seed in SEEDS:
+        options = FitOptions(task="classification", seed=seed, ood_alpha=0.1, ood_delta=0.1)
+        done, _, roles = fit_material(pool, options)
+        rest = pool.features(pool.usable[roles != ROLES.index("conformal")])
+        exceeded += run_head(done.head, rest)["ood"].mean() > 0.1
+    assert exceeded <= binom.ppf(0.999, len(SEEDS), 0.1)
+
+
+def test_too_few_rows_for_a_set_give_everything_and_say_so(folder: Path, run: Fit) -> None:
+    model = network(folder / "few.onnx")
+    bundle = run(model, table(model, 60), alphas=(0.2, 0.01))
+    promised, hopeless = bundle.manifest.conformal.guarantees
+    assert promised.threshold is not None
+    assert (hopeless.threshold, hopeless.n_needed, hopeless.rank) == (None, 99, hopeless.n + 1)
+    got = Predictor(bundle).run({"x": inputs(20, 1)}, q_hat=np.inf)
+    assert got["set"].all()
+    assert bundle.manifest.ood is not None and bundle.manifest.ood.threshold is None
+    assert not got["ood"].any()
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "laplacee"}, "unknown module or score 'laplacee'; there are .*laplace"),
+        ({"method": "gen"}, "'gen' is not a module for classification"),
+        ({"conformal": "aps"}, "unknown conformal method 'aps'; there are lac, raps"),
+        ({"conformal": "residual"}, "unknown conformal method 'residual'"),
+        ({"ood": "energyy"}, "OOD score 'energyy' does not fit this model; these do: gen, rmds"),
+        ({"alphas": (1.5,)}, "alpha must lie strictly between 0 and 1, not 1.5"),
+        ({"alphas": (0.1, 0.0)}, "alpha must lie strictly between 0 and 1, not 0.0"),
+    ],
+)
+def test_unknown_options_are_refused(pool: Material, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(HedgedError, match=message):
+        fit_material(pool, FitOptions(task="classification", **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conformal": "lac"}, "unknown interval method 'lac'; there is residual"),
+        ({"ood": "gen"}, "OOD score 'gen' does not fit this model; these do: mahalanobis"),
+        ({"alphas": (0.0001,)}, "interval at alpha 0.0001 needs at least 9999 .*there are"),
+    ],
+)
+def test_options_of_the_other_task_are_refused(
+    values: Material, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FitError, match=message):
+        fit_material(values, FitOptions(task="regression", **options))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"method": None}, {"ood_alpha": 0}, {"max_error": 1.0}, {"alphas": ()}, {"alfa": 1}]
+)
+def test_options_out_of_range_are_no_options(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FitOptions(task="classification", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"target": None}, "name their column with --target"),
+        ({"target": "nope"}, "no column 'nope'; the table has a, b, c, d, target"),
+        ({"classes": ("a", "b")}, "2 class names for a model with 3 classes"),
+        ({"inputs": {"x": ("a", "b")}}, "takes 4 values a row and 2 columns fill it"),
+        ({"inputs": {"y": INPUTS}}, "no input 'y'; it takes x"),
+        ({"split_by": "nope"}, "no column 'nope'"),
+        ({"target": ("a", "b")}, "takes one target column"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(
+    folder: Path, run: Fit, columns: dict[str, Any], message: str
+) -> None:
+    model = network(folder / "columns.onnx")
+    with pytest.raises(DataError, match=message):
+        run(model, table(model, 200), replace(networks.columns(model), **columns))
+
+
+def with_target(model: Path, name: str, y: object, n: int = 400) -> Path:
+    """The table of a model with other labels."""
+    whole = pq.read_table(table(model, n))
+    path = model.with_name(f"{name}.parquet")
+    pq.write_table(whole.set_column(4, "target", pa.array(y)), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.full(400, 7), "every row is faulty.*row 0: column 'target': is 7, not a class index"),
+        (["a"] * 400, "expected class indices .* found string; give the class names"),
+        (np.zeros(400, np.int64), "at least two classes and has 1"),
+        ([None] * 400, "expected one int64"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(
+    folder: Path, run: Fit, y: object, message: str
+) -> None:
+    model = network(folder / "labels.onnx")
+    with pytest.raises(HedgedError, match=message):
+        run(model, with_target(model, "labels", y))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_too_few_rows_name_the_part_that_is_empty(folder: Path, run: Fit, n: int) -> None:
+    model = network(folder / "one.onnx")
+    with pytest.raises(FitError, match=r"no (module|calibration|conformal|test) rows"):
+        run(model, table(model, n))
+
+
+def test_a_black_box_needs_scaling_alone(folder: Path, run: Fit) -> None:
+    model = black_box(folder / "box.onnx")
+    data = table(model)
+    with pytest.raises(FitError, match=r"laplace needs a linear head.*--method none"):
+        run(model, data)
+    with pytest.raises(FitError, match="OOD score 'rmds' does not fit this model; these do: gen"):
+        run(model, data, method="none", ood="rmds")
+    bundle = run(model, data, method="none")
+    assert bundle.manifest.frozen.head is None and bundle.manifest.frozen.features is None
+    assert bundle.manifest.ood is not None and bundle.manifest.ood.score.name == "gen"
+    fields = {s.name for s in bundle.manifest.outputs}
+    assert not fields & {"epistemic", "aleatoric"}
+    x = inputs(100, 3)
+    got = Predictor(bundle).run({"x": x})
+    np.testing.assert_array_equal(got["label"], bare(model, x).argmax(1))
+
+
+def test_several_labels_a_row_are_refused(folder: Path, run: Fit) -> None:
+    model = network(folder / "many.onnx", tail=("Sigmoid",))
+    with pytest.raises(ModelError, match="multi-label models are not supported"):
+        run(model, folder / "never-read.parquet")
+
+
+def test_a_bundle_is_never_overwritten(folder: Path, run: Fit) -> None:
+    model = network(folder / "again.onnx")
+    data = table(model)
+    first = run(model, data)
+    with pytest.raises(FitError, match="exists already"):
+        run(model, data)
+    assert Predictor(first.path).bundle.identity == first.identity
