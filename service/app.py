@@ -7,7 +7,8 @@ The same object runs under BentoML (service.bento), under plain uvicorn
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -19,12 +20,14 @@ from service import instruments
 from service.core import Core
 from service.errors import ServiceError
 from service.guard import Guard
-from service.labels import Joiner
-from service.ledger import Ledger
+from service.labels import EXPIRE_AFTER_S, Joiner
+from service.ledger import Ledger, LedgerError
 from service.models import Model, load_models
 from service.routes import service_routes
 from service.rows import MAX_STORED_CLASSES
 from service.settings import Settings, load_settings
+
+_log = logging.getLogger("hedged.app")
 
 
 class Application:
@@ -52,6 +55,7 @@ class Application:
         self.guarded: ASGIApp = Guard(
             Router(routes, redirect_slashes=False, lifespan=self._lifespan),
             max_body_bytes=settings.max_body_bytes,
+            max_body_bytes_total=settings.max_body_bytes_total,
             body_timeout=settings.request_timeout_s,
         )
 
@@ -75,6 +79,7 @@ class Application:
             stack.callback(ledger.close)
             for model in models.values():
                 _announce(model, ledger)
+            _start_earlier(models, ledger)
             joiner = Joiner(ledger)
             joiner.start()
             stack.callback(joiner.stop)
@@ -99,13 +104,13 @@ def create_app(settings: Settings | None = None) -> Application:
 
 def _announce(model: Model, ledger: Ledger) -> None:
     """Start the model's series at 0 and tell the ledger how to read its labels."""
-    manifest = model.predictor.manifest
+    manifest, levels = model.predictor.manifest, list(model.levels.values())
     instruments.register_model(
         model.name,
         model.version,
         model.identity,
         manifest.module.name,
-        list(model.levels.values()),
+        levels,
         model.task,
         scored=model.task == "classification" and model.width <= MAX_STORED_CLASSES,
     )
@@ -116,4 +121,19 @@ def _announce(model: Model, ledger: Ledger) -> None:
         task=model.task,
         width=model.width,
         classes=model.classes,
+        levels=levels,
     )
+
+
+def _start_earlier(models: Mapping[str, Model], ledger: Ledger) -> None:
+    """Start the series of versions that are served no longer and may still get labels."""
+    try:
+        found = ledger.sources(EXPIRE_AFTER_S)
+    except LedgerError as e:  # the service starts without its store, too
+        _log.warning("versions served earlier are not known: %s", e)
+        return
+    served = {(model.name, model.version) for model in models.values()}
+    for s in found:
+        if (s.model, s.version) not in served:
+            scored = s.width is not None and s.width <= MAX_STORED_CLASSES
+            instruments.start_series(s.model, s.version, s.levels or (), s.task, scored=scored)

@@ -90,8 +90,7 @@ class Batcher:
             raise overloaded("the server is stopping")
         # An idle device takes any request; the bound is on what has to wait behind others.
         if (self._busy or self._queue) and self.queued_rows + rows > self.max_queue_rows:
-            instruments.count_rejected("queue_full")
-            raise overloaded(f"{self.queued_rows} rows are waiting for the model already")
+            raise overloaded(f"{self.queued_rows} rows are waiting for the model", "queue_full")
         loop = asyncio.get_running_loop()
         work = Work(run, feed, outputs, rows, loop.create_future(), monotonic())
         timer = loop.call_later(timeout, _expire, work, timeout)
@@ -210,7 +209,7 @@ def solve(batch: Sequence[Work], max_rows: int) -> list[Answer | Exception]:
             half = len(batch) // 2
             return solve(batch[:half], max_rows) + solve(batch[half:], max_rows)
         try:
-            return [_row_by_row(batch[0].run, batch[0].feed, names, 0, batch[0].rows, e)]
+            return [_row_by_row(batch[0], names, 0, batch[0].rows, e, max_rows)]
         except RowError as bad:
             return [bad]
     if len(batch) == 1:
@@ -240,7 +239,7 @@ def _run(run: Run, feed: Mapping[str, Array], names: Sequence[str], max_rows: in
 
 
 def _row_by_row(
-    run: Run, feed: Mapping[str, Array], names: Sequence[str], low: int, high: int, error: Exception
+    work: Work, names: Sequence[str], low: int, high: int, error: Exception, max_rows: int
 ) -> Answer:
     """Rows low to high, which failed together with ``error``; RowError at the first that fails."""
     if high - low == 1:
@@ -249,9 +248,9 @@ def _row_by_row(
     parts = []
     for start, end in ((low, middle), (middle, high)):
         try:
-            parts.append(_run(run, _rows(feed, start, end), names, end - start))
+            parts.append(_run(work.run, _rows(work.feed, start, end), names, max_rows))
         except Exception as e:
-            parts.append(_row_by_row(run, feed, names, start, end, e))
+            parts.append(_row_by_row(work, names, start, end, e, max_rows))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

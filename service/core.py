@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,9 @@ from service.errors import ServiceError, invalid, shorten, unknown_model
 from service.ids import row_ids
 from service.ledger import Ledger
 from service.models import Model, threshold_rows
+from service.parsing import Parser
 from service.settings import Settings
+from service.shared import Shared
 from service.tensors import cast, first_row
 
 _UNBOUNDED = frozenset({"lower", "upper", "quantiles"})  # infinite where a level needs more rows
@@ -50,6 +53,9 @@ class Core:
             max_queue_rows=settings.max_queue_rows,
             max_delay=settings.max_queue_delay_s,
         )
+        self.parse = Parser()
+        # It reads the whole ledger: open pages share one scan, and nothing waits behind it.
+        self.calibration = Shared(ledger.calibration, seconds=2.0, name="hedged-calibration")
 
     def model(self, name: str | None = None, version: str | None = None) -> Model:
         """The model of that name, or the only one. Raises ServiceError 404, or 400 when several."""
@@ -86,20 +92,21 @@ class Core:
         ``{id}:{row}``. The work is dropped before it is computed when ``disconnected()`` returns.
         Raises ServiceError, naming the input and row at fault.
         """
-        feed = validate(inputs, model.predictor.inputs, self.settings.max_rows)
-        rows = len(next(iter(feed.values())))
-        names = _outputs(model, outputs)
-        id, ids = row_ids(rows, id, ids)
-        alphas = _alphas(model, alpha, rows)
-        feed["q_hat"] = _thresholds(model, alphas, rows)
-        work = self.batcher.submit(
-            model.run,
-            feed,
-            frozenset((*model.fields, *names)),
-            timeout=self.settings.request_timeout_s,
-        )
-        fields = await _answer(work, disconnected)
-        _check_finite(model, fields)
+        with refusals(model, max((len(v) for v in inputs.values() if v.ndim), default=0)):
+            feed = validate(inputs, model.predictor.inputs, self.settings.max_rows)
+            rows = len(next(iter(feed.values())))
+            names = _outputs(model, outputs)
+            id, ids = row_ids(rows, id, ids)
+            alphas = _alphas(model, alpha, rows)
+            feed["q_hat"] = _thresholds(model, alphas, rows)
+            work = self.batcher.submit(
+                model.run,
+                feed,
+                frozenset((*model.fields, *names)),
+                timeout=self.settings.request_timeout_s,
+            )
+            fields = await _answer(work, disconnected)
+            _check_finite(model, fields)
         self._record(model, alphas, ids, {name: fields[name] for name in model.fields})
         return Answer(model, id, ids, {name: fields[name] for name in names})
 
@@ -107,6 +114,8 @@ class Core:
         """Stop answering."""
         self.ready = False
         await self.batcher.close()
+        await asyncio.to_thread(self.parse.close)
+        await asyncio.to_thread(self.calibration.close)
 
     def _record(
         self,
@@ -117,18 +126,31 @@ class Core:
     ) -> None:
         """Count and remember a prediction; whatever goes wrong here never reaches the answer."""
         try:
-            for alpha in dict.fromkeys(alphas):
+            # Only the bundle's own levels are metric labels: callers may ask for any alpha.
+            levels = [model.levels.get(alpha) for alpha in alphas]
+            found = {level: n for n, level in enumerate(dict.fromkeys(levels))}
+            codes = np.array([found[level] for level in levels])
+            for level, code in found.items():
                 chosen, named = fields, ids
-                if len(alphas) > 1:
-                    rows = [row for row, a in enumerate(alphas) if a == alpha]
+                if len(found) > 1:
+                    rows = np.flatnonzero(codes == code)
                     chosen = {name: value[rows] for name, value in fields.items()}
-                    named = [ids[row] for row in rows]
-                # Only the bundle's own levels are metric labels: callers may ask for any alpha.
-                level = model.levels.get(alpha)
+                    named = [ids[row] for row in rows.tolist()]
                 instruments.observe_prediction(model.name, model.version, chosen, level)
                 self.ledger.record(model.name, model.version, model.identity, named, chosen, level)
         except Exception:
             _log.exception("a prediction of %s could not be recorded", model.name)
+
+
+@contextmanager
+def refusals(model: Model, rows: int) -> Iterator[None]:
+    """Count ``rows`` of ``model`` as rejected when what is done inside refuses them."""
+    try:
+        yield
+    except ServiceError as e:
+        if e.status != 499:  # the client took its rows back
+            instruments.count_rejected_rows(model.name, model.version, rows)
+        raise
 
 
 def validate(

@@ -35,9 +35,9 @@ def unknown_model(name: str, known: Mapping[str, Any]) -> ServiceError:
     return ServiceError(404, "unknown_model", f"no model {shorten(name)!r} is served ({served})")
 
 
-def overloaded(reason: str) -> ServiceError:
+def overloaded(reason: str, code: str = "overloaded") -> ServiceError:
     """503 with Retry-After: the server is full or not ready, the request may be sent again."""
-    return ServiceError(503, "overloaded", reason, headers={"Retry-After": "1"})
+    return ServiceError(503, code, reason, headers={"Retry-After": "1"})
 
 
 def is_oip(path: str) -> bool:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from posthoc.contract import DataError
 from service.errors import ServiceError, invalid, shorten
 from service.ids import valid_id
-from service.labels import LabelItem, parse_label
+from service.labels import LabelItem
 from service.models import Model
 from service.tensors import kind, parse_json
 
 NDJSON = "application/x-ndjson"
 _KEYS = frozenset({"id", "label", "model"})
-_REFUSED = {"conflict": 409, "invalid": 400}
 
 
 def parse_labels(
@@ -23,8 +21,9 @@ def parse_labels(
     """Label items, and whether the body was a single object.
 
     ``model`` finds a served model by name (None: the only one). A class may be given by name or
-    index, a regression target as a number or a list of K numbers. Raises ServiceError 400 naming
-    the item, and 413 for more than ``limit`` items; then none of them counts.
+    index, a regression target as a number or a list of K numbers; which of them fits is left to
+    the ledger. Raises ServiceError 400 naming an item that is none of these, and 413 for more
+    than ``limit`` items; then none of them counts.
     """
     if content_type == NDJSON:
         lines = [line for line in body.splitlines() if line.strip()]
@@ -55,10 +54,19 @@ def results(items: Sequence[LabelItem], outcomes: Sequence[str]) -> dict[str, An
     }
 
 
+def unfit(item: LabelItem) -> ServiceError:
+    """400 for a single label that the ledger found invalid."""
+    return invalid(
+        f"label {shorten(repr(item.label))} of {item.id!r} does not fit the version of "
+        f"{item.model!r} that predicted; send one of its class names, a class index within "
+        "range, or one finite number per output"
+    )
+
+
 def status(outcomes: Sequence[str], single: bool) -> int:
-    """A single conflict is 409 and a single invalid label 400; 202 where labels wait; else 200."""
-    if single and outcomes[0] in _REFUSED:
-        return _REFUSED[outcomes[0]]
+    """A single conflict is 409; 202 where labels wait; else 200."""
+    if single and outcomes[0] == "conflict":
+        return 409
     return 202 if {"pending", "spooled"} & set(outcomes) else 200
 
 
@@ -80,9 +88,20 @@ def _item(value: Any, where: str, model: Callable[[str | None], Model]) -> Label
         raise invalid(f"{where}: 'model' must be a string")
     if "label" not in value:
         raise invalid(f"{where}: 'label' is missing")
-    served = model(name)
-    try:
-        label = parse_label(value["label"], served.task, classes=served.classes, width=served.width)
-    except DataError as e:
-        raise invalid(f"{where}: {shorten(str(e), 300)}") from None
-    return LabelItem(model=served.name, id=id, label=label)
+    label = value["label"]
+    if not _is_label(label):
+        raise invalid(
+            f"{where}: {shorten(str(label))} is no label; send a class name, a class index, "
+            "a number, or a list of numbers"
+        )
+    # What it means is for the ledger to say: the version that predicted may not be the one that
+    # is served now, and may have other classes.
+    return LabelItem(model=model(name).name, id=id, label=label)
+
+
+def _is_label(value: Any) -> bool:
+    """A string, a number, or a list of at least one number."""
+    if isinstance(value, str):
+        return True
+    many = value if isinstance(value, list) else [value]
+    return bool(many) and all(type(v) in (int, float) for v in many)

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 
 from posthoc.contract import Array, TensorSpec, output_fields
-from posthoc.data import TableMapping
-from service.core import Answer
+from posthoc.mapping import TableMapping
+from service.core import Answer, refusals
 from service.errors import ServiceError, invalid, shorten
 from service.models import Model
 from service.tensors import kind, number_array, parse_object
@@ -52,12 +52,13 @@ def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
         raise invalid("give either 'rows' (objects by column name) or 'inputs' (tensors by name)")
     manifest = model.predictor.manifest
     id, ids = _text(request.get("id"), "id"), _texts(request.get("ids"), "ids")
-    if rows is None:
-        inputs = _tensors(tensors)
-    else:
-        inputs = _rows(rows, manifest.mapping, manifest.inputs)
-        if id is None and ids is None:
-            ids = _id_column(rows, manifest.mapping.id)
+    with refusals(model, _length(rows, tensors)):
+        if rows is None:
+            inputs = _tensors(tensors)
+        else:
+            inputs = _rows(rows, manifest.mapping, manifest.inputs)
+            if id is None and ids is None:
+                ids = _id_column(rows, manifest.mapping.id)
     return PredictRequest(
         inputs=inputs,
         alpha=_alpha(request.get("alpha")),
@@ -118,6 +119,12 @@ def _column(name: str, value: Array, model: Model) -> list[Any]:
             return [dict(zip(levels, row, strict=True)) for row in value]
     # numpy float32 scalars keep their short decimal form in JSON, Python floats would not.
     return value.tolist() if value.dtype.kind in "biu" else list(value)
+
+
+def _length(rows: Any, tensors: Any) -> int:
+    """How many rows were meant, whatever else is wrong with them."""
+    lists = [rows, *(tensors.values() if isinstance(tensors, dict) else ())]
+    return max((len(value) for value in lists if isinstance(value, list)), default=0)
 
 
 def _rows(rows: Any, mapping: TableMapping, specs: Sequence[TensorSpec]) -> dict[str, Array]:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import instruments
-from service.errors import ServiceError, error_body, is_oip, shorten
+from service.errors import ServiceError, error_body, is_oip, overloaded, shorten
 from service.ids import new_id, valid_id
 
 MEDIA_TYPES = ("application/json", "application/octet-stream", "application/x-ndjson")
@@ -44,7 +44,8 @@ class Guard:
     The application finds the whole body in ``scope["hedged.body"]`` (and through ``receive``) and
     the request's id in ``scope["hedged.request_id"]``. Requests whose body is larger than
     ``max_body_bytes``, takes longer than ``body_timeout`` seconds to arrive, is compressed, or is
-    of a media type outside ``media_types`` are refused before the application is called.
+    of a media type outside ``media_types`` are refused before the application is called, and so
+    are those for whose body ``max_body_bytes_total`` of all bodies together leaves no room.
     """
 
     def __init__(
@@ -52,11 +53,14 @@ class Guard:
         app: ASGIApp,
         *,
         max_body_bytes: int,
+        max_body_bytes_total: int | None = None,
         body_timeout: float = 30.0,
         media_types: Sequence[str] = MEDIA_TYPES,
     ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
+        self.max_body_bytes_total = max_body_bytes_total or 4 * max_body_bytes
+        self.held = 0  # bytes of the bodies of all requests that are not answered yet
         self.body_timeout = body_timeout
         self.media_types = frozenset(media_types)
 
@@ -75,6 +79,7 @@ class _Exchange:
     __slots__ = (
         "ended",
         "guard",
+        "held",
         "receive",
         "replayed",
         "request_id",
@@ -91,6 +96,7 @@ class _Exchange:
         self.status = 0  # of the response, once it has begun
         self.ended = scope["method"] in _BODYLESS  # nothing of the body is still to come
         self.replayed = False
+        self.held = 0  # bytes of this body
         self.request_id = _request_id(scope)
 
     async def run(self) -> None:
@@ -108,6 +114,7 @@ class _Exchange:
             _log.exception("request %s failed", self.request_id)
             await self.refuse(ServiceError(500, "internal", "the server failed on this request"))
         finally:
+            self.guard.held -= self.held
             seconds = time.perf_counter() - start
             instruments.observe_request(_route(self.scope), str(self.status or 499), seconds)
 
@@ -124,19 +131,25 @@ class _Exchange:
         too_large = ServiceError(413, "body_too_large", f"the body is larger than {limit} bytes")
         if declared.isdigit() and (len(declared) > 19 or int(declared) > limit):
             raise too_large
+        self.check_room(int(declared) if declared.isdigit() else 0)
         parts: list[bytes] = []
-        size = 0
         try:
             async with asyncio.timeout(self.guard.body_timeout):
                 while not self.ended:
                     parts.append(await self.next_part())
-                    size += len(parts[-1])
-                    if size > limit:
+                    self.held += len(parts[-1])
+                    self.guard.held += len(parts[-1])
+                    if self.held > limit:
                         raise too_large
+                    self.check_room()
         except TimeoutError:
             seconds = f"{self.guard.body_timeout:g} s"
             raise ServiceError(408, "body_timeout", f"no whole body within {seconds}") from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def check_room(self, more: int = 0) -> None:
+        if self.guard.held + more > self.guard.max_body_bytes_total:
+            raise overloaded("the server holds too many large requests", "bodies_full")
 
     def check_media_type(self, sent: bytes | None) -> None:
         # Stock OIP clients send none. Elsewhere it must be there: without one a page of another

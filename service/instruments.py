@@ -204,11 +204,19 @@ def register_model(
     *,
     scored: bool = True,
 ) -> None:
-    """Start every series of a bundle at 0 and announce it.
+    """Start every series of a bundle at 0 and announce that it is served.
 
     ``levels`` are its level names such as "0.9"; ``identity`` is its sha256; ``scored`` says that
     probs are kept in the ledger, without which log loss and Brier have no series.
     """
+    start_series(model, version, levels, task, scored=scored)
+    MODEL_INFO.labels(model, version, identity, method, task).set(1)
+
+
+def start_series(
+    model: str, version: str, levels: Sequence[str], task: str, *, scored: bool = True
+) -> None:
+    """Start the series of a version at 0, so that ``increase()`` sees its first labels too."""
     series = _Series(model, version, task, levels)
     _series[model, version] = series
     _models.add(model)
@@ -218,12 +226,6 @@ def register_model(
     for result in FEEDBACK_RESULTS:
         FEEDBACK.labels(model, result)
     FEEDBACK_DELAY.labels(model)
-    MODEL_INFO.labels(model, version, identity, method, task).set(1)
-
-
-def retire_model(model: str, version: str, identity: str, method: str, task: str) -> None:
-    """Announce that a bundle is served no longer; its counters stay, for labels still to come."""
-    MODEL_INFO.labels(model, version, identity, method, task).set(0)
 
 
 def observe_prediction(
@@ -291,13 +293,15 @@ def set_queue_rows(n: int) -> None:
     QUEUE_ROWS.set(n)
 
 
-def count_rejected(
-    reason: str, n: int = 1, *, model: str | None = None, version: str | None = None
-) -> None:
-    """``n`` requests turned away; rows of a known model count as its outcome ``rejected`` too."""
-    REJECTED.labels(reason).inc(n)
-    if model is not None and version is not None and (model, version) in _series:
-        _series[model, version].outcomes["rejected"].inc(n)
+def count_rejected(reason: str) -> None:
+    """One request turned away."""
+    REJECTED.labels(reason).inc()
+
+
+def count_rejected_rows(model: str, version: str, n: int) -> None:
+    """``n`` rows that a served model did not answer."""
+    if (series := _series.get((model, version))) is not None:
+        series.outcomes["rejected"].inc(n)
 
 
 def count_feedback(model: str, result: str, n: int = 1) -> None:

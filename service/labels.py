@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EXPIRE_AFTER_S = 30 * 86_400.0  # a label that finds no prediction in this time is given up
 Totals = ClassificationTotals | RegressionTotals
 Label = int | list[float]
 
@@ -194,7 +195,7 @@ class Joiner:
         *,
         interval_s: float = 0.5,
         claim_rows: int = 1000,
-        expire_after_s: float = 30 * 86_400.0,
+        expire_after_s: float = EXPIRE_AFTER_S,
     ) -> None:
         self._ledger = ledger
         self._interval_s = interval_s

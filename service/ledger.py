@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from posthoc.contract import Array, Task
 from service import instruments, store
 from service.labels import Joined, LabelItem, Totals, merge_totals, totals_of
-from service.rows import KEPT, Served, Source
+from service.rows import Served, Source, compact
 from service.schema import (
     LedgerError,
     create_tables,
@@ -32,6 +32,7 @@ from service.schema import (
     ledger_url,
     make_engine,
     reading,
+    relaxed,
     short,
 )
 from service.spool import Entry, Spool
@@ -48,11 +49,14 @@ _OPEN_S = 30.0  # how long processes that open one file together may stand in ea
 class Ledger:
     """One ledger, as one process sees it. Thread-safe."""
 
-    def __init__(self, engine: sa.Engine, spool: Spool, *, max_queue_rows: int) -> None:
+    def __init__(
+        self, engine: sa.Engine, spool: Spool, *, max_queue_rows: int, max_queue_bytes: int
+    ) -> None:
         self._engine = engine
         self._reader = reading(engine)
+        self._relaxed = relaxed(engine)
         self._spool = spool
-        self._writer = Writer(self._apply, spool, max_queue_rows)
+        self._writer = Writer(self._apply, spool, max_queue_rows, max_queue_bytes)
         self._created = False
         # SQLite has one writer: threads of this process queue here and not in busy-waits.
         self._writing = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
@@ -64,14 +68,15 @@ class Ledger:
         url_or_path: str | Path,
         *,
         max_queue_rows: int = 100_000,
+        max_queue_bytes: int = 256 << 20,
         spool_dir: str | Path | None = None,
     ) -> Ledger:
         """Open or make the ledger at a file path or a ``postgresql://`` URL.
 
-        ``max_queue_rows`` bounds the predictions in memory; ``spool_dir`` is where entries wait
-        while the store is away (default: ``PATH.spool`` beside a SQLite file, else
-        ``$XDG_STATE_HOME/hedged/spool``). A PostgreSQL server that does not answer yet is no
-        error. Raises LedgerError for a file that cannot be opened or an unusable URL.
+        ``max_queue_rows`` and ``max_queue_bytes`` bound the predictions in memory; ``spool_dir``
+        is where entries wait while the store is away (default: ``PATH.spool`` beside a SQLite
+        file, else ``$XDG_STATE_HOME/hedged/spool``). A PostgreSQL server that does not answer yet
+        is no error. Raises LedgerError for a file that cannot be opened or an unusable URL.
         """
         url = ledger_url(url_or_path)
         file = url.database if url.get_backend_name() == "sqlite" else None
@@ -84,6 +89,7 @@ class Ledger:
             make_engine(url),
             Spool(Path(spool_dir), ledger_key(url)),
             max_queue_rows=max_queue_rows,
+            max_queue_bytes=max_queue_bytes,
         )
         try:
             ledger._first_contact(must=file is not None)
@@ -103,20 +109,41 @@ class Ledger:
         task: Task,
         width: int | None = None,
         classes: Sequence[str] | None = None,
+        levels: Sequence[str] | None = None,
     ) -> None:
         """Tell the ledger of a bundle before its first prediction.
 
-        With ``classes``, labels may be class names; ``width`` is the number of classes or outputs.
-        While the store is away this is spooled like everything else.
+        With ``classes``, labels may be class names; ``width`` is the number of classes or outputs;
+        ``levels`` are the bundle's own level names. While the store is away this is spooled like
+        everything else.
         """
         names = None if classes is None else tuple(classes)
-        source = Source(model, version, identity, task, len(names) if names else width, names)
+        source = Source(
+            model,
+            version,
+            identity,
+            task,
+            len(names) if names else width,
+            names,
+            None if levels is None else tuple(levels),
+        )
         try:
             self._apply({"source": source, "rows": []})
         except SQLAlchemyError as e:
             if not is_away(e):
                 raise LedgerError(f"{model} {version} could not be registered ({short(e)})") from e
             self._writer.put(source)
+
+    def sources(self, within_s: float) -> list[Source]:
+        """The bundles that predicted within so many seconds, whoever served them, oldest first.
+
+        Raises LedgerError while the store is away.
+        """
+        try:
+            with self._transaction(read=True) as conn:
+                return store.sources_since(conn, time.time() - within_s)
+        except SQLAlchemyError as e:
+            raise LedgerError(f"the ledger's store cannot be read ({short(e)}); try again") from e
 
     def record(
         self,
@@ -131,13 +158,18 @@ class Ledger:
         """Keep N predictions; returns at once, False when the queue is full and they are dropped.
 
         ``fields`` are those of design section 5.3 for N rows; ``level`` is the level name of the
-        sets or intervals; ``group`` N int64. A repeated id keeps the first prediction. The arrays
-        are not copied, so do not write to them afterwards.
+        sets or intervals; ``group`` N int64. A repeated id keeps the first prediction. Arrays
+        that own their data are not copied, so do not write to them afterwards.
         """
-        kept = {k: v for k, v in fields.items() if k in KEPT and v is not None}
-        served = Served(model, version, identity, ids, kept, level, group, time.time())
-        if self._writer.put(served):
-            return True
+        try:
+            kept, width = compact(fields)
+        except (TypeError, ValueError):
+            log.exception("a batch of %s is no prediction", model)
+        else:
+            now = time.time()
+            served = Served(model, version, identity, ids, kept, width, level, group, now)
+            if self._writer.put(served):
+                return True
         instruments.LEDGER_DROPPED.inc(len(ids))
         return False
 
@@ -232,7 +264,8 @@ class Ledger:
             self._insert_labels([LabelItem(*item) for item in entry["items"]], entry["time"])
             return
         source: Source = entry["source"]
-        with self._transaction() as conn:
+        # A label or a bundle must survive a power failure; the last predictions need not.
+        with self._transaction(durable=not entry["rows"]) as conn:
             key = self._keys.get(source) or store.bundle_key(conn, source)
             if entry["rows"]:
                 store.insert_predictions(conn, key, entry["rows"])
@@ -272,11 +305,12 @@ class Ledger:
         return results
 
     @contextmanager
-    def _transaction(self, *, read: bool = False) -> Iterator[sa.Connection]:
+    def _transaction(self, *, read: bool = False, durable: bool = True) -> Iterator[sa.Connection]:
         if not self._created:
             create_tables(self._engine)
             self._created = True
-        engine, lock = (self._reader, nullcontext()) if read else (self._engine, self._writing)
+        lock = nullcontext() if read else self._writing
+        engine = self._reader if read else self._engine if durable else self._relaxed
         with lock, engine.begin() as conn:
             yield conn
 

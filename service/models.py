@@ -91,13 +91,16 @@ def find_bundles(path: Path) -> dict[str, Path]:
 
 
 def _live_version(folder: Path) -> str:
-    versions = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
+    # A fit writes into a hidden folder beside the versions, and may have been killed there.
+    found = (p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
+    versions = sorted(name for name in found if not name.startswith("."))
     active = folder / ACTIVE
     if not active.is_file():
         if len(versions) != 1:
             raise BundleError(
-                f"{folder} holds {len(versions)} versions and no {ACTIVE}; name the live one with "
-                "hedged activate"
+                f"{folder} holds {len(versions)} versions and no {ACTIVE}; write "
+                f'{{"version": "…"}} into {active} to name the live one'
+                f"{', or remove the others' if versions else ''}"
             )
         return versions[0]
     try:

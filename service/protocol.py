@@ -20,6 +20,7 @@ from service.tensors import MAX_RANK, cast, number_array, parse_object
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ("binary_tensor_data",)
+_MAX_VALUES = 1 << 40
 
 # Datatype name of the protocol -> numpy dtype, little-endian as the binary extension says.
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -46,16 +47,14 @@ class InferRequest:
     alpha: float | None = None
 
 
-def parse_infer(
-    body: bytes, header_length: str | None, specs: Sequence[TensorSpec]
-) -> InferRequest:
-    """An inference request from its body and its ``Inference-Header-Content-Length``, if sent.
+def parse_infer(body: bytes, header: str | None, specs: Sequence[TensorSpec]) -> InferRequest:
+    """An inference request from its body and ``Inference-Header-Content-Length``, if sent.
 
     ``specs`` are the model's inputs; they are used only for the raw form (header length 0), which
     carries neither name nor shape. Raises ServiceError 400 for anything that the protocol does not
     allow, naming the field.
     """
-    length = _header_length(header_length, len(body))
+    length = header_length(header, len(body))
     if length == 0:
         return InferRequest(inputs=_raw_input(body, specs), binary=True)
     tail = memoryview(body)[len(body) if length is None else length :]
@@ -129,7 +128,11 @@ def tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": datatype(spec.dtype), "shape": list(spec.shape)}
 
 
-def _header_length(header: str | None, size: int) -> int | None:
+def header_length(header: str | None, size: int) -> int | None:
+    """The length of the JSON in a body of ``size`` bytes; None where it is all JSON.
+
+    ``header`` is ``Inference-Header-Content-Length``. Raises ServiceError 400 for a wrong one.
+    """
     if header is None:
         return None
     if not (header.isascii() and header.isdigit() and len(header) <= 20):
@@ -248,9 +251,13 @@ def _shape(entry: Mapping[str, Any], where: str) -> tuple[int, ...]:
     if (
         not isinstance(shape, list)
         or len(shape) > MAX_RANK
-        or not all(_is_int(d) and 0 <= d < 1 << 40 for d in shape)
+        or not all(_is_int(d) and d >= 0 for d in shape)
+        # Beside a 0 the other sizes count too: numpy refuses an array whose strides overflow.
+        or math.prod(max(d, 1) for d in shape) > _MAX_VALUES
     ):
-        raise invalid(f"{where}: 'shape' must be a list of at most {MAX_RANK} sizes")
+        raise invalid(
+            f"{where}: 'shape' must be a list of at most {MAX_RANK} sizes, of at most 2^40 values"
+        )
     return tuple(shape)
 
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from service import feedback, friendly, instruments, protocol
+from service import feedback, friendly, instruments, parsing, protocol
 from service.core import Core
 from service.errors import ServiceError, overloaded, shorten
 from service.ids import valid_id
 from service.ledger import LedgerError
 from service.models import Model
 
-P = ParamSpec("P")
 T = TypeVar("T")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 _PAGES = {
@@ -38,10 +37,14 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
 
     async def infer(request: Request) -> Response:
         core, model = _find(running(), request)
-        wanted = protocol.parse_infer(
-            request.scope["hedged.body"],
-            request.headers.get(protocol.HEADER_LENGTH),
-            model.predictor.inputs,
+        body = request.scope["hedged.body"]
+        header = request.headers.get(protocol.HEADER_LENGTH)
+        specs = model.predictor.inputs
+        wanted = await core.parse(
+            body,
+            parsing.most_values(specs, core.settings.max_rows),
+            lambda: protocol.parse_infer(body, header, specs),
+            json=protocol.header_length(header, len(body)),
         )
         every = [spec.name for spec in model.outputs]
         answer = await core.predict(
@@ -69,7 +72,12 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
 
     async def predict(request: Request) -> Response:
         core, model = _find(running(), request)
-        wanted = friendly.parse_predict(request.scope["hedged.body"], model)
+        body = request.scope["hedged.body"]
+        wanted = await core.parse(
+            body,
+            parsing.most_values(model.predictor.inputs, core.settings.max_rows),
+            lambda: friendly.parse_predict(body, model),
+        )
         answer = await core.predict(
             model,
             wanted.inputs,
@@ -84,25 +92,33 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
     async def labels(request: Request) -> Response:
         core = running()
         media_type = request.headers["content-type"].split(";", 1)[0].strip().lower()
-        items, single = feedback.parse_labels(
-            request.scope["hedged.body"], media_type, core.model, core.settings.max_labels
+        body, limit = request.scope["hedged.body"], core.settings.max_labels
+        width = max(1 if m.task == "classification" else m.width for m in core.models.values())
+        items, single = await core.parse(
+            body,
+            parsing.most_labels(limit, width),
+            lambda: feedback.parse_labels(body, media_type, core.model, limit),
         )
-        outcomes = await _in_ledger(core.ledger.add_labels, items)
+        outcomes = await _in_ledger(asyncio.to_thread(core.ledger.add_labels, items))
+        if single and outcomes[0] == "invalid":
+            raise feedback.unfit(items[0])
         return _json(feedback.results(items, outcomes), feedback.status(outcomes, single))
 
     async def calibration(request: Request) -> Response:
         core = running()
         name = request.query_params.get("model")
         model = None if name is None else core.model(name).name
-        return _json(await _in_ledger(core.ledger.calibration, model))
+        return _json(await _in_ledger(core.calibration.get(model)))
 
     async def forget(request: Request) -> Response:
         core = running()
         id = request.path_params["id"]
         name = request.query_params.get("model")
         model = None if name is None else core.model(name).name
-        if not valid_id(id) or not await _in_ledger(core.ledger.forget, id, model):
+        known = valid_id(id)
+        if not known or not await _in_ledger(asyncio.to_thread(core.ledger.forget, id, model)):
             raise ServiceError(404, "unknown_prediction", f"no prediction {shorten(id)!r}")
+        core.calibration.forget()
         return _json({"id": id, "forgotten": True})
 
     async def server_metadata(_: Request) -> Response:
@@ -185,10 +201,10 @@ def _version() -> str:
         return "unknown"
 
 
-async def _in_ledger(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """A question to the ledger, in a thread: it may wait for a disk or a server."""
+async def _in_ledger(answer: Awaitable[T]) -> T:
+    """What a thread asks the ledger: it may wait for a disk or a server."""
     try:
-        return await asyncio.to_thread(ask, *args, **kwargs)
+        return await answer
     except LedgerError as e:
         raise overloaded(str(e)) from None
 

@@ -19,6 +19,7 @@ _NUMBERS = ("label", "confidence", "entropy", "set_size", "ood_pvalue", "ood", "
 _TENSORS = ("probs", "mean", "std", "lower", "upper", "quantiles")
 KEPT = frozenset((*_NUMBERS, *_TENSORS, "set"))
 BLOBS = frozenset((*_TENSORS, "set"))
+_ROW_BYTES = 100  # an id
 
 Row = dict[str, Any]
 
@@ -33,17 +34,22 @@ class Source:
     task: Task
     width: int | None = None
     classes: tuple[str, ...] | None = None
+    levels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One served batch: N ids and the fields of N rows, as they left the graph."""
+    """One served batch: N ids, and of N rows the fields that `compact` keeps.
+
+    ``width``: classes, where the graph gives probs.
+    """
 
     model: str
     version: str
     identity: str
     ids: Sequence[str]
     fields: Mapping[str, Array]
+    width: int | None
     level: str | None
     group: Array | None
     time: float
@@ -52,7 +58,31 @@ class Served:
     def kind(self) -> tuple[Any, ...]:
         """Batches of one kind may be concatenated."""
         names = tuple(sorted(self.fields))
-        return (self.model, self.version, self.identity, self.level, names, self.group is None)
+        same = (self.model, self.version, self.identity, self.width, self.level)
+        return (*same, names, self.group is None)
+
+    @property
+    def size(self) -> int:
+        """Bytes that this takes in memory, about."""
+        return sum(v.nbytes for v in self.fields.values()) + _ROW_BYTES * len(self.ids)
+
+
+def compact(fields: Mapping[str, Array]) -> tuple[dict[str, Array], int | None]:
+    """What the ledger keeps of N rows' fields, and the number of classes where probs are there.
+
+    ``set`` becomes N×⌈C/8⌉ bytes (numpy.packbits), probs of too many classes go, and nothing
+    keeps a larger array alive. Raises TypeError or ValueError for fields that are no prediction.
+    """
+    kept = {name: np.asarray(v) for name, v in fields.items() if name in KEPT and v is not None}
+    probs = kept.get("probs")
+    if probs is not None and probs.ndim < 2:
+        raise ValueError(f"probs of shape {probs.shape} are no table of rows and classes")
+    width = None if probs is None else probs.shape[1]
+    if width is not None and width > MAX_STORED_CLASSES:
+        del kept["probs"]
+    if "set" in kept:
+        kept["set"] = np.packbits(kept["set"].astype(bool, copy=False), axis=1)
+    return {name: v if v.base is None else v.copy() for name, v in kept.items()}, width
 
 
 def rows_of(batches: Iterable[Served]) -> list[tuple[Source, list[Row]]]:
@@ -85,12 +115,9 @@ def _rows(batches: list[Served]) -> tuple[Source, list[Row]]:
             columns[name] = fields[name].tolist()
     if task == "classification":
         columns["bin"] = bin_index(fields["confidence"]).tolist()
-        probs = fields.get("probs")
-        width = None if probs is None else probs.shape[1]
-        if probs is not None and probs.shape[1] > MAX_STORED_CLASSES:
-            del fields["probs"]
+        width = first.width
         if "set" in fields:
-            columns["set"] = _blobs(np.packbits(fields["set"].astype(bool), axis=1))
+            columns["set"] = _blobs(fields["set"])
     else:
         fields["mean"] = fields["mean"].reshape(n, -1)
         width = fields["mean"].shape[1]

@@ -38,6 +38,7 @@ bundles = sa.Table(
     sa.Column("task", sa.Text, nullable=False),
     sa.Column("width", sa.Integer),  # classes or outputs
     sa.Column("classes", sa.Text),  # JSON list of names
+    sa.Column("levels", sa.Text),  # JSON list of level names such as "0.9"
     sa.UniqueConstraint("model", "version", "identity"),
 )
 
@@ -138,9 +139,10 @@ def ledger_key(url: sa.URL) -> str:
 def make_engine(url: sa.URL) -> sa.Engine:
     """An engine whose transactions are serialisable writers on SQLite.
 
-    SQLite: WAL, ``synchronous=NORMAL``, BEGIN IMMEDIATE unless the execution option ``read`` is
-    set, since a transaction that reads first and writes later fails at once when another writer
-    came in between. Raises LedgerError when the PostgreSQL driver is not installed.
+    SQLite: WAL, ``synchronous=FULL`` unless the execution option ``relaxed`` is set, BEGIN
+    IMMEDIATE unless the execution option ``read`` is set, since a transaction that reads first
+    and writes later fails at once when another writer came in between. Raises LedgerError when
+    the PostgreSQL driver is not installed.
     """
     if url.get_backend_name() == "sqlite":
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
@@ -164,6 +166,11 @@ def reading(engine: sa.Engine) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         return engine.execution_options(read=True)
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
+def relaxed(engine: sa.Engine) -> sa.Engine:
+    """The same engine for what a power failure may take: SQLite commits without an fsync."""
+    return engine.execution_options(relaxed=True)
 
 
 def create_tables(engine: sa.Engine) -> None:
@@ -193,9 +200,11 @@ def _sqlite_connect(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves
     connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _sqlite_begin(conn: sa.Connection) -> None:
-    read = conn.get_execution_options().get("read", False)
+    options = conn.get_execution_options()
+    read = options.get("read", False)
+    # Per transaction, since connections are shared; it cannot be changed after BEGIN.
+    conn.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if options.get('relaxed') else 'FULL'}")
     conn.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")

@@ -15,6 +15,9 @@ from posthoc.runtime import CPU, CUDA, TENSORRT, choose_providers
 
 PREFIX = "HEDGED_"
 LEDGER_FILE = "hedged-ledger.sqlite"
+# Variables that are not ours: HEDGED_<COMMAND>_<OPTION>, and the paths of other tools.
+COMMANDS = ("demo", "fit", "evaluate", "inspect", "verify", "modules", "serve", "score")
+_TOOLS = frozenset({"CONFIG", "ASSETS"})
 
 
 class SettingsError(HedgedError):
@@ -74,6 +77,11 @@ class Settings(BaseSettings):
     )
 
     @property
+    def max_body_bytes_total(self) -> int:
+        """Most bytes of request bodies held at once; beyond it 503."""
+        return 4 * self.max_body_bytes
+
+    @property
     def ledger_url(self) -> str:
         """The ledger as SQLAlchemy URL or path, with the default filled in."""
         return self.ledger or str(self.data_dir / LEDGER_FILE)
@@ -89,11 +97,14 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Settings from the environment. Raises SettingsError naming each wrong or unknown variable."""
+    """Settings from the environment. Raises SettingsError naming each wrong or unknown variable.
+
+    Variables of the command line's options are not the service's, and are left alone.
+    """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     # pydantic-settings looks its own fields up and so never meets an unknown variable.
     given = (k for k in os.environ if k.upper().startswith(PREFIX))
-    if unknown := sorted(k for k in given if k.upper() not in known):
+    if unknown := sorted(k for k in given if k.upper() not in known and not _elsewhere(k.upper())):
         raise SettingsError(
             f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
@@ -103,6 +114,11 @@ def load_settings() -> Settings:
         raise SettingsError(
             "; ".join(f"{PREFIX}{_name(p)}: {p['msg']}" for p in e.errors())
         ) from None
+
+
+def _elsewhere(variable: str) -> bool:
+    name = variable.removeprefix(PREFIX)
+    return name in _TOOLS or name.startswith(tuple(f"{c.upper()}_" for c in COMMANDS))
 
 
 def _name(problem: ErrorDetails) -> str:

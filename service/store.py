@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 import sqlalchemy as sa
@@ -32,7 +33,7 @@ _NAMES = tuple(str(c.key) for c in _JOINED)
 
 
 def bundle_key(conn: sa.Connection, source: Source) -> int:
-    """The key of a bundle, which is inserted, or completed with a width or class names."""
+    """The key of a bundle, which is inserted, or completed with what it lacked."""
     columns = {
         "identity": source.identity,
         "model": source.model,
@@ -40,10 +41,11 @@ def bundle_key(conn: sa.Connection, source: Source) -> int:
         "task": source.task,
         "width": source.width,
         "classes": None if source.classes is None else json.dumps(source.classes),
+        "levels": None if source.levels is None else json.dumps(source.levels),
     }
     conn.execute(insert(conn, bundles).values(columns).on_conflict_do_nothing())
     same = sa.and_(*(bundles.c[k] == columns[k] for k in ("identity", "model", "version")))
-    for name in ("width", "classes"):
+    for name in ("width", "classes", "levels"):
         if columns[name] is not None:
             missing = same & bundles.c[name].is_(None)
             conn.execute(sa.update(bundles).where(missing).values({name: columns[name]}))
@@ -61,9 +63,20 @@ def sources(conn: sa.Connection) -> dict[int, Source]:
     """Every bundle the ledger has met, by key, oldest first."""
     found = {}
     for r in conn.execute(sa.select(bundles).order_by(bundles.c.bundle)):
-        names = None if r.classes is None else tuple(json.loads(r.classes))
-        found[r.bundle] = Source(r.model, r.version, r.identity, _task(r.task), r.width, names)
+        names, levels = (
+            None if text is None else tuple(json.loads(text)) for text in (r.classes, r.levels)
+        )
+        found[r.bundle] = Source(
+            r.model, r.version, r.identity, _task(r.task), r.width, names, levels
+        )
     return found
+
+
+def sources_since(conn: sa.Connection, since: float) -> list[Source]:
+    """The bundles that have predicted since a time, oldest first."""
+    recent = sa.exists().where(predictions.c.bundle == bundles.c.bundle, predictions.c.time > since)
+    keys = set(conn.execute(sa.select(bundles.c.bundle).where(recent)).scalars())
+    return [source for key, source in sources(conn).items() if key in keys]
 
 
 def _task(text: str) -> Task:
@@ -73,57 +86,61 @@ def _task(text: str) -> Task:
 def insert_labels(conn: sa.Connection, items: Sequence[LabelItem], now: float) -> list[str]:
     """One result for each of at most CHUNK items; see ``Ledger.add_labels``."""
     known = sources(conn)
-    latest = {s.model: s for s in known.values()}
-    named = _with_models(conn, items, latest)
+    newest_first = defaultdict(list)
+    for s in reversed(known.values()):
+        newest_first[s.model].append(s)
+    named = _with_models(conn, items, newest_first)
     found = _find(conn, predictions, named, predictions.c.bundle)
     results = [""] * len(items)
     first: dict[tuple[str, str], tuple[int, str]] = {}
-    again: list[tuple[int, tuple[str, str], Any]] = []
-    source: dict[tuple[str, str], Source | None] = {}
+    again: list[tuple[int, tuple[str, str]]] = []
+    readers: dict[tuple[str, str], Sequence[Source | None]] = {}
     for i, (key, item) in enumerate(zip(named, items, strict=True)):
         if key is None:
             results[i] = "invalid"
             continue
+        # A name is resolved by the bundle that predicted. Until that is known, a label waits if
+        # any bundle of its model can read it.
         bundle = found.get(key)
-        source[key] = known[bundle[0]] if bundle else latest.get(key[0])
+        readers[key] = [known[bundle[0]]] if bundle else newest_first.get(key[0], [None])
         try:
-            value = _parse(item.label, source[key])
+            value = _read(item.label, readers[key])
         except DataError:
             results[i] = "invalid"
             continue
         if key in first:
-            again.append((i, key, value))
+            again.append((i, key))
         else:
-            # A name is resolved by the bundle that predicted, which may not be known yet.
             first[key] = (i, json.dumps(value if bundle else plain_label(item.label)))
     inserted = _insert_new(conn, first, now)
-    for key, (i, text) in first.items():
+    for key, (i, _) in first.items():
         if key in inserted:
             results[i] = "accepted" if key in found else "pending"
         else:
-            again.append((i, key, _parse(json.loads(text), source[key])))
-    stored = _find(conn, labels, [key for _, key, _ in again], labels.c.value)
-    for i, key, value in again:
+            again.append((i, key))
+    stored = _find(conn, labels, [key for _, key in again], labels.c.value)
+    for i, key in again:
         if key not in stored:
             raise LedgerError(f"the label of {key[1]!r} was erased meanwhile; send it again")
-        results[i] = "duplicate" if _same(stored[key][0], value, source[key]) else "conflict"
+        same = _same(json.loads(stored[key][0]), items[i].label, readers[key])
+        results[i] = "duplicate" if same else "conflict"
     names = [key[0] if key else x.model or "" for key, x in zip(named, items, strict=True)]
     count_feedback(conn, Counter(zip(names, results, strict=True)))
     return results
 
 
 def _with_models(
-    conn: sa.Connection, items: Sequence[LabelItem], latest: Mapping[str, Source]
+    conn: sa.Connection, items: Sequence[LabelItem], models: Collection[str]
 ) -> list[tuple[str, str] | None]:
     """(model, id) of each item; None where the id is no id or the model stays open."""
     usable = [isinstance(x.id, str) and ID_PATTERN.fullmatch(x.id) is not None for x in items]
     open_ids = [x.id for x, ok in zip(items, usable, strict=True) if ok and x.model is None]
     owners: dict[str, set[str]] = defaultdict(set)
-    if open_ids and len(latest) > 1:
+    if open_ids and len(models) > 1:
         stmt = sa.select(predictions.c.id, predictions.c.model)
         for r in conn.execute(stmt.where(predictions.c.id.in_(open_ids))):
             owners[r.id].add(r.model)
-    only = next(iter(latest)) if len(latest) == 1 else None
+    only = next(iter(models)) if len(models) == 1 else None
     out: list[tuple[str, str] | None] = []
     for item, ok in zip(items, usable, strict=True):
         model = item.model or only
@@ -131,6 +148,14 @@ def _with_models(
             (model,) = owners[item.id]
         out.append((model, item.id) if ok and model is not None else None)
     return out
+
+
+def _read(value: Any, readers: Sequence[Source | None]) -> Label | str:
+    """What the first of the readers that can read a label makes of it, else DataError."""
+    for reader in readers[:-1]:
+        with suppress(DataError):
+            return _parse(value, reader)
+    return _parse(value, readers[-1])
 
 
 def _parse(value: Any, source: Source | None) -> Label | str:
@@ -142,15 +167,18 @@ def _parse(value: Any, source: Source | None) -> Label | str:
     return parse_label(value, "regression")
 
 
-def _same(stored: str, value: Label | str, source: Source | None) -> bool:
-    try:
-        return _parse(json.loads(stored), source) == value
-    except DataError:
-        return False  # it came before its model was known, does not fit, and will be removed
+def _same(stored: Any, value: Any, readers: Sequence[Source | None]) -> bool:
+    """Whether two labels mean the same to the first reader that can read both."""
+    for reader in readers:
+        with suppress(DataError):
+            return _parse(stored, reader) == _parse(value, reader)
+    return False  # what came before its model was known does not fit, and will be removed
 
 
 def plain_label(value: Any) -> Any:
     """A label as JSON can hold it. Raises TypeError or ValueError for what can be no label."""
+    if isinstance(value, bool):
+        raise TypeError("a boolean is no label")
     return value if isinstance(value, str | float | list | tuple) else int(value)
 
 

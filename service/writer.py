@@ -33,13 +33,17 @@ class Writer:
     ``{"items": [...], "time": t}``, which are labels.
     """
 
-    def __init__(self, apply: Callable[[Entry], None], spool: Spool, max_rows: int) -> None:
+    def __init__(
+        self, apply: Callable[[Entry], None], spool: Spool, max_rows: int, max_bytes: int
+    ) -> None:
         self._apply = apply
         self._spool = spool
         self._max_rows = max_rows
+        self._max_bytes = max_bytes
         self._changed = threading.Condition()
         self._queue: deque[Item] = deque()
         self._rows = 0
+        self._bytes = 0
         self._busy = False
         self._hurry = 0
         self._closing = False
@@ -52,12 +56,14 @@ class Writer:
 
     def put(self, item: Item) -> bool:
         """Queue an item and return at once; False when the queue is full or closed."""
-        n = _rows_in(item)
+        n, size = _rows_in(item), _bytes_in(item)
         with self._changed:
-            if self._closing or self._rows + n > self._max_rows:
+            full = self._rows + n > self._max_rows or self._bytes + size > self._max_bytes
+            if self._closing or full:
                 return False
             self._queue.append(item)
             self._rows += n
+            self._bytes += size
             if len(self._queue) == 1 or self._rows >= _WRITE_ROWS:
                 self._changed.notify_all()
             return True
@@ -110,6 +116,7 @@ class Writer:
             while self._queue and rows < _WRITE_ROWS:
                 batch.append(self._queue.popleft())
                 rows += _rows_in(batch[-1])
+                self._bytes -= _bytes_in(batch[-1])
             self._rows -= rows
             self._busy = True
             instruments.LEDGER_QUEUE_ROWS.set(self._rows)
@@ -159,6 +166,10 @@ def _rows_in(item: Item) -> int:
     return len(item.ids) if isinstance(item, Served) else 0
 
 
+def _bytes_in(item: Item) -> int:
+    return item.size if isinstance(item, Served) else 0
+
+
 def _entries(batch: Sequence[Item]) -> Iterator[Entry]:
     """Entries of a batch in its order, neighbouring predictions together."""
     waiting: list[Served] = []
@@ -189,5 +200,7 @@ def _prediction_entries(batches: Sequence[Served]) -> Iterator[Entry]:
 
 def _unpacked(entry: Entry) -> Entry:
     source = dict(entry["source"])
-    source["classes"] = None if source["classes"] is None else tuple(source["classes"])
+    for name in ("classes", "levels"):
+        if (names := source.get(name)) is not None:
+            source[name] = tuple(names)
     return {"source": Source(**source), "rows": from_json(entry["rows"])}

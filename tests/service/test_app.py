@@ -1,23 +1,24 @@
-"""The application behind a real server: stock OIP clients, plain HTTP, labels, limits."""
+"""The application behind a real server: stock OIP clients, plain HTTP, addresses."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import json
-import re
-import shutil
+import os
 import socket
-import time
+import subprocess
+import sys
 
 import numpy as np
-import orjson
 import pytest
 import tritonclient.http as triton
 
 from calibration.predictor import Predictor
-from posthoc.contract import BundleError
-from service.models import find_bundles, load_models
+from service.ledger import Ledger
 from tests.factory import CLASSES, rows
+from tests.service.conftest import ROOT
+from tests.service.helpers import as_rows
+from tests.service.streams import Exposition, classification
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +39,6 @@ def direct(classifier):
 @pytest.fixture(scope="module")
 def x():
     return rows("classification", 7, 5)[0]
-
-
-def as_rows(x, names="abcd"):
-    return [dict(zip(names, row, strict=True)) for row in x.tolist()]
-
-
-def healthy(server):
-    answer = server.client.post("/v1/predict", json={"rows": as_rows(np.zeros((1, 4)))})
-    return answer.status_code == 200
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -160,91 +152,6 @@ def test_regression_gives_numbers_in_the_targets_units(regression, regressor):
         )
 
 
-BAD = np.zeros((3, 4))
-REQUESTS = {
-    "rows and inputs": ({"rows": as_rows(BAD), "inputs": {}}, "either 'rows'"),
-    "neither": ({}, "either 'rows'"),
-    "unknown key": ({"rows": as_rows(BAD), "alhpa": 0.1}, "'alhpa'"),
-    "no rows": ({"rows": []}, "at least one"),
-    "row is no object": ({"rows": [[1, 2, 3, 4]]}, "row 0 is a JSON array"),
-    "missing column": ({"rows": [*as_rows(BAD), {"a": 1, "b": 1, "c": 1}]}, "row 3 has no .* 'd'"),
-    "unknown column": ({"rows": [{**as_rows(BAD)[0], "e": 1}]}, "row 0 has column 'e'"),
-    "text": ({"rows": [*as_rows(BAD), {"a": 1, "b": "x", "c": 1, "d": 1}]}, "row 3, column 'b'"),
-    "null": ({"rows": [{"a": None, "b": 0, "c": 1, "d": 1}]}, "row 0, column 'a' holds a null"),
-    "list": ({"rows": [{"a": [1], "b": 0, "c": 1, "d": 1}]}, "input 'x'|ragged|shaped"),
-    "overflow": ({"inputs": {"x": [[0, 0, 0, 0], [0, 1e300, 0, 0]]}}, "row 1 .* is not finite"),
-    "shape": ({"inputs": {"x": [[0, 0, 0]]}}, r"shape \[1, 3\]; the model takes \[N, 4\]"),
-    "ragged": ({"inputs": {"x": [[0, 0, 0, 0], [0]]}}, "ragged"),
-    "unknown input": ({"inputs": {"z": [[0]]}}, "no input 'z'"),
-    "missing input": ({"inputs": {}}, "input 'x' is missing"),
-    "too many rows": ({"inputs": {"x": np.zeros((101, 4)).tolist()}}, "101 rows"),
-    "booleans": ({"inputs": {"x": [[True] * 4]}}, "booleans"),
-    "unknown output": ({"rows": as_rows(BAD), "outputs": ["speed"]}, "no output 'speed'"),
-    "ids": ({"rows": as_rows(BAD), "ids": ["a", "b"]}, "2 ids"),
-    "id twice": ({"rows": as_rows(BAD), "ids": ["a", "b", "a"]}, "more than one row"),
-    "bad id": ({"rows": as_rows(BAD), "id": "a b"}, "'a b'"),
-    "long id": ({"rows": as_rows(BAD), "id": "x" * 127}, "128"),
-    "alpha": ({"rows": as_rows(BAD), "alpha": 1.5}, "alpha"),
-    "alphas": ({"rows": as_rows(BAD), "alpha": [0.1]}, "1 values of alpha"),
-    "alpha text": ({"rows": as_rows(BAD), "alpha": "0.1"}, "alpha"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REQUESTS)
-def test_refusals_name_the_problem_and_the_server_answers_on(server, name):
-    body, says = REQUESTS[name]
-    answer = server.client.post("/v1/predict", json=body)
-    assert answer.status_code == 400
-    error = answer.json()["error"]
-    assert re.search(says, error["message"])
-    assert error["request_id"] == answer.headers["x-request-id"]
-    assert healthy(server)
-
-
-def test_what_is_not_finite_is_refused_by_row(server, x):
-    bad = x.copy()
-    bad[3, 1] = np.nan
-    tensor = triton.InferInput("x", list(bad.shape), "FP32")
-    tensor.set_data_from_numpy(bad)
-    with (
-        triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client,
-        pytest.raises(triton.InferenceServerException, match="row 3 of input 'x' is not finite"),
-    ):
-        client.infer("tiny", [tensor])
-    literal = server.client.post(
-        "/v1/predict",
-        content=b'{"inputs": {"x": [[NaN, 0, 0, 0]]}}',
-        headers={"content-type": "application/json"},
-    )
-    assert literal.status_code == 400
-    assert "not JSON" in literal.json()["error"]["message"]
-    assert healthy(server)
-
-
-@pytest.mark.parametrize("path", ["/v1/predict", "/v2/models/tiny/infer", "/v1/labels"])
-def test_bodies_that_are_garbage_or_too_large(server, path):
-    def post(content, **headers):
-        answer = server.client.post(
-            path, content=content, headers={"content-type": "application/json", **headers}
-        )
-        error = answer.json()["error"]
-        return answer.status_code, error if isinstance(error, str) else error["message"]
-
-    status, message = post(b"\x00garbage{")
-    assert status == 400
-    assert "not JSON" in message
-    status, message = post(b"x" * (3 << 20))
-    assert status == 413
-    assert str(1 << 20) in message
-    status, _ = post(b"x" * 65536 for _ in range(40))  # chunked: no length is declared
-    assert status == 413
-    status, _ = post(b"{}", **{"content-encoding": "gzip"})
-    assert status == 415
-    status, _ = post(b"{}", **{"content-type": "text/plain"})
-    assert status == 415
-    assert healthy(server)
-
-
 def test_unknown_things_are_404(server):
     for path in ("/v2/models/other", "/v2/models/tiny/versions/9", "/v2/models/other/ready"):
         answer = server.client.get(path)
@@ -265,80 +172,6 @@ def test_a_poisoned_request_among_many_fails_alone(server, x):
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         codes = list(pool.map(ask, range(64)))
     assert codes == [400 if k == 17 else 200 for k in range(64)]
-
-
-def poll(ask, wanted, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not wanted(value := ask()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert wanted(value), value
-    return value
-
-
-def test_labels_find_their_predictions(served):
-    server = served()
-    x, y = rows("classification", 60, 9)
-    got = server.client.post("/v1/predict", json={"rows": as_rows(x), "id": "batch"}).json()
-    right = [p["label"] == CLASSES[t] for p, t in zip(got["predictions"], y, strict=True)]
-
-    def label(k, value):
-        return server.client.post("/v1/labels", json={"id": f"batch:{k}", "label": value})
-
-    poll(
-        lambda: server.client.get("/v1/calibration").json(),
-        lambda c: c["models"][0]["served"] == 60,
-    )
-    first = label(0, int(y[0]))
-    assert first.json()["results"] == [{"id": "batch:0", "result": "accepted"}]
-    assert label(0, CLASSES[y[0]]).json()["counts"] == {"duplicate": 1}
-    conflict = label(0, int((y[0] + 1) % 3))
-    assert conflict.status_code == 409
-    assert conflict.json()["counts"] == {"conflict": 1}
-    assert label("nobody", 0).status_code == 202
-    lines = b"\n".join(
-        orjson.dumps({"id": f"batch:{k}", "label": CLASSES[y[k]], "model": "tiny"})
-        for k in range(1, 60)
-    )
-    bulk = server.client.post(
-        "/v1/labels", content=lines, headers={"content-type": "application/x-ndjson"}
-    )
-    assert bulk.json()["counts"] == {"accepted": 59}
-
-    def live():
-        (model,) = server.client.get("/v1/calibration").json()["models"]
-        return model
-
-    model = poll(live, lambda m: m["labelled"] == 60)
-    assert model["accuracy"] == pytest.approx(np.mean(right))
-    covered = [CLASSES[t] in p["set"] for p, t in zip(got["predictions"], y, strict=True)]
-    assert model["coverage"]["0.9"]["coverage"] == pytest.approx(np.mean(covered))
-    text = server.client.get("/metrics").text
-    metrics = re.findall(r'^uq_labeled_correct_total\{.*model="tiny".*\} (\S+)$', text, re.M)
-    assert sum(map(float, metrics)) >= sum(right)
-    gone = server.client.delete("/v1/predictions/batch:0")
-    assert gone.status_code == 200
-    assert live()["labelled"] == 59
-
-
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        ({"id": "a"}, "'label' is missing"),
-        ({"label": 1}, "'id'"),
-        ({"id": "a b", "label": 1}, "'id'"),
-        ({"id": "a", "label": 3}, "3"),
-        ({"id": "a", "label": True}, "True"),
-        ({"id": "a", "label": "z"}, "'z'"),
-        ({"id": "a", "label": None}, "None"),
-        ({"id": "a", "label": 1, "weight": 2}, "'weight'"),
-        ([{"id": "a", "label": 1}, 5], "label 1 is a JSON number"),
-        ([], "no label"),
-    ],
-)
-def test_labels_that_cannot_be_right(server, body, says):
-    answer = server.client.post("/v1/labels", json=body)
-    assert answer.status_code == 400
-    assert says in answer.json()["error"]["message"]
 
 
 def test_random_addresses_leave_the_metrics_as_they_were(server):
@@ -383,33 +216,39 @@ def test_a_slow_client_is_cut_off(served):
     assert json.loads(body)["error"]["code"] == "body_timeout"
 
 
-def test_a_damaged_bundle_is_not_served(classifier, tmp_path):
-    copy = tmp_path / "root" / "tiny" / "1"
-    shutil.copytree(classifier, copy)
-    assert find_bundles(tmp_path / "root") == {"tiny": copy}
-    assert list(load_models(tmp_path / "root", device="cpu", threads=1)) == ["tiny"]
-    copy.parent.rename(tmp_path / "root" / "small")
-    with pytest.raises(BundleError, match="'tiny' and lies in the folder of 'small'"):
-        load_models(tmp_path / "root", device="cpu", threads=1)
-    (tmp_path / "root" / "small" / "1" / "head.onnx").write_bytes(b"x")
-    with pytest.raises(BundleError, match=r"head\.onnx was changed"):
-        load_models(tmp_path / "root", device="cpu", threads=1)
+@pytest.mark.parametrize("module", ["service.app", "service.bento"])
+def test_the_serving_process_loads_no_library_that_it_does_not_need(module, classifier):
+    forbidden = ("torch", "onnx", "sklearn", "plotly", "pyarrow", "pandas")
+    code = f"import sys, {module}; print([m for m in {forbidden} if m in sys.modules])"
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("HEDGED_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environ | {"HEDGED_BUNDLES": str(classifier)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_live_version_is_named(classifier, tmp_path):
-    for version in ("1", "2"):
-        shutil.copytree(classifier, tmp_path / "tiny" / version)
-    with pytest.raises(BundleError, match="2 versions"):
-        find_bundles(tmp_path)
-    active = tmp_path / "tiny" / "active.json"
-    active.write_text('{"version": "2"}')
-    assert find_bundles(tmp_path) == {"tiny": tmp_path / "tiny" / "2"}
-    for text, says in (("[]", "must be"), ("{", "must be"), ('{"version": "3"}', "'3'")):
-        active.write_text(text)
-        with pytest.raises(BundleError, match=says):
-            find_bundles(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(BundleError, match="no bundle"):
-        find_bundles(tmp_path / "empty")
-    with pytest.raises(BundleError, match="no such folder"):
-        find_bundles(tmp_path / "nothing")
+def test_versions_that_were_served_earlier_start_at_zero(served, tmp_path):
+    stream = classification(3, classes=3)
+    store = str(tmp_path / "ledger.sqlite")
+    ledger = Ledger.open(store)
+    names = ("earlier", "unused")
+    for version in names:
+        ledger.register(
+            "tiny", version, "b" * 64, task="classification", width=3, levels=["0.9", "0.8"]
+        )
+    ledger.record("tiny", "earlier", "b" * 64, stream.ids, stream.fields, "0.9")
+    ledger.close()
+    server = served(ledger=store)
+    x = Exposition(server.client.get("/metrics").text)
+    labels = {"model": "tiny", "version": "earlier"}
+    assert len(x.values("uq_labeled_predictions_total", **labels)) == 20
+    covered = x.values("uq_interval_covered_total", **labels)
+    assert covered == {frozenset({("level", level)}): 0 for level in ("0.9", "0.8")}
+    assert x.total("uq_log_loss_sum_total", **labels) == 0
+    assert not x.values("uq_model_info", **labels)  # it is not served
+    assert not x.values("uq_labeled_predictions_total", model="tiny", version="unused")

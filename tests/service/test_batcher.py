@@ -205,18 +205,18 @@ def test_closing_fails_what_waits_and_finishes_what_runs():
     asyncio.run(main())
 
 
-def picky(feed, names):
-    if (feed["x"] < 0).any():
-        raise ValueError("negative")
-    return double(feed, names)
-
-
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(
     st.lists(st.lists(st.integers(-1, 5), min_size=1, max_size=6), min_size=1, max_size=12),
     st.integers(1, 9),
 )
 def test_only_requests_with_a_bad_row_fail(requests, max_batch_rows):
+    def picky(feed, names):
+        assert len(feed["x"]) <= max_batch_rows
+        if (feed["x"] < 0).any():
+            raise ValueError("negative")
+        return double(feed, names)
+
     async def main():
         gate, b = Gate(), batcher(max_batch_rows=max_batch_rows, max_queue_rows=1000)
         b.submit(gate, rows(0), OUT, timeout=30)
@@ -232,6 +232,26 @@ def test_only_requests_with_a_bad_row_fail(requests, max_batch_rows):
         await b.close()
 
     asyncio.run(main())
+
+
+def test_the_search_for_a_bad_row_runs_no_larger_batch_than_any():
+    sizes = []
+
+    def picky(feed, names):
+        sizes.append(len(feed["x"]))
+        if (feed["x"] < 0).any():
+            raise ValueError("negative")
+        return double(feed, names)
+
+    async def main():
+        b = batcher(max_batch_rows=4, max_queue_rows=100)
+        work = b.submit(picky, rows(*range(40), -1, *range(20)), OUT, timeout=30)
+        with pytest.raises(RowError, match="row 40 cannot"):
+            await work.future
+        await b.close()
+
+    asyncio.run(main())
+    assert max(sizes) == 4
 
 
 def test_a_failure_that_needs_many_rows_fails_nobody():

@@ -11,11 +11,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from service import friendly, instruments
 from service.core import Core
 from service.errors import ServiceError
 from service.models import load_models
 from service.settings import Settings
 from tests.factory import rows
+from tests.service.ledger.helpers import metric
 
 
 class Notebook:
@@ -28,6 +30,9 @@ class Notebook:
         if self.fails:
             raise OSError("disk full")
         self.calls.append(call)
+
+    def calibration(self, model):
+        return {"models": [model]}
 
 
 class Detour:
@@ -79,14 +84,16 @@ def test_what_is_recorded(model, x):
 
 def test_rows_of_several_levels_are_recorded_apart(model, x):
     ledger = Notebook()
-    alphas = [0.1, 0.05, 0.1, 0.2, 0.05, 0.1]
+    alphas = [0.1, 0.05, 0.2, 0.21, 0.05, 0.22]
     predict(model, x, ledger=ledger, alpha=alphas, id="r")
     found = {call[5]: call[3] for call in ledger.calls}
-    # 0.2 is no level of the bundle: it is kept without one, so that it makes no metric series.
-    assert found == {"0.9": ["r:0", "r:2", "r:5"], "0.95": ["r:1", "r:4"], None: ["r:3"]}
+    # 0.2 and those after it are no levels of the bundle: they are kept without one, and together,
+    # so that they make no metric series and cost no more than one more level.
+    assert found == {"0.9": ["r:0"], "0.95": ["r:1", "r:4"], None: ["r:2", "r:3", "r:5"]}
+    assert len(ledger.calls) == 3
     by_call = {call[5]: call[4]["set_size"] for call in ledger.calls}
     whole = predict(model, x, alpha=alphas).fields["set_size"]
-    np.testing.assert_array_equal(by_call["0.9"], whole[[0, 2, 5]])
+    np.testing.assert_array_equal(by_call[None], whole[[2, 3, 5]])
 
 
 def test_a_ledger_that_fails_fails_nobody(model, x, caplog):
@@ -175,6 +182,71 @@ def test_work_of_a_client_that_left_is_not_computed(model, x):
         await third
         assert computed == [1, 3]
         assert [len(call[3]) for call in ledger.calls] == [1, 3]
+        await core.close()
+
+    asyncio.run(main())
+
+
+def rejected():
+    return metric("uq_predictions_total", model="counted", version="1", outcome="rejected")
+
+
+def test_rows_that_get_no_answer_are_counted(model, x):
+    served = dataclasses.replace(model, name="counted")
+    instruments.register_model("counted", "1", "a" * 64, "x", ["0.9"], "classification")
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(_inputs):
+        begun.set()
+        assert go.wait(30)
+
+    async def refused(core, model, x, status):
+        before = rejected()
+        with pytest.raises(ServiceError) as e:
+            await core.predict(model, {"x": x})
+        assert e.value.status == status
+        return rejected() - before
+
+    async def main():
+        late = dataclasses.replace(served, predictor=Detour(model.predictor, slow))
+        core = Core(Settings(max_queue_rows=5, request_timeout_s=0.05), {}, Notebook())
+        nan = np.where(np.arange(6)[:, None] == 3, np.nan, x)
+        assert await refused(core, served, nan, 400) == 6
+        first = asyncio.ensure_future(refused(core, late, x[:2], 504))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(begun.wait, 30)
+        assert await refused(core, served, x, 503) == 6  # more than may wait
+        assert await first in (2, 8)  # the refusal above lies within its own time
+        go.set()
+        await core.close()
+
+    asyncio.run(main())
+    before = rejected()
+    table = [{"a": 1, "b": 1, "c": 1, "d": None}, {"a": 1, "b": 1, "c": 1, "d": 1}]
+    for request in ({"rows": table}, {"inputs": {"x": [[1, 2], [1]]}}):
+        with pytest.raises(ServiceError):
+            friendly.read_predict(request, served)
+    assert rejected() == before + 4
+
+
+def test_one_scan_of_the_ledger_serves_everybody_and_holds_up_nobody(model):
+    go = threading.Event()
+
+    class Slow(Notebook):
+        def calibration(self, model):
+            self.calls.append(model)
+            assert go.wait(30)
+            return {"models": []}
+
+    async def main():
+        ledger = Slow()
+        core = Core(Settings(), {"tiny": model}, ledger)
+        asked = [asyncio.ensure_future(core.calibration.get(None)) for _ in range(100)]
+        # Metrics and labels run in the default threads, which must all be free.
+        assert await asyncio.gather(*(asyncio.to_thread(lambda: 1) for _ in range(9))) == [1] * 9
+        go.set()
+        assert await asyncio.gather(*asked) == [{"models": []}] * 100
+        assert ledger.calls == [None]
         await core.close()
 
     asyncio.run(main())

@@ -256,3 +256,44 @@ def test_websockets_are_closed():
 def test_nothing_a_client_sends_is_the_servers_fault(method, path, parts, headers):
     got = Exchange(method, path, parts, headers)
     assert not got.sent or got.status < 500
+
+
+def test_bodies_of_all_requests_together_are_bounded():
+    async def main():
+        app = make(max_body_bytes=10, max_body_bytes_total=25)
+        waiting, done = asyncio.Semaphore(0), asyncio.Event()
+
+        async def post(body, declared=None):
+            parts, sent = [body], []
+
+            async def receive():
+                if parts:
+                    return {"type": "http.request", "body": parts.pop(), "more_body": True}
+                waiting.release()
+                await done.wait()
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            async def send(message):
+                sent.append(message)
+
+            headers = [JSON, *([(b"content-length", declared)] if declared else [])]
+            headers.append((b"expect", b"100-continue"))
+            scope = {"type": "http", "method": "POST", "path": "/echo/a", "headers": headers}
+            await app({**scope, "query_string": b"", "app": None}, receive, send)
+            return sent[0]["status"], dict(sent[0]["headers"])
+
+        held = [asyncio.ensure_future(post(b"x" * 10)) for _ in range(2)]
+        for _ in held:
+            await waiting.acquire()
+        for refused in (post(b"x" * 6), post(b"", b"6")):
+            status, headers = await refused
+            assert (status, headers[b"retry-after"]) == (503, b"1")
+        fits = asyncio.ensure_future(post(b"x" * 5, b"5"))
+        await waiting.acquire()
+        done.set()
+        assert [(await one)[0] for one in (*held, fits)] == [200] * 3
+        # What was answered holds nothing.
+        assert (await post(b"x" * 10))[0] == 200
+        assert app.held == 0
+
+    asyncio.run(main())

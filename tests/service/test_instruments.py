@@ -98,8 +98,6 @@ def test_every_series_of_a_bundle_starts_at_zero():
         "task": "classification",
     }
     assert list(info.values()) == [1]
-    instruments.retire_model("starts", "1", IDENTITY, "laplace", "classification")
-    assert exposition().total("uq_model_info", **labels) == 0
 
 
 def test_without_stored_probs_log_loss_has_no_series():
@@ -220,13 +218,15 @@ def test_requests_stages_batches_and_queues():
     instruments.observe_stage("test", 0.002)
     instruments.observe_batch(17)
     instruments.set_queue_rows(5)
-    instruments.count_rejected("test", 2, model="rejects", version="1")
+    instruments.count_rejected("test")
+    instruments.count_rejected_rows("rejects", "1", 2)
+    instruments.count_rejected_rows("rejects", "unheard of", 2)
     instruments.observe_feedback_delay("rejects", np.array([30.0, 4000.0]))
     x = exposition()
     assert x.total("uq_request_duration_seconds_count", route="/test", code="200") == 1
     assert x.total("uq_stage_duration_seconds_sum", stage="test") == pytest.approx(0.002)
     assert x.total("uq_batch_rows_sum") >= 17
-    assert x.total("uq_rejected_total", reason="test") == 2
+    assert x.total("uq_rejected_total", reason="test") == 1
     assert x.total("uq_predictions_total", model="rejects", outcome="rejected") == 2
     assert x.total("uq_feedback_delay_seconds_sum", model="rejects") == 4030
     instruments.set_queue_rows(0)

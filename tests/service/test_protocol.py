@@ -138,7 +138,10 @@ def test_raw_form():
         (orjson.dumps(message(shape=[True, 6])), "'shape'"),
         (orjson.dumps(message(shape=[3.0, 2])), "'shape'"),
         (orjson.dumps(message(shape="3,2")), "'shape'"),
-        (orjson.dumps(message(shape=[1 << 39, 1 << 39])), "does not fill"),
+        (orjson.dumps(message(shape=[1 << 39])), "does not fill"),
+        (orjson.dumps(message(shape=[1 << 39, 1 << 39])), "'shape'"),
+        (orjson.dumps(message(shape=[0, 1 << 39, 1 << 39], data=[])), "'shape'"),
+        (orjson.dumps(message(shape=[0, 1 << 62], data=[])), "'shape'"),
         (orjson.dumps(message(shape=[1] * 17)), "'shape'"),
         (orjson.dumps(message(data=ROWS.T.tolist())), "does not fill"),
         (orjson.dumps(message(data=[[1, 2], [3]])), "ragged"),
@@ -214,7 +217,7 @@ entries = st.fixed_dictionaries(
     optional={
         "name": st.sampled_from(["x", "y"]) | json_values,
         "datatype": st.sampled_from(sorted(DATATYPES)) | json_values,
-        "shape": st.lists(st.integers(-1, 4), max_size=3) | json_values,
+        "shape": st.lists(st.integers(-1, 4) | st.just(1 << 39), max_size=3) | json_values,
         "data": st.lists(st.integers(-3, 300) | st.floats(-1, 1), max_size=8) | json_values,
         "parameters": st.dictionaries(st.just("binary_data_size"), st.integers(-1, 40))
         | json_values,

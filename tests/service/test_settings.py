@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from service.settings import Settings, SettingsError, load_settings
+from hedged.cli import app
+from service.settings import COMMANDS, Settings, SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +57,19 @@ def test_nothing_to_serve_says_what_to_set():
 def test_every_setting_is_documented():
     for name, field in Settings.model_fields.items():
         assert field.description, name
+
+
+def test_variables_of_the_command_line_are_not_ours(monkeypatch):
+    commands = get_command(app).commands
+    assert set(commands) == set(COMMANDS)
+    for name, command in commands.items():
+        for option in command.params:
+            if option.envvar is None:  # those that have one are settings of the service
+                monkeypatch.setenv(f"HEDGED_{name}_{option.name}".upper(), "x")
+    monkeypatch.setenv("HEDGED_CONFIG", "hedged.toml")
+    monkeypatch.setenv("HEDGED_ASSETS", "/srv/assets")
+    assert load_settings() == Settings()
+    for typo in ("HEDGED_PROT", "HEDGED_FITS_NAME", "HEDGED_CONFIGS"):
+        with monkeypatch.context() as m, pytest.raises(SettingsError, match=f"setting {typo};"):
+            m.setenv(typo, "1")
+            load_settings()

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from service import instruments
 from service.labels import Joiner
 from service.ledger import LedgerError
+from service.rows import MAX_STORED_CLASSES, compact
 from tests.service.ledger.helpers import entry, join, labels, metric, record, until
 from tests.service.streams import (
     IDENTITY,
@@ -214,3 +216,72 @@ def test_the_joiner_thread_joins_and_stops(url, open_ledger):
     until(lambda: metric("uq_labeled_predictions_total", **key) == before + 30)
     joiner.stop()
     assert ledger.calibration()["feedback"]["joined-by-thread"]["joined"] == 30
+
+
+def test_labels_and_claims_reach_the_disk_before_they_are_answered(tmp_path, open_ledger):
+    path = tmp_path / "l.sqlite"
+    ledger = open_ledger(str(path))
+    stream = classification(20)
+    commits: list[tuple[set[str], str]] = []
+    changed: set[str] = set()
+
+    def executed(_conn, _cursor, statement, *_):
+        verb, *words = statement.split()
+        if verb in ("INSERT", "UPDATE", "DELETE"):
+            changed.add(words[0] if verb == "UPDATE" else words[1])
+
+    def committed(conn):
+        level = conn.exec_driver_sql("PRAGMA synchronous").scalar()
+        commits.append((set(changed), {1: "NORMAL", 2: "FULL"}[level]))
+        changed.clear()
+
+    listeners = (("after_cursor_execute", executed), ("commit", committed))
+    for name, listener in listeners:
+        sa.event.listen(sa.Engine, name, listener)
+    try:
+        ledger.register(MODEL, VERSION, IDENTITY, task="classification", width=7)
+        record(ledger, stream)
+        ledger.flush()
+        ledger.add_labels(labels(stream))
+        join(ledger)
+        ledger.forget("row-0")
+    finally:
+        for name, listener in listeners:
+            sa.event.remove(sa.Engine, name, listener)
+    found = [(tables, level) for tables, level in commits if tables]
+    assert found == [
+        ({"bundles"}, "FULL"),
+        ({"predictions"}, "NORMAL"),
+        ({"labels", "feedback"}, "FULL"),
+        ({"labels"}, "FULL"),
+        ({"labels", "predictions"}, "FULL"),
+    ]
+
+
+def test_the_queue_is_bounded_in_bytes(tmp_path, open_ledger):
+    ledger = open_ledger(str(tmp_path / "l.sqlite"), max_queue_bytes=40_000)
+    stream = classification(12, classes=1000)  # 4 kB of probs a row
+    assert not record(ledger, stream)
+    assert record(ledger, stream, list(range(6)))
+    assert ledger.flush()
+    assert record(ledger, stream, list(range(6, 12)))
+    assert ledger.flush()
+    assert entry(ledger)["served"] == 12
+
+
+def test_what_waits_to_be_written_is_small_and_holds_no_batch():
+    stream = classification(64, classes=MAX_STORED_CLASSES + 1)
+    part = {k: v[3:5] for k, v in stream.fields.items()}
+    kept, width = compact(part)
+    assert width == MAX_STORED_CLASSES + 1
+    assert "probs" not in kept
+    assert kept["set"].shape == (2, 126)
+    np.testing.assert_array_equal(np.unpackbits(kept["set"], axis=1, count=1001), part["set"])
+    for name, value in kept.items():
+        assert value.base is None, name
+        assert not np.shares_memory(value, stream.fields[name])
+    few = classification(4, classes=3)
+    whole, _ = compact(few.fields)
+    assert whole["probs"] is few.fields["probs"]  # its own array, nothing else is in it
+    with pytest.raises(ValueError, match="probs"):
+        compact({"probs": np.zeros(3)})

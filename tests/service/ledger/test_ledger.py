@@ -274,3 +274,15 @@ def test_the_key_of_a_ledger_hides_its_password():
         for who, db in (("u:secret", "a"), ("v:changed", "a"), ("u:secret", "b"))
     )
     assert one == two != other
+
+
+def test_bundles_are_known_while_their_predictions_may_get_labels(ledger):
+    options = {"task": "classification", "width": 7}
+    ledger.register(MODEL, "0", "c" * 64, **options)
+    ledger.register(MODEL, VERSION, IDENTITY, levels=(LEVEL, "0.95"), **options)
+    assert ledger.sources(3600) == []  # nobody predicted
+    record(ledger, classification(3))
+    ledger.flush()
+    (source,) = ledger.sources(3600)
+    assert (source.version, source.levels, source.width) == (VERSION, (LEVEL, "0.95"), 7)
+    assert ledger.sources(-3600) == []
