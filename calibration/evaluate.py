@@ -62,7 +62,9 @@ def evaluate(
     }
     strange = {}
     for name, path in (ood_data or {}).items():
-        rows, _, _ = run.over(path, name, labelled=False, progress=progress)
+        rows, _, faulty = run.over(path, name, labelled=False, progress=progress)
+        if not rows:
+            raise DataError(f"{path}: none of its {faulty} rows can be used; each is faulty")
         strange[name] = _scores(predictor, rows)
     n_conformal = manifest.conformal.guarantees[0].n
     if manifest.task == "regression":

@@ -74,7 +74,7 @@ def traffic(server: Server, predictor: Predictor, x: np.ndarray, y: np.ndarray) 
 def main(demo: Path) -> None:
     """Take both pictures of a finished demo."""
     PICTURES.mkdir(exist_ok=True)
-    shoot((demo / "report.html").resolve().as_uri(), "report", 1200, 2000)
+    shoot((demo / "report.html").resolve().as_uri(), "report", 1200, 2124)
     predictor = Predictor(demo / "bundle")
     x, y = fresh_rows(predictor, demo / "data" / "train.parquet")
     with (
@@ -82,7 +82,7 @@ def main(demo: Path) -> None:
         Server(demo / "bundle", Path(folder), threads=2) as server,
     ):
         traffic(server, predictor, x, y)
-        shoot(server.url, "page", 1200, 1000)
+        shoot(server.url, "page", 1200, 900)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ def fit(
     classes: list[str] | None = None,
     split_by: str | None = None,
     id: str | None = None,
+    name: str | None = None,
+    version: str = "1",
     **options: Any,
 ) -> Bundle:
     """Fit a bundle at ``out`` for a frozen model on labelled rows. ``options`` are those of
@@ -46,7 +48,15 @@ def fit(
         id=id,
         classes=None if classes is None else tuple(classes),
     )
-    return fitting.fit(model, data, out, FitOptions(task=task, **options), columns=columns)
+    return fitting.fit(
+        model,
+        data,
+        out,
+        FitOptions(task=task, **options),
+        columns=columns,
+        name=name,
+        version=version,
+    )
 
 
 def load(bundle: str | Path, *, device: str = "cpu", threads: int = 0) -> Predictor:

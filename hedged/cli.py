@@ -53,7 +53,13 @@ def main_options(
     ] = None,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=show_version, is_eager=True, help="Print the version"),
+        typer.Option(
+            "--version",
+            callback=show_version,
+            is_eager=True,
+            allow_from_autoenv=False,
+            help="Print the version",
+        ),
     ] = False,
 ) -> None:
     """Read the configuration file; flags and HEDGED_<COMMAND>_<OPTION> come before it."""

@@ -31,8 +31,9 @@ N_DRAWS = 16
 class Spread:
     """Gaussian deviation of the outputs: ``(amplitude * eps) @ directions`` with eps ~ N(0, I).
 
-    variance: N (classification: one centred variance per row) or N×K (regression); amplitude N×R;
-    directions R×C.
+    variance: N×K (regression), or N for classification: the mean variance of the difference of two
+    logits, which is what moves probabilities (for two classes exactly the probit's); amplitude
+    N×R; directions R×C.
     """
 
     variance: F64
@@ -113,14 +114,15 @@ def normal_draws(rank: int, seed: int, draws: int = N_DRAWS) -> F64:
 def decompose(
     z: Array, spread: Spread, eps: Array, temperature: float, strength: float
 ) -> tuple[F64, F64]:
-    """(aleatoric, epistemic) in nats, each N, from S draws through the calibrated head.
+    """(aleatoric, epistemic) in nats, each N, from S draws through the calibrated head: logits
+    ``z / T + sqrt(s) deviation``, whose variance is what `probit_scale` averages over.
 
     aleatoric = mean_s H(p_s); epistemic = H(mean_s p_s) - aleatoric, the mutual information
     (Depeweg et al. 2018, arXiv:1710.07283).
     """
     dev = (spread.amplitude[:, None, :] * eps[None]) @ spread.directions
     log_p = log_softmax(
-        (np.asarray(z, np.float64)[:, None, :] + math.sqrt(strength) * dev) / temperature
+        np.asarray(z, np.float64)[:, None, :] / temperature + math.sqrt(strength) * dev
     )
     aleatoric = entropy(log_p).mean(1)
     mean = np.exp(log_p).mean(1)
@@ -149,7 +151,7 @@ def emit_decomposition(
     """(aleatoric, epistemic) tensor names, each N."""
     draws = len(eps)
     noise = g.op("Mul", g.unsqueeze(spread.amplitude, 1), g.const(eps[None]))
-    dev = g.op("MatMul", noise, g.const(spread.directions * (math.sqrt(strength) / temperature)))
+    dev = g.op("MatMul", noise, g.const(spread.directions * math.sqrt(strength)))
     centre = g.unsqueeze(g.op("Mul", z, g.const(1.0 / temperature)), 1)
     log_p = g.op("LogSoftmax", g.op("Add", centre, dev), axis=-1)
     p = g.op("Exp", log_p)

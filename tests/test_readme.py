@@ -36,8 +36,9 @@ from tests.documentation import COMMANDS, README, ROOT
 
 FENCE = re.compile(r"(?:<!-- test: ([^\n]*?) -->\n)?```(\w+)\n(.*?)```", re.S)
 RUNNABLE = ("bash", "python")
-NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
-HEX = re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{12,}\b")
+NUMBER = r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
+HEX = r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12,}\b"
+TOKEN = re.compile(f"(?P<hex>{HEX})|(?P<number>{NUMBER})|…|\\s+")
 DEADLINE_S = 60.0
 
 
@@ -50,21 +51,23 @@ class Block:
     kind: str
     argument: str
     line: int
+    page: str
 
     def __str__(self) -> str:
-        return f"README.md:{self.line}"
+        return f"{self.page}:{self.line}"
 
 
-def blocks() -> list[Block]:
-    text = README.read_text("utf-8")
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text("utf-8")
     found = []
     for m in FENCE.finditer(text):
         kind, _, argument = (m[1] or "").partition(" ")
-        found.append(Block(m[2], m[3], kind, argument, text.count("\n", 0, m.start()) + 1))
+        line = text.count("\n", 0, m.start()) + 1
+        found.append(Block(m[2], m[3], kind, argument, line, page.name))
     return found
 
 
-BLOCKS = blocks()
+BLOCKS = [*blocks(README), *blocks(ROOT / "CONTRIBUTING.md")]
 
 
 def of(kind: str) -> list[Block]:
@@ -74,21 +77,20 @@ def of(kind: str) -> list[Block]:
 def pattern(line: str) -> re.Pattern[str]:
     """A regular expression for a line like that one, numbers as groups."""
     out, at = "", 0
-    for m in re.finditer(f"(?P<hex>{HEX.pattern})|(?P<number>{NUMBER.pattern})|…|\\s+", line):
+    for m in TOKEN.finditer(line):
         out += re.escape(line[at : m.start()])
         at = m.end()
         if m["hex"]:
             out += "[0-9a-f]+"
         elif m["number"]:
-            out += f"({NUMBER.pattern})"
+            out += f"({NUMBER})"
         else:
             out += ".*" if m[0] == "…" else r"\s+"
     return re.compile(out + re.escape(line[at:]))
 
 
 def numbers(line: str) -> list[float]:
-    plain = HEX.sub("", line)
-    return [float(m[0].replace(",", "")) for m in NUMBER.finditer(plain)]
+    return [float(m["number"].replace(",", "")) for m in TOKEN.finditer(line) if m["number"]]
 
 
 def missing(shown: str, printed: str) -> str | None:
@@ -157,7 +159,7 @@ class Reader:
             command = [sys.executable, "-c", block.text]
         else:
             text = block.text.replace("127.0.0.1:3000", f"127.0.0.1:{self.port}")
-            command = ["bash", "-eo", "pipefail", "-c", f"{text}\npwd > {self._state}"]
+            command = ["bash", "-e", "-c", f"{text}\npwd > {self._state}"]
         done = subprocess.run(
             command, cwd=self.cwd, env=self.environ, capture_output=True, text=True, timeout=300
         )
@@ -255,6 +257,8 @@ def test_names_exist() -> None:
                     assert command in COMMANDS, (block, command)
                 case ["python", "-m", "bench", name, *_]:
                     assert name in ast.literal_eval(benchmarks[1]), (block, name)
+                case ["python", "-m", module]:
+                    assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), (block, module)
                 case ["python", file, *_]:
                     assert (ROOT / file).is_file(), (block, file)
                 case other:

@@ -18,7 +18,10 @@ def describe(bundle: Bundle) -> None:
     head = m.frozen.head or "none found: a black box, outputs only"
     say(f"linear head: {head}" + (f", {m.frozen.features} features" if m.frozen.features else ""))
     rows = ", ".join(f"{k} {v:,}" for k, v in m.splits.rows.items())
-    say(f"rows: {rows}" + (f" (split by {m.splits.by})" if m.splits.by else ""))
+    say(f"rows: {rows}")
+    if m.splits.items is not None:
+        items = ", ".join(f"{k} {v:,}" for k, v in m.splits.items.items())
+        say(f"items, by {m.splits.by}: {items}")
     scaling = ", ".join(f"{k} {v:.4g}" for k, v in m.scaling.items())
     prior = m.module.settings.get("prior_precision")
     say(f"module {m.module.name}" + (f", prior precision {prior:.4g}" if prior else ""))
@@ -48,6 +51,8 @@ def _promises(bundle: Bundle) -> None:
         level = f"≤ {a.max_error:g}, {1 - a.delta:.3g} sure"
         table.add_row(what, level, str(a.n), str(a.n_needed), q)
     console.out.print(table)
+    for note in m.notes:
+        console.out.print(f"  {note}", style="dim")
 
 
 def _measured(bundle: Bundle) -> None:

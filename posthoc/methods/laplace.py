@@ -177,7 +177,7 @@ def spread(state: State, phi: Array) -> Spread:
     directions = np.asarray(t["directions"], np.float64)
     if state.settings["task"] == "regression":
         return Spread(g, np.sqrt(g), directions)
-    return Spread(g @ (directions**2).mean(1), np.sqrt(g), directions)
+    return Spread(g @ _per_difference(directions), np.sqrt(g), directions)
 
 
 def emit(g: Fragment, state: State, phi: str) -> SpreadNames:
@@ -191,8 +191,15 @@ def emit(g: Fragment, state: State, phi: str) -> SpreadNames:
     amplitude = g.op("Sqrt", variance)
     if state.settings["task"] == "regression":
         return SpreadNames(variance, amplitude, directions)
-    mean = (directions**2).mean(1)[:, None]
+    mean = _per_difference(directions)[:, None]
     return SpreadNames(g.op("MatMul", variance, g.const(mean)), amplitude, directions)
+
+
+def _per_difference(directions: F64) -> F64:
+    """Weights R of the mean over pairs of classes of Var(f_c - f_c'), from directions R×C."""
+    c = directions.shape[1]
+    centred = directions - directions.mean(1, keepdims=True)
+    return np.asarray((centred**2).sum(1) * 2.0 / (c - 1))
 
 
 def log_evidence(

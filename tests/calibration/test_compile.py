@@ -25,6 +25,7 @@ from tests.calibration.networks import bare, black_box, inputs, material, networ
 
 RANDOM = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike"}
 RANDOM |= {"RandomUniform", "RandomUniformLike"}
+DONE: dict[str, Fitted] = {}
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +139,14 @@ def test_a_tensor_named_like_an_added_input_is_refused(
 def test_the_name_of_the_batch_axis_is_free(folder: Path, name: str) -> None:
     """Our optional inputs have axes of their own, which must not be taken for the model's batch."""
     model, found, done = prepared(network(folder / f"axis-{ord(name[0])}.onnx", batch=name))
-    settings = {**done.head.conformal_settings, "randomised": True}
-    fused = fuse(found, done.head.with_(conformal_settings=settings))
+    fused = fuse(found, done.head)
     x = inputs(33, 5)
     got = answers(fused, {"x": x})
     np.testing.assert_array_equal(got["label"], bare(model, x).argmax(1))
-    levels = {k: np.full(33, v, np.float32) for k, v in (("q_hat", 0.1), ("u", 0.5))}
-    assert answers(fused, {"x": x, **levels})["set"].shape == (33, 3)
+    each = {k: np.full(33, v, np.float32) for k, v in (("q_hat", np.inf), ("ood_threshold", 0))}
+    got = answers(fused, {"x": x, **each})
+    assert got["set"].shape == (33, 3) and got["set"].all()
+    np.testing.assert_array_equal(got["ood"], got["ood_score"] > 0)
 
 
 def test_no_random_operator_and_nothing_outside_the_standard(
@@ -244,9 +246,6 @@ def test_the_graph_is_the_reference(z: list[list[float]], seed: int, method: str
     check_head(done.head, compile_head(done.head), phi, np.array(z, np.float32))
 
 
-DONE: dict[str, Fitted] = {}
-
-
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("method", ["laplace", "none"])
 def test_the_graph_is_the_reference_for_values(outputs: int, method: str) -> None:
@@ -255,23 +254,6 @@ def test_the_graph_is_the_reference_for_values(outputs: int, method: str) -> Non
     assert max(worst.values()) < 1e-5
     assert {"mean", "std", "lower", "upper", "quantiles", "ood_score"} <= worst.keys()
     assert ("epistemic_std" in worst) == (method == "laplace")
-
-
-def test_randomised_scores_take_u_by_row() -> None:
-    done, _, fresh = fitted(conformal="raps")
-    settings = {**done.head.conformal_settings, "randomised": True}
-    head = done.head.with_(conformal_settings=settings)
-    session = open_session(compile_head(head, scores=True))
-    feed = {"phi": fresh.phi, "z": fresh.z}
-    u = np.random.default_rng(0).uniform(size=len(fresh)).astype(np.float32)
-    got = session.run(["set_scores"], {**feed, "u": u})[0]
-    np.testing.assert_allclose(
-        got, reference(head, fresh.phi, fresh.z, u=u)["set_scores"], atol=1e-5
-    )
-    default = session.run(["set_scores"], feed)[0]
-    np.testing.assert_allclose(
-        default, reference(head, fresh.phi, fresh.z, u=1.0)["set_scores"], atol=1e-5
-    )
 
 
 def test_a_black_box_compiles_without_features(folder: Path) -> None:
