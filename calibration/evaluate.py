@@ -154,8 +154,8 @@ class _Pass:
         keep = np.ones(len(rows), bool)
         keep[list(rows.bad)] = False
         if labelled:
-            keep &= ~np.isin(rows.content_hashes, self.hashes)
-            keep &= ~np.isin(rows.split_keys, self.keys)
+            keep &= ~_among(rows.content_hashes, self.hashes)
+            keep &= ~_among(rows.split_keys, self.keys)
         return keep
 
     def _run(self, inputs: dict[str, Array]) -> dict[str, Array]:
@@ -172,6 +172,14 @@ class _Pass:
                 else self.predictor.run(inputs, outputs=["set"], q_hat=q)["set"]
             )
         return out
+
+
+def _among(values: Array, known: Array) -> Array:
+    """Whether each value is among the sorted ``known``: a search, where np.isin would sort all."""
+    if len(known) == 0:
+        return np.zeros(len(values), bool)
+    at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return np.asarray(known[at] == values)
 
 
 def _unlabelled(mapping: TableMapping) -> TableMapping:

@@ -165,6 +165,23 @@ def test_rows_that_the_fit_saw_are_dropped_and_its_test_rows_stay(
     assert found.n_conformal == counts["conformal"]
 
 
+def test_a_row_that_the_fit_saw_is_known_under_another_item(folder: Path) -> None:
+    model = network(folder / "items.onnx")
+    data = table(model, 1000, item=np.arange(1000) // 2)
+    bundle = fit(
+        model,
+        data,
+        folder / "items",
+        FitOptions(task="classification"),
+        columns=networks.columns(model, split_by="item"),
+        cache_dir=folder / "cache",
+    )
+    whole = pq.read_table(data)
+    other = whole.set_column(5, "item", pa.array(np.arange(1000) + 10_000))
+    pq.write_table(other, folder / "renamed.parquet")
+    assert evaluate(bundle, folder / "renamed.parquet").n == bundle.manifest.splits.rows["test"]
+
+
 def test_the_bundles_own_figures_are_those_of_its_test_rows(classification_bundle: Path) -> None:
     """The manifest's, by head.onnx on the cache, against the fused graph on the rows."""
     bundle = load_bundle(classification_bundle)
