@@ -16,7 +16,7 @@ import numpy as np
 
 from calibration.assemble import USES, Dataset, assemble
 from calibration.bundle import Bundle, SplitRecord
-from calibration.fit_head import FitOptions, Fitted, Parts, fit_head, run_head
+from calibration.fit_head import FitOptions, Fitted, Parts, check_options, fit_head, run_head
 from calibration.quality import summary
 from posthoc import links
 from posthoc.contract import Array, DataError, Features, FitError, LinearHead
@@ -183,6 +183,7 @@ def fit(
     out = Path(out)
     if out.exists():
         raise FitError(f"{out} exists already; a bundle is immutable, give another -o")
+    check_options(options)
     material = prepare(model, data, options=options, progress=progress, **how)
     fitted, test, roles = fit_material(material, options, fractions)
     return write(material, fitted, test, roles, out, options, data, name=name, version=version)

@@ -98,6 +98,7 @@ def fit_head(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Fi
     Raises FitError when a method is unknown or does not fit the model, when a part is empty or
     without labels, or when an interval is asked for at a level that the rows cannot support.
     """
+    check_options(options)
     for name in ("module", "calibration", "conformal"):
         rows: Features = getattr(parts, name)
         if len(rows) == 0:
@@ -129,9 +130,27 @@ def fit_head(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Fi
             rank = module[1].tensors["directions"].shape[0]
             head = head.with_(eps=links.normal_draws(rank, options.seed))
         head = _choose_conformal(head, parts.calibration, options)
-    elif options.conformal not in (None, "residual"):
-        raise FitError(f"unknown interval method {options.conformal!r}; there is residual")
     return _thresholds(head, parts, options, scaling)
+
+
+def check_options(options: FitOptions) -> None:
+    """What can be refused before any data is read: FitError naming an unknown name or level."""
+    if options.method != "none":
+        info = registry.info(options.method)
+        if info.kind != "module" or options.task not in info.tasks:
+            raise FitError(f"{options.method!r} is not a module for {options.task}")
+    known = METHODS if options.task == "classification" else ("residual",)
+    if options.conformal not in (None, *known):
+        raise FitError(
+            f"unknown conformal method {options.conformal!r} for {options.task}; "
+            f"there are {', '.join(known)}"
+        )
+    for name in () if options.ood in ("auto", "none") else options.ood.split("+"):
+        if registry.info(name).kind != "score" or options.task not in registry.info(name).tasks:
+            raise FitError(f"{name!r} is not an OOD score for {options.task}")
+    for alpha in options.alphas:
+        if not 0 < alpha < 1:
+            raise FitError(f"alpha must lie strictly between 0 and 1, not {alpha}")
 
 
 def _fit_module(
@@ -139,9 +158,6 @@ def _fit_module(
 ) -> tuple[str, State] | None:
     if options.method == "none":
         return None
-    info = registry.info(options.method)
-    if info.kind != "module" or options.task not in info.tasks:
-        raise FitError(f"{options.method!r} is not a module for {options.task}")
     if linear is None:
         raise FitError(
             f"{options.method} needs a linear head and this model is a black box; "
@@ -219,8 +235,6 @@ def _fit_score(name: str, linear: LinearHead | None, parts: Parts) -> Member:
 
 def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:
     method = options.conformal or "lac"
-    if method not in METHODS:
-        raise FitError(f"unknown conformal method {method!r}; there are {', '.join(METHODS)}")
     if method == "lac":
         return head.with_(conformal=method)
     assert rows.y is not None
@@ -294,8 +308,6 @@ def _thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scaling)
 
 
 def _guarantee(sorted_scores: Array, alpha: float) -> Guarantee:
-    if not 0 < alpha < 1:
-        raise FitError(f"alpha must lie strictly between 0 and 1, not {alpha}")
     n = len(sorted_scores)
     q = threshold_at(sorted_scores, alpha)
     return Guarantee(

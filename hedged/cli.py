@@ -91,7 +91,7 @@ def read_config(path: Path, group: Any) -> dict[str, Any]:
 def main() -> None:
     """Run the command line; errors that a user can mend are one line on stderr."""
     try:
-        app(auto_envvar_prefix="HEDGED")
+        app(prog_name="hedged", auto_envvar_prefix="HEDGED")
     except HedgedError as e:
         print(f"hedged: {e}", file=sys.stderr)
         raise SystemExit(getattr(e, "exit_code", 1)) from None

@@ -47,6 +47,7 @@ def _promises(bundle: Bundle) -> None:
     if m.abstain is not None:
         a = m.abstain
         q = "abstains on all" if a.threshold is None else f"{a.threshold:.5g}"
+        q = "answers all" if a.answered == 1.0 else q
         what = f"wrong among answered ({a.answered:.1%})"
         level = f"≤ {a.max_error:g}, {1 - a.delta:.3g} sure"
         table.add_row(what, level, str(a.n), str(a.n_needed), q)

@@ -26,7 +26,6 @@ def setting(name: str, help: str) -> Any:
 
 
 def serve(
-    context: typer.Context,
     bundles: Annotated[
         Path,
         typer.Argument(
@@ -66,8 +65,6 @@ def serve(
         "LEDGER": ledger,
         "DATA_DIR": data_dir,
     }
-    for name in _command_line(context):
-        os.environ.pop(name, None)
     os.environ.update({f"HEDGED_{k}": str(v) for k, v in given.items() if v is not None})
     settings = load_settings()
     # BentoML keeps its metric files under its home and empties them at every start, so two
@@ -86,12 +83,3 @@ def serve(
 
 
 serve.__doc__ = f"{serve.__doc__}\n\n{_MORE}"
-
-
-def _command_line(context: typer.Context) -> list[str]:
-    """Variables of the command line's other options: the server would refuse them as unknown."""
-    group = context.find_root().command
-    own = [f"HEDGED_{p.name}" for p in group.params]
-    for name, command in getattr(group, "commands", {}).items():
-        own += [f"HEDGED_{name}_{p.name}" for p in command.params if name != "serve"]
-    return [n.upper() for n in own]

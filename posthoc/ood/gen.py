@@ -2,7 +2,7 @@
 
 score = sum over the M largest p of p^gamma (1 - p)^gamma, with gamma = 0.1 and M = 100. The paper
 negates it; here larger is stranger. 1 - p of the largest class is the sum of the others, so that
-saturated rows keep their order in float32.
+saturated rows keep their order in float32; products below 1e-36 count as 1e-36.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from posthoc.graph import Fragment
 GAMMA = 0.1
 TOP = 100
+# Float32 holds no smaller number well, and its tenth root would still count (2.5e-4 a class).
+LEAST = 1e-36
 
 
 def init(n_classes: int, n_features: int) -> int:
@@ -64,7 +66,7 @@ def score(state: State, phi: Array | None, z: Array) -> F64:
     rest = 1.0 - p
     rest[:, 0] = p[:, 1:].sum(1)
     p, rest = p[:, : state.settings["top"]], rest[:, : state.settings["top"]]
-    return np.asarray(((p * rest) ** state.settings["gamma"]).sum(1))
+    return np.asarray((np.maximum(p * rest, LEAST) ** state.settings["gamma"]).sum(1))
 
 
 def emit(g: Fragment, state: State, phi: str | None, z: str) -> str:
@@ -81,5 +83,6 @@ def emit(g: Fragment, state: State, phi: str | None, z: str) -> str:
         bounds = (g.const([1], "int64"), g.const([top], "int64"), g.const([1], "int64"))
         tail = g.op("Sub", g.const(1.0), g.op("Slice", p, *bounds))
         rest = g.op("Concat", others, tail, axis=1)
-    term = g.op("Pow", g.op("Mul", p, rest), g.const(state.settings["gamma"]))
+    product = g.op("Max", g.op("Mul", p, rest), g.const(LEAST))
+    term = g.op("Pow", product, g.const(state.settings["gamma"]))
     return g.sum(term, 1)

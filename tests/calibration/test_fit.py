@@ -402,9 +402,9 @@ def test_too_few_rows_for_a_set_give_everything_and_say_so(folder: Path, run: Fi
     [
         ({"method": "laplacee"}, "unknown module or score 'laplacee'; there are .*laplace"),
         ({"method": "gen"}, "'gen' is not a module for classification"),
-        ({"conformal": "aps"}, "unknown conformal method 'aps'; there are lac, raps"),
+        ({"conformal": "aps"}, "unknown conformal method 'aps' for classification; .* lac, raps"),
         ({"conformal": "residual"}, "unknown conformal method 'residual'"),
-        ({"ood": "energyy"}, "OOD score 'energyy' does not fit this model; these do: gen, rmds"),
+        ({"ood": "energyy"}, "unknown module or score 'energyy'; there are .*rmds"),
         ({"alphas": (1.5,)}, "alpha must lie strictly between 0 and 1, not 1.5"),
         ({"alphas": (0.1, 0.0)}, "alpha must lie strictly between 0 and 1, not 0.0"),
     ],
@@ -417,8 +417,8 @@ def test_unknown_options_are_refused(pool: Material, options: dict[str, Any], me
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"conformal": "lac"}, "unknown interval method 'lac'; there is residual"),
-        ({"ood": "gen"}, "OOD score 'gen' does not fit this model; these do: mahalanobis"),
+        ({"conformal": "lac"}, "unknown conformal method 'lac' for regression; there are residual"),
+        ({"ood": "gen"}, "'gen' is not an OOD score for regression"),
         ({"alphas": (0.0001,)}, "interval at alpha 0.0001 needs at least 9999 .*there are"),
     ],
 )

@@ -222,7 +222,7 @@ def assert_one_line(done: Result, text: str, code: int = 1) -> None:
     [
         (["--method", "laplacee"], "unknown module or score 'laplacee'"),
         (["--target", "nope"], "no column 'nope'"),
-        (["--ood", "nope"], "OOD score 'nope' does not fit"),
+        (["--ood", "nope"], "unknown module or score 'nope'"),
         (["--head", "nope"], "nope"),
         (["--output", "nope"], "no output 'nope'; it has y"),
         (["--max-cache", "1e-9", "--batch-size", "64"], "raise --max-cache"),
