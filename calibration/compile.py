@@ -47,10 +47,10 @@ def compile_head(head: Head, *, scores: bool = False) -> bytes:
     made = emit(head, g, phi, z, scores=scores)
     outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
     for spec in field_specs(head, made):
-        g.op("Identity", made[spec.name], out=spec.name)
+        g.publish(made[spec.name], spec.name)
         outputs[spec.name] = (spec.dtype, spec.shape)
     if "set_scores" in made:
-        g.op("Identity", made["set_scores"], out="set_scores")
+        g.publish(made["set_scores"], "set_scores")
         outputs["set_scores"] = ("float32", (-1, head.width))
     return standalone(g, outputs)
 
@@ -81,7 +81,7 @@ def compile_predictor(
     specs = field_specs(head, made)
     for spec in specs:
         name = free_name(spec.name, taken)
-        g.op("Identity", made[spec.name], out=name)
+        g.publish(made[spec.name], name)
         names[spec.name] = name
         outputs[name] = (spec.dtype, spec.shape)
     kept = free_name("uq_logits", taken) if head.task == "classification" else None

@@ -42,6 +42,7 @@ class Fragment:
         self.inputs: list[onnx.ValueInfoProto] = []
         self._prefix = prefix
         self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._published: dict[str, str] = {}
 
     def op(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
         """One node with one output."""
@@ -55,6 +56,17 @@ class Fragment:
         outs = (name, name + "/1")
         self.nodes.append(helper.make_node(kind, list(inputs), list(outs), **attributes))
         return outs
+
+    def publish(self, name: str, out: str) -> None:
+        """Give the tensor ``name`` the public name ``out``: a copy only where the tensor is not of
+        our making, or has a public name already."""
+        if name in self._published or not any(name in node.output for node in self.nodes):
+            self.op("Identity", self._published.get(name, name), out=out)
+            return
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                names[:] = [out if n == name else n for n in names]
+        self._published[name] = out
 
     def const(self, value: Array | float | Sequence[Any], dtype: str = "float32") -> str:
         """A constant tensor; equal ones are stored once."""

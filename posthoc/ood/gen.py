@@ -74,7 +74,9 @@ def emit(g: Fragment, state: State, phi: str | None, z: str) -> str:
     del phi
     p = g.op("Softmax", z, axis=-1)
     classes, top = state.settings["classes"], state.settings["top"]
-    first = g.op("Equal", g.op("ArgMax", z, axis=1, keepdims=1), g.const(range(classes), "int64"))
+    # The same nodes as the head's own mask of the label, so that the runtime merges the two.
+    label = g.unsqueeze(g.op("ArgMax", z, axis=1, keepdims=0), 1)
+    first = g.op("Equal", label, g.const(range(classes), "int64"))
     others = g.sum(g.op("Where", first, g.const(0.0), p), 1, keepdims=True)
     if top == classes:
         rest = g.op("Where", first, others, g.op("Sub", g.const(1.0), p))

@@ -89,6 +89,7 @@ def emit(g: Fragment, state: State, phi: str | None, z: str) -> str:
     assert phi is not None
     t = state.tensors
     psi = g.op("Sub", phi, g.const(t["mean"]))
-    own = g.op("Gemm", psi, g.const(t["linear"]), g.const(t["constant"]))
+    # min x as -max -x: ONNX Runtime's ReduceMin is several times slower than its ReduceMax.
+    near = g.op("Gemm", psi, g.const(-t["linear"]), g.const(-t["constant"]))
     square = g.sum(g.op("Mul", g.op("MatMul", psi, g.const(t["quadratic"])), psi), 1)
-    return g.op("Add", square, g.reduce("ReduceMin", own, 1))
+    return g.op("Sub", square, g.reduce("ReduceMax", near, 1))

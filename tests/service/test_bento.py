@@ -177,15 +177,16 @@ def bentoml(home, *command):
     environ |= {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
     # A proxy that nobody listens on: whatever asks the network fails.
     environ |= dict.fromkeys(("http_proxy", "https_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "bentoml", *command],
         cwd=ROOT,
         env=environ,
         capture_output=True,
         text=True,
-        check=True,
         timeout=300,
-    ).stdout
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_a_bento_is_built_offline_and_served(classifier, tmp_path):
