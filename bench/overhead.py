@@ -22,9 +22,11 @@ BATCH = 32
 def run(quick: bool) -> dict[str, Any]:
     """Ratios at batch 32 for both models, and at batch 1 beside them."""
     found: dict[str, Any] = {}
-    for name, known, inner in (("magika", magika(), 1), ("mnistnet", mnist_net(), 20)):
+    # A turn lasts long enough that the other session's threads, which spin for a while after
+    # their last run, have given the cores back.
+    for name, known, inner in (("magika", magika(), 2), ("mnistnet", mnist_net(), 200)):
         for batch in (BATCH, 1):
-            figures = measure(known, batch, runs=9 if quick else 31, inner=inner)
+            figures = measure(known, batch, runs=7 if quick else 21, inner=inner)
             suffix = "" if batch == BATCH else f"_b{batch}"
             found[f"ratio_{name}{suffix}"] = figures.pop("ratio")
             found[f"{name}{suffix}"] = figures
