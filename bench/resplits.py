@@ -18,7 +18,8 @@ from calibration.metrics.calibration_error import ece_difference
 from calibration.metrics.coverage import coverage_band
 from calibration.metrics.ranking import auroc
 from posthoc.contract import Features
-from posthoc.links import log_softmax, softmax
+from posthoc.folds import log_softmax
+from posthoc.links import softmax
 
 SEEDS = 20
 

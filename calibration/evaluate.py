@@ -19,7 +19,7 @@ from calibration.evaluation import Evaluation, evaluate_classification, evaluate
 from calibration.predictor import Predictor
 from posthoc.contract import Array, DataError
 from posthoc.data import Rows, TableMapping, open_table, to_rows
-from posthoc.links import log_softmax
+from posthoc.folds import log_softmax
 
 Progress = Callable[[str, int, int], None]
 BATCH = 256

@@ -17,6 +17,7 @@ from calibration.conformal.scores import class_scores, emit_class_scores
 from calibration.threshold import pvalues
 from posthoc import links, registry
 from posthoc.contract import F64, Array, State, Task
+from posthoc.folds import log_softmax
 
 if TYPE_CHECKING:
     from posthoc.graph import Fragment
@@ -126,7 +127,7 @@ def _reference_classes(
 ) -> dict[str, Array]:
     variance = np.zeros(len(z)) if spread is None else spread.variance
     scale = links.probit_scale(variance, head.temperature, head.strength)
-    log_p = links.log_softmax(z * scale[:, None])
+    log_p = log_softmax(z * scale[:, None])
     p = np.exp(log_p)
     out: dict[str, Array] = {
         "label": z.argmax(1),

@@ -15,11 +15,8 @@ from calibration.metrics.totals import (
     update_classification,
     update_regression,
 )
-from calibration.scaling import fit_temperature
 from posthoc.contract import Array, Features
 from posthoc.links import softmax
-
-__all__ = ["classification_totals", "fit_temperature", "summary"]
 
 
 def classification_totals(p: Array, label: Array, y: Array) -> ClassificationTotals:

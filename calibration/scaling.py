@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from posthoc.contract import F64, Array, FitError
-from posthoc.links import PROBIT, log_softmax
+from posthoc.folds import log_loss, log_softmax
+from posthoc.links import PROBIT
 
 LOG_T = (-5.0, 5.0)  # the naive unbracketed search fails on some tables
 # The likelihood is often flat in s (on magika over four decades, within 0.0005 nats) and then says
@@ -41,7 +42,7 @@ class Scaling:
 
 def mean_nll(z: Array, y: Array) -> float:
     """Mean negative log-likelihood in nats of integer labels under softmax(z)."""
-    return float(-log_softmax(z)[np.arange(len(z)), np.asarray(y)].mean())
+    return float(log_loss(z, y).mean())
 
 
 def fit_temperature(z: Array, y: Array) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The fold protocol, streaming moments, and the log loss that every fit minimises.
+"""The fold protocol, and the log loss that every fit minimises.
 
 A fold is a sum in disguise: ``init -> update(batch) -> merge(other) -> result`` over a small
 state. Fits and additive metrics are folds, so that one pass over a file, a Ray worker's share and
@@ -44,53 +44,6 @@ def run(fold: Fold[S, B, R], batches: Iterable[B]) -> R:
     for batch in batches:
         state = fold.update(state, batch)
     return fold.result(state)
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Count, mean (D) and scatter ``sum (x-mean)(x-mean)^T`` (D×D) of the rows seen."""
-
-    n: int
-    mean: F64
-    scatter: F64
-
-    @property
-    def covariance(self) -> F64:
-        """Unbiased covariance, D×D; DataError for fewer than two rows."""
-        if self.n < 2:
-            raise DataError(f"a covariance needs at least 2 rows and there are {self.n}")
-        return self.scatter / (self.n - 1)
-
-
-def moments(dim: int) -> Fold[Moments, Array, Moments]:
-    """The fold over batches N×dim that keeps mean and scatter without cancellation.
-
-    Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1.
-    """
-
-    def init() -> Moments:
-        return Moments(0, np.zeros(dim), np.zeros((dim, dim)))
-
-    def update(state: Moments, batch: Array) -> Moments:
-        x = np.asarray(batch, dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != dim:
-            raise DataError(f"moments of {dim} columns were given a batch of shape {x.shape}")
-        if not len(x):
-            return state
-        mean = x.mean(axis=0)
-        centred = x - mean
-        return _merge_moments(state, Moments(len(x), mean, centred.T @ centred))
-
-    return Fold(init, update, _merge_moments, lambda state: state)
-
-
-def _merge_moments(a: Moments, b: Moments) -> Moments:
-    n = a.n + b.n
-    if n == 0:
-        return a
-    delta = b.mean - a.mean
-    scatter = a.scatter + b.scatter + np.outer(delta, delta) * (a.n * b.n / n)
-    return Moments(n, a.mean + delta * (b.n / n), scatter)
 
 
 def log_softmax(z: Array) -> F64:

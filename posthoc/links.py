@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from posthoc.contract import F64, Array, LinearHead
+from posthoc.folds import log_softmax
 
 if TYPE_CHECKING:
     from posthoc.graph import Fragment
@@ -80,13 +81,6 @@ def emit_link(g: Fragment, z: str, link: Link) -> str:
 def softmax(z: Array) -> F64:
     """Softmax over the last axis."""
     return np.exp(log_softmax(z))
-
-
-def log_softmax(z: Array) -> F64:
-    """Log-softmax over the last axis, in float64."""
-    s = np.asarray(z, dtype=np.float64)
-    s = s - s.max(-1, keepdims=True)
-    return np.asarray(s - np.log(np.exp(s).sum(-1, keepdims=True)))
 
 
 def entropy(log_p: Array, axis: int = -1) -> F64:

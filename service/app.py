@@ -20,7 +20,7 @@ from service import instruments
 from service.core import Core
 from service.errors import ServiceError
 from service.guard import Guard
-from service.labels import EXPIRE_AFTER_S, Joiner
+from service.joiner import EXPIRE_AFTER_S, Joiner
 from service.ledger import Ledger, LedgerError
 from service.models import Model, load_models
 from service.routes import service_routes

@@ -1,16 +1,14 @@
-"""Ground truth that came later: what a label may be, and how joined labels move the counters."""
+"""Ground truth that came later: what a label may be, and what joined labels add up to."""
 
 from __future__ import annotations
 
-import logging
 import math
 import operator
-import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,15 +19,8 @@ from calibration.metrics.totals import (
     update_classification,
     update_regression,
 )
-from posthoc.contract import F64, Array, DataError, Task
-from service import instruments
+from posthoc.contract import Array, DataError, Task
 
-if TYPE_CHECKING:
-    from service.ledger import Ledger
-
-log = logging.getLogger(__name__)
-
-EXPIRE_AFTER_S = 30 * 86_400.0  # a label that finds no prediction in this time is given up
 Totals = ClassificationTotals | RegressionTotals
 Label = int | list[float]
 
@@ -180,73 +171,3 @@ def _targets(totals: Totals, rows: list[Joined]) -> Totals:
 def _stack(blobs: Sequence[bytes | None], dtype: str) -> Array:
     """N×W from N equally long blobs."""
     return np.frombuffer(b"".join(b or b"" for b in blobs), dtype=dtype).reshape(len(blobs), -1)
-
-
-class Joiner:
-    """Claims labels that found their prediction and moves the counters, in a thread of its own.
-
-    Every service worker runs one. The claim is committed before the counters move, so a crash in
-    between may lose those increments but never doubles them; ``Ledger.calibration`` stays exact.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        *,
-        interval_s: float = 0.5,
-        claim_rows: int = 1000,
-        expire_after_s: float = EXPIRE_AFTER_S,
-    ) -> None:
-        self._ledger = ledger
-        self._interval_s = interval_s
-        self._claim_rows = claim_rows
-        self._expire_after_s = expire_after_s
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin joining every ``interval_s`` seconds."""
-        self._thread = threading.Thread(target=self._run, name="hedged-joiner", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Finish the claim in progress and end the thread."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def step(self) -> int:
-        """Join everything that can be joined now; the number of rows joined."""
-        total = 0
-        while rows := self._ledger.claim(self._claim_rows):
-            move_counters(rows)
-            total += len(rows)
-            if self._stop.is_set():
-                break
-        return total
-
-    def _run(self) -> None:
-        steps_per_hour = max(1, round(3600 / max(self._interval_s, 1e-3)))
-        steps = 0
-        while not self._stop.is_set():
-            try:
-                self.step()
-                if steps % steps_per_hour == 0:
-                    self._ledger.expire(self._expire_after_s)
-                steps += 1
-            except Exception:
-                # The store is away, or one row is not what it should be: the next step tries
-                # again, and a thread that dies would stop calibration without a word.
-                log.exception("joining labels failed; the next step tries again")
-            self._stop.wait(self._interval_s)
-
-
-def move_counters(rows: Sequence[Joined]) -> None:
-    """Add joined rows to the counters, under the version that predicted each of them."""
-    for (model, version), totals in totals_of(rows).items():
-        instruments.add_totals(model, version, totals)
-    for model, n in Counter(r.model for r in rows).items():
-        instruments.count_feedback(model, "joined", n)
-        delays: F64 = np.array([r.received - r.predicted for r in rows if r.model == model])
-        # A label that came before its prediction did not wait at all.
-        instruments.observe_feedback_delay(model, np.maximum(delays, 0.0))

@@ -24,7 +24,7 @@ from calibration.metrics.coverage import coverage_band
 from calibration.predictor import Predictor
 from posthoc.contract import DataError, Features, FitError, HedgedError, LinearHead, ModelError
 from posthoc.data import open_table, to_rows
-from posthoc.links import log_softmax
+from posthoc.folds import log_softmax
 from tests import factory
 from tests.calibration import networks
 from tests.calibration.heads import linear, rows

@@ -17,46 +17,10 @@ from posthoc.folds import (
     log_loss,
     log_loss_of_probs,
     log_softmax,
-    moments,
     run,
 )
 
 modest = settings(deadline=None, derandomize=True, max_examples=40)
-
-
-@modest
-@given(
-    seed=st.integers(0, 10_000),
-    cuts=st.lists(st.integers(0, 60), max_size=6),
-    offset=st.sampled_from([0.0, 1e8]),
-)
-def test_moments_do_not_depend_on_how_rows_are_split(
-    seed: int, cuts: list[int], offset: float
-) -> None:
-    x = np.random.default_rng(seed).standard_normal((60, 3)) + offset
-    parts = np.split(x, sorted(cuts))
-    got = run(moments(3), parts)
-    assert got.n == 60
-    np.testing.assert_allclose(got.mean, x.mean(axis=0), rtol=1e-14)
-    # An offset of 1e8 would leave no digit of a variance taken as mean(x²) - mean(x)².
-    np.testing.assert_allclose(got.covariance, np.cov(x.T), rtol=1e-6, atol=1e-7)
-
-
-def test_moments_merge_commutes_with_init_as_neutral_element() -> None:
-    fold = moments(2)
-    x = np.random.default_rng(0).standard_normal((50, 2))
-    a, b = fold.update(fold.init(), x[:20]), fold.update(fold.init(), x[20:])
-    for one, other in ((fold.merge(a, b), fold.merge(b, a)), (fold.merge(fold.init(), a), a)):
-        assert one.n == other.n
-        np.testing.assert_allclose(one.mean, other.mean, rtol=1e-13)
-        np.testing.assert_allclose(one.scatter, other.scatter, rtol=1e-13)
-
-
-def test_moments_refuse_wrong_shapes_and_too_few_rows() -> None:
-    with pytest.raises(DataError, match="3 columns"):
-        run(moments(3), [np.zeros((5, 2))])
-    with pytest.raises(DataError, match="at least 2 rows"):
-        _ = run(moments(3), [np.zeros((1, 3))]).covariance
 
 
 def test_run_draws_one_batch_after_the_other() -> None:

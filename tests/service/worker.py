@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from service import instruments
-from service.labels import Joined, Joiner, LabelItem
+from service.joiner import Joiner
+from service.labels import Joined, LabelItem
 from service.ledger import Ledger
 from tests.service.streams import IDENTITY, LEVEL, MODEL, VERSION, Stream, classification
 

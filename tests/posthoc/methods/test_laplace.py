@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from posthoc.contract import Features, FitError, LinearHead
-from posthoc.links import Spread, log_softmax, softmax
+from posthoc.folds import log_softmax
+from posthoc.links import Spread, softmax
 from posthoc.methods import laplace
 
 D, C, N = 6, 4, 300

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from service import instruments
-from service.labels import Joiner
+from service.joiner import Joiner
 from service.ledger import LedgerError
 from service.rows import MAX_STORED_CLASSES, compact
 from tests.service.ledger.helpers import entry, join, labels, metric, record, until
