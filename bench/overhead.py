@@ -42,7 +42,7 @@ def measure(known: Known, batch: int, *, runs: int, inner: int) -> dict[str, flo
         fitted.head, frozen.model, opset=frozen.opset, phi=frozen.phi, z=frozen.z
     )
     first = next(iter(open_table(known.data).batches(batch)))
-    mapping = material.mapping.model_copy(update={"target": ()})
+    mapping = material.mapping.inputs_only()
     inputs = {k: np.asarray(v) for k, v in to_rows(first, mapping, frozen.inputs).inputs.items()}
     names = [*fused.names.values(), *(s.name for s in frozen.outputs)]
     return throughput_ratio(

@@ -18,7 +18,7 @@ from calibration.bundle import REFERENCE, Bundle
 from calibration.evaluation import Evaluation, evaluate_classification, evaluate_regression
 from calibration.predictor import Predictor
 from posthoc.contract import Array, DataError
-from posthoc.data import Rows, TableMapping, open_table, to_rows
+from posthoc.data import Rows, open_table, to_rows
 from posthoc.folds import log_softmax
 
 Progress = Callable[[str, int, int], None]
@@ -128,7 +128,7 @@ class _Pass:
         for batch in table.batches(BATCH, columns):
             rows = to_rows(
                 batch,
-                manifest.mapping if labelled else _unlabelled(manifest.mapping),
+                manifest.mapping if labelled else manifest.mapping.inputs_only(),
                 manifest.inputs,
                 task=manifest.task,
                 classes=manifest.classes,
@@ -180,10 +180,6 @@ def _among(values: Array, known: Array) -> Array:
         return np.zeros(len(values), bool)
     at = np.minimum(np.searchsorted(known, values), len(known) - 1)
     return np.asarray(known[at] == values)
-
-
-def _unlabelled(mapping: TableMapping) -> TableMapping:
-    return mapping.model_copy(update={"target": (), "group": None, "split_by": None, "id": None})
 
 
 def _width(predictor: Predictor) -> int | None:

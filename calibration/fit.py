@@ -254,7 +254,7 @@ def write(
 def _raw_rows(material: Material, data: str | Path, rows: Array) -> dict[str, Array]:
     """The inputs of a few rows (ascending), read from the table again."""
     wanted = [c for cs in material.mapping.inputs.values() for c in cs]
-    mapping = material.mapping.model_copy(update=_NO_META)
+    mapping = material.mapping.inputs_only()
     found: dict[str, list[Array]] = {s.name: [] for s in material.frozen.inputs}
     start = 0
     for batch in open_table(data).batches(READ_ROWS, wanted):
@@ -275,9 +275,6 @@ def _items(material: Material, roles: Array) -> dict[str, int] | None:
         return None
     keys = material.cache.split_keys[material.usable]
     return {r: len(np.unique(keys[roles == i])) for i, r in enumerate(ROLES)}
-
-
-_NO_META: dict[str, Any] = {"target": (), "group": None, "split_by": None, "id": None}
 
 
 def _reference(material: Material, fitted: Fitted, roles: Array) -> dict[str, Array]:

@@ -28,6 +28,10 @@ class TableMapping(BaseModel):
     split_by: str | None = None
     id: str | None = None
 
+    def inputs_only(self) -> TableMapping:
+        """The same inputs, for rows of which nothing else is known or wanted."""
+        return TableMapping(inputs=self.inputs)
+
     def columns(self, *, target: bool = True) -> tuple[str, ...]:
         """Every column that rows are made of, once each."""
         meta = (self.group, self.split_by, self.id)

@@ -21,7 +21,6 @@ from service.errors import ServiceError, error_body, is_oip, overloaded, shorten
 from service.ids import new_id, valid_id
 
 MEDIA_TYPES = ("application/json", "application/octet-stream", "application/x-ndjson")
-REQUEST_ID = "X-Request-Id"
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _DRAIN = 4  # a refused body is read on to this many times the limit
 OTHER = "other"  # the route label of every path that the application does not know

@@ -57,6 +57,12 @@ def test_a_mapping_that_cannot_be_says_why(kwargs, why):
         infer_mapping(["a", "b"], TWO, **kwargs)
 
 
+def test_inputs_only_forgets_every_other_column():
+    full = TableMapping(inputs={"x": ("a", "b")}, target=("y",), group="g", split_by="s", id="i")
+    assert full.inputs_only() == TableMapping(inputs={"x": ("a", "b")})
+    assert full.inputs_only().columns() == ("a", "b")
+
+
 def test_a_mapping_is_saved_and_read_as_json():
     m = TableMapping(inputs={"x": ("a", "b")}, target=("y",), split_by="s")
     assert TableMapping.model_validate_json(m.model_dump_json()) == m
