@@ -17,7 +17,7 @@ from posthoc.contract import Features
 from posthoc.data import TableMapping, open_table
 from posthoc.export import export_torch
 from posthoc.features import build_cache
-from posthoc.links import to_logits
+from posthoc.logits import to_logits
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -134,6 +134,8 @@ class Manifest(_Record):
     output_names: dict[str, str] = {}  # field -> graph output, where a clash forced a prefix
     frozen: FrozenRecord
     module: FittedRecord
+    prediction: Literal["frozen", "module"] = "frozen"
+    predictive: str = "probit"
     scaling: dict[str, float]  # temperature, strength, temperature_alone
     conformal: ConformalRecord
     quantile_levels: tuple[float, ...] = ()

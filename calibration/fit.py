@@ -18,7 +18,7 @@ from calibration.assemble import USES, Dataset, assemble
 from calibration.bundle import Bundle, SplitRecord
 from calibration.fit_head import FitOptions, Fitted, Parts, check_options, fit_head, run_head
 from calibration.quality import summary
-from posthoc import links
+from posthoc import logits
 from posthoc.contract import Array, DataError, Features, FitError, LinearHead
 from posthoc.data import TableMapping, infer_mapping, open_table, split_roles, to_rows
 from posthoc.features import Cache, build_cache, default_cache_dir
@@ -49,7 +49,7 @@ class Material:
 
     frozen: Frozen
     linear: LinearHead | None
-    link: links.Link
+    link: logits.Link
     mapping: TableMapping
     classes: tuple[str, ...] | None
     cache: Cache
@@ -58,11 +58,11 @@ class Material:
     def features(self, rows: Array) -> Features:
         """The cached rows, outputs as logits."""
         taken = self.cache.take(rows)
-        return Features(taken.phi, links.to_logits(taken.z, self.link), taken.y)
+        return Features(taken.phi, logits.to_logits(taken.z, self.link), taken.y)
 
 
-def link_of(frozen: Frozen) -> links.Link:
-    """How the frozen tensor becomes logits: see `posthoc.links.Link`."""
+def link_of(frozen: Frozen) -> logits.Link:
+    """How the frozen tensor becomes logits: see `posthoc.logits.Link`."""
     if frozen.z_is_probs:
         return "log_sigmoid" if frozen.z_dim == 1 else "log"
     # One logit is that of the second of two classes, whether or not the model applies the sigmoid.
@@ -98,7 +98,7 @@ def prepare(
     )
     if not mapping.target:
         raise DataError("a fit needs labels: name their column with --target")
-    link: links.Link = "identity" if options.task == "regression" else link_of(frozen)
+    link: logits.Link = "identity" if options.task == "regression" else link_of(frozen)
     width = 2 if frozen.z_dim == 1 and options.task == "classification" else frozen.z_dim
     if columns.classes is not None and len(columns.classes) != width:
         raise DataError(
@@ -126,7 +126,7 @@ def prepare(
         link = "identity" if link == "log" else "sigmoid"
     linear = frozen.head
     if linear is not None and link == "sigmoid":
-        linear = links.two_class_head(linear)
+        linear = logits.two_class_head(linear)
     return Material(frozen, linear, link, mapping, columns.classes, cache, usable)
 
 

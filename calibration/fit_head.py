@@ -9,7 +9,6 @@ float32 scores, because that graph is what will be compared with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +31,7 @@ from calibration.conformal.intervals import (
     signed_residuals,
 )
 from calibration.conformal.scores import METHODS, choose_raps
-from calibration.head import Head, Member, Ood, reference
+from calibration.head import Head, Member, Ood, Prediction, reference
 from calibration.scaling import Scaling, fit_classification, fit_regression
 from calibration.threshold import (
     fit_abstention,
@@ -41,10 +40,10 @@ from calibration.threshold import (
     pvalue_table,
 )
 from posthoc import links, registry
+from posthoc import rows as blocks_of
 from posthoc.contract import F64, Array, Features, FitError, LinearHead, State, Task
 from posthoc.runtime import open_session
 
-BLOCK = 4096
 DEFAULT_SCORES: dict[Task, tuple[str, ...]] = {
     "classification": ("gen", "rmds"),
     "regression": ("mahalanobis",),
@@ -52,11 +51,21 @@ DEFAULT_SCORES: dict[Task, tuple[str, ...]] = {
 
 
 class FitOptions(BaseModel):
-    """What a user may ask of a fit. ``method`` none is scaling alone; ``ood`` auto chooses."""
+    """What a user may ask of a fit.
+
+    ``method`` none is scaling alone, ``settings`` are the method's own; ``prediction`` module is
+    needed by a method that refits the head. ``predictive`` is the way from Gaussian logits to
+    probabilities, ``draws`` the number of fixed logit draws (even; default 16, 64 for mc).
+    ``ood`` auto chooses.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     task: Task
     method: str = "laplace"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    prediction: Prediction = "frozen"
+    predictive: links.Predictive = "probit"
+    draws: int | None = Field(default=None, ge=2, le=4096, multiple_of=2)
     conformal: str | None = None  # default: lac, or residual for a regression
     alphas: tuple[float, ...] = Field(default=(0.1, 0.05), min_length=1)
     ood: str = "auto"
@@ -65,8 +74,6 @@ class FitOptions(BaseModel):
     max_error: float | None = Field(default=0.05, gt=0, lt=1)
     error_delta: float = Field(default=0.05, gt=0, lt=1)
     tolerance: float | None = Field(default=None, gt=0)  # regression: wrong beyond it
-    prior_precision: float | None = Field(default=None, gt=0)
-    train_rows: int | None = Field(default=None, gt=0)
     seed: int = 0
 
 
@@ -108,7 +115,8 @@ def fit_head(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Fi
     module = _fit_module(linear, parts.module, options)
     spread = None if module is None else _spread(module, parts.calibration)
     noise = _noise(module, parts.module) if options.task == "regression" else None
-    scaling = _fit_scaling(parts.calibration, spread, noise)
+    eps = _draws(spread, options)
+    scaling = _fit_scaling(parts.calibration, spread, noise, module, options, eps)
     ood = _fit_ood(linear, parts, options)
     head = Head(
         task=options.task,
@@ -118,17 +126,18 @@ def fit_head(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Fi
         temperature=scaling.temperature,
         strength=scaling.strength,
         noise=noise,
+        eps=eps,
+        predictive=options.predictive,
+        prediction=options.prediction,
         ood=ood,
         abstains=options.max_error is not None
         and (options.task == "classification" or options.tolerance is not None),
     )
     members = () if ood is None else ood.members
-    if module is None and not any("features" in registry.info(m.name).needs for m in members):
+    used = [m.name for m in members] + ([] if module is None else [module[0]])
+    if not any("features" in registry.info(n).needs for n in used):
         head = head.with_(features=None)  # nothing reads them
     if options.task == "classification":
-        if module is not None:
-            rank = module[1].tensors["directions"].shape[0]
-            head = head.with_(eps=links.normal_draws(rank, options.seed))
         head = _choose_conformal(head, parts.calibration, options)
     return _thresholds(head, parts, options, scaling)
 
@@ -139,6 +148,16 @@ def check_options(options: FitOptions) -> None:
         info = registry.info(options.method)
         if info.kind != "module" or options.task not in info.tasks:
             raise FitError(f"{options.method!r} is not a module for {options.task}")
+        if not info.preserves and options.prediction == "frozen":
+            raise FitError(
+                f"{options.method} refits the head, so that its answer may differ from the frozen "
+                "model's; ask for it with --prediction module"
+            )
+        registry.settings(options.method, options.settings)
+    elif options.settings:
+        raise FitError("--set belongs to a module; there is none with --method none")
+    if options.predictive != "probit" and options.task == "regression":
+        raise FitError(f"the link {options.predictive!r} is for classification")
     known = METHODS if options.task == "classification" else ("residual",)
     if options.conformal not in (None, *known):
         raise FitError(
@@ -158,25 +177,34 @@ def _fit_module(
 ) -> tuple[str, State] | None:
     if options.method == "none":
         return None
-    if linear is None:
+    if linear is None and "linear_head" in registry.info(options.method).needs:
+        have = {"labels"} | ({"features"} if rows.phi is not None else set())
+        others = registry.applicable(registry.MODULES, options.task, have)
         raise FitError(
-            f"{options.method} needs a linear head and this model is a black box; "
-            "use --method none (scaling, conformal sets and output scores still work)"
+            f"{options.method} needs a linear head and this model is a black box; use --method "
+            f"{' or '.join([*others, 'none'])} (scaling, conformal sets and output scores still "
+            "work)"
         )
-    page = registry.page(options.method)
-    stats = page.init(linear, options.task)
-    for block in blocks(rows):
-        stats = page.update(stats, block)
-    state: State = page.finish(
-        stats, linear, prior_precision=options.prior_precision, train_rows=options.train_rows
+    rows_of = blocks_of.of(rows)
+    return options.method, registry.fit(
+        options.method, linear, options.task, rows_of, options.settings
     )
-    return options.method, state
 
 
 def _spread(module: tuple[str, State], rows: Features) -> links.Spread:
     name, state = module
-    found: links.Spread = registry.page(name).spread(state, rows.phi)
-    return found
+    parts: list[links.Spread] = [
+        registry.page(name).spread(state, b.phi, b.z) for b in blocks_of.of(rows)
+    ]
+    return links.join(parts)
+
+
+def _draws(spread: links.Spread | None, options: FitOptions) -> F64 | None:
+    """Fixed normal draws S×R for a module with amplitudes; None where it has its own or none."""
+    if spread is None or spread.directions is None or options.task == "regression":
+        return None
+    count = options.draws or (64 if options.predictive == "mc" else links.N_DRAWS)
+    return links.normal_draws(len(spread.directions), options.seed, count)
 
 
 def _noise(module: tuple[str, State] | None, rows: Features) -> F64:
@@ -186,12 +214,19 @@ def _noise(module: tuple[str, State] | None, rows: Features) -> F64:
     return np.asarray(((np.asarray(rows.y, np.float64) - rows.z) ** 2).mean(0))
 
 
-def _fit_scaling(rows: Features, spread: links.Spread | None, noise: F64 | None) -> Scaling:
-    variance = None if spread is None else spread.variance
+def _fit_scaling(
+    rows: Features,
+    spread: links.Spread | None,
+    noise: F64 | None,
+    module: tuple[str, State] | None,
+    options: FitOptions,
+    eps: F64 | None,
+) -> Scaling:
     assert rows.y is not None
     if noise is None:
-        return fit_classification(rows.z, rows.y, variance)
-    return fit_regression(np.asarray(rows.y, np.float64) - rows.z, noise, variance)
+        return fit_classification(rows.z, rows.y, spread, options.predictive, eps)
+    df = math.inf if module is None else float(module[1].settings.get("df", math.inf))
+    return fit_regression(np.asarray(rows.y, np.float64) - rows.z, noise, spread, df)
 
 
 def _fit_ood(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Ood | None:
@@ -226,7 +261,7 @@ def _fit_score(name: str, linear: LinearHead | None, parts: Parts) -> Member:
     page = registry.page(name)
     width = 0 if parts.module.phi is None else parts.module.phi.shape[1]
     stats = page.init(parts.module.z.shape[1], width)
-    for block in blocks(parts.module):
+    for block in blocks_of.of(parts.module):
         stats = page.update(stats, block)
     state = page.finish(stats, linear)
     clean = page.score(state, parts.calibration.phi, parts.calibration.z)
@@ -248,7 +283,7 @@ def run_head(head: Head, rows: Features) -> dict[str, Array]:
     session = open_session(compile_head(head, scores=True))
     names = [o.name for o in session.get_outputs()]
     made: dict[str, list[Array]] = {n: [] for n in names}
-    for block in blocks(rows):
+    for block in blocks_of.of(rows):
         feed = {"z": np.asarray(block.z, np.float32)}
         if head.features is not None:
             feed["phi"] = np.asarray(block.phi, np.float32)
@@ -359,14 +394,3 @@ def _float32_up(values: F64) -> Array:
     """The smallest float32 at or above each value."""
     low = values.astype(np.float32)
     return np.where(low < values, np.nextafter(low, np.float32(np.inf)), low)
-
-
-def blocks(rows: Features, size: int = BLOCK) -> Iterator[Features]:
-    """Consecutive blocks of rows."""
-    for i in range(0, len(rows), size):
-        j = slice(i, i + size)
-        yield Features(
-            None if rows.phi is None else rows.phi[j],
-            rows.z[j],
-            None if rows.y is None else rows.y[j],
-        )

@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from calibration.conformal.scores import class_scores, emit_class_scores
 from calibration.threshold import pvalues
-from posthoc import links, registry
+from posthoc import link_graph, links, registry
 from posthoc.contract import F64, Array, State, Task
-from posthoc.folds import log_softmax
 
 if TYPE_CHECKING:
     from posthoc.graph import Fragment
+
+
+Prediction = Literal["frozen", "module"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Head:
     """Everything behind (phi, z). ``width`` is C classes or K outputs.
 
     ``module`` None is temperature (or scale) only. ``noise`` K holds regression noise variances.
+    ``prediction`` says whose answer is served: the frozen model's, or the module's.
     """
 
     task: Task
@@ -77,6 +80,8 @@ class Head:
     strength: float = 0.0
     noise: F64 | None = None
     eps: F64 | None = None
+    predictive: links.Predictive = "probit"
+    prediction: Prediction = "frozen"
     conformal: str = "lac"
     conformal_settings: Mapping[str, Any] = field(default_factory=dict)
     q_hat: float = math.inf
@@ -89,12 +94,12 @@ class Head:
         """A copy with other values."""
         return replace(self, **changes)
 
-    def spread(self, phi: Array | None) -> links.Spread | None:
+    def spread(self, phi: Array | None, z: Array) -> links.Spread | None:
         """What the module adds, or None without one."""
         if self.module is None:
             return None
         name, state = self.module
-        found: links.Spread = registry.page(name).spread(state, phi)
+        found: links.Spread = registry.page(name).spread(state, phi, z)
         return found
 
 
@@ -107,7 +112,7 @@ def reference(
 ) -> dict[str, Array]:
     """Every field that the head gives, for features N×D and outputs N×C, in float64."""
     z = np.asarray(z, np.float64)
-    spread = head.spread(phi)
+    spread = head.spread(phi, z)
     q = head.q_hat if q_hat is None else q_hat
     out = (
         _reference_classes(head, spread, z, q)
@@ -125,17 +130,16 @@ def reference(
 def _reference_classes(
     head: Head, spread: links.Spread | None, z: F64, q: float
 ) -> dict[str, Array]:
-    variance = np.zeros(len(z)) if spread is None else spread.variance
-    scale = links.probit_scale(variance, head.temperature, head.strength)
-    log_p = log_softmax(z * scale[:, None])
+    log_p = links.log_probs(z, spread, head.temperature, head.strength, head.predictive, head.eps)
     p = np.exp(log_p)
+    label = (z if head.prediction == "frozen" else p).argmax(1)
     out: dict[str, Array] = {
-        "label": z.argmax(1),
+        "label": label,
         "probs": p,
-        "confidence": p.max(1),
+        "confidence": p[np.arange(len(p)), label],
         "entropy": links.entropy(log_p),
     }
-    if spread is not None and head.eps is not None:
+    if spread is not None and spread.decomposes:
         out["aleatoric"], out["epistemic"] = links.decompose(
             z, spread, head.eps, head.temperature, head.strength
         )
@@ -154,16 +158,20 @@ def _reference_values(
     assert head.noise is not None
     f2 = head.temperature**2
     aleatoric = np.broadcast_to(f2 * head.noise, z.shape)
-    out: dict[str, Array] = {"mean": z}
-    total = aleatoric
+    mean, total = z, aleatoric
+    out: dict[str, Array] = {}
     if spread is not None:
+        assert spread.variance is not None
         epistemic = f2 * head.strength * spread.variance
-        out["aleatoric_std"], out["epistemic_std"] = np.sqrt(aleatoric), np.sqrt(epistemic)
+        if spread.decomposes:
+            out["aleatoric_std"], out["epistemic_std"] = np.sqrt(aleatoric), np.sqrt(epistemic)
         total = aleatoric + epistemic
+        if spread.shift is not None and head.prediction == "module":
+            mean = z + math.sqrt(head.strength) * spread.shift
     std = np.sqrt(total)
-    out |= {"std": std, "lower": z - q * std, "upper": z + q * std}
+    out |= {"mean": mean, "std": std, "lower": mean - q * std, "upper": mean + q * std}
     if head.quantile_factors is not None:
-        out["quantiles"] = z[:, :, None] + std[:, :, None] * head.quantile_factors[None]
+        out["quantiles"] = mean[:, :, None] + std[:, :, None] * head.quantile_factors[None]
     if head.abstains:
         out["abstain"] = ~(-std.max(1) > limit(head.abstain))
     return out
@@ -176,7 +184,7 @@ def emit(
     names: SpreadNames | None = None
     if head.module is not None:
         name, state = head.module
-        names = registry.page(name).emit(g, state, phi)
+        names = registry.page(name).emit(g, state, phi, z)
     q = g.unsqueeze(g.optional_input("q_hat", head.q_hat, "R"), 1)
     out = (
         _emit_classes(head, g, names, z, q)
@@ -203,19 +211,26 @@ SpreadNames = links.SpreadNames
 def _emit_classes(
     head: Head, g: Fragment, names: SpreadNames | None, z: str, q: str
 ) -> dict[str, str]:
-    variance = None if names is None else names.variance
-    log_p, p = links.emit_probs(g, z, variance, head.temperature, head.strength)
-    label = g.op("ArgMax", z, axis=1, keepdims=0)
+    t, s = head.temperature, head.strength
+    drawn = None
+    if names is not None and names.decomposes:
+        drawn = link_graph.emit_draws(g, z, names, head.eps, t, s)
+    log_p, p = link_graph.emit_probs(g, z, names, t, s, head.predictive, drawn, head.width)
+    own = head.prediction == "module"
+    label = g.op("ArgMax", p if own else z, axis=1, keepdims=0)
+    if own or names is None or (head.predictive == "probit" and names.keeps_argmax):
+        confidence = g.reduce("ReduceMax", p, 1)  # of the label too, and cheaper than picking it
+    else:
+        chosen = g.op("GatherElements", p, g.unsqueeze(label, 1), axis=1)
+        confidence = g.op("Squeeze", chosen, g.const([1], "int64"))
     out = {
         "label": label,
         "probs": p,
-        "confidence": g.reduce("ReduceMax", p, 1),
+        "confidence": confidence,
         "entropy": g.op("Neg", g.sum(g.op("Mul", p, log_p), 1)),
     }
-    if names is not None and head.eps is not None:
-        out["aleatoric"], out["epistemic"] = links.emit_decomposition(
-            g, z, names, head.eps, head.temperature, head.strength
-        )
+    if drawn is not None:
+        out["aleatoric"], out["epistemic"] = link_graph.emit_decomposition(g, drawn)
     score = emit_class_scores(g, head.conformal, head.conformal_settings, p, label, head.width)
     out["set_scores"] = score
     out["set"] = g.op("LessOrEqual", score, q)
@@ -234,18 +249,25 @@ def _emit_values(
     noise = g.const((f2 * head.noise)[None])
     zeros = g.op("Mul", z, g.const(0.0))
     total = g.op("Add", zeros, noise)
-    out = {"mean": g.op("Identity", z)}
+    mean = g.op("Identity", z)
+    out = {}
     if names is not None:
+        assert names.variance is not None
         epistemic = g.op("Mul", names.variance, g.const(f2 * head.strength))
-        out["aleatoric_std"] = g.op("Sqrt", total)
-        out["epistemic_std"] = g.op("Sqrt", epistemic)
+        if names.decomposes:
+            out["aleatoric_std"] = g.op("Sqrt", total)
+            out["epistemic_std"] = g.op("Sqrt", epistemic)
         total = g.op("Add", total, epistemic)
+        if names.shift is not None and head.prediction == "module":
+            move = g.op("Mul", names.shift, g.const(math.sqrt(head.strength)))
+            mean = g.op("Add", z, move)
     std = g.op("Sqrt", total)
     half = g.op("Mul", q, std)
-    out |= {"std": std, "lower": g.op("Sub", z, half), "upper": g.op("Add", z, half)}
+    lower, upper = g.op("Sub", mean, half), g.op("Add", mean, half)
+    out |= {"mean": mean, "std": std, "lower": lower, "upper": upper}
     if head.quantile_factors is not None:
         step = g.op("Mul", g.unsqueeze(std, 2), g.const(head.quantile_factors[None]))
-        out["quantiles"] = g.op("Add", g.unsqueeze(z, 2), step)
+        out["quantiles"] = g.op("Add", g.unsqueeze(mean, 2), step)
     if head.abstains:
         surest = g.op("Neg", g.reduce("ReduceMax", std, 1))
         out["abstain"] = g.op("Not", g.op("Greater", surest, g.const(limit(head.abstain))))

@@ -7,7 +7,7 @@ that mean the same from 13 on are used; the few whose form changed go through a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,16 +113,29 @@ def _value_info(name: str, dtype: str, shape: Sequence[int]) -> onnx.ValueInfoPr
     return helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], dims)
 
 
+def pruned(fragment: Fragment, outputs: Iterable[str]) -> tuple[list[Any], list[Any]]:
+    """(nodes, constants) that the outputs need: a page may describe more than a head asks for."""
+    needed, nodes = set(outputs), []
+    for node in reversed(fragment.nodes):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    inputs = {i.name for i in fragment.inputs}
+    constants = [c for c in fragment.constants if c.name in needed or c.name in inputs]
+    return nodes[::-1], constants
+
+
 def standalone(
     fragment: Fragment, outputs: Mapping[str, tuple[str, Sequence[int]]], name: str = "head"
 ) -> bytes:
     """The fragment as a model of its own. ``outputs``: tensor -> (dtype, shape with -1 batch)."""
+    nodes, constants = pruned(fragment, outputs)
     graph = helper.make_graph(
-        fragment.nodes,
+        nodes,
         name,
         fragment.inputs,
         [_value_info(n, d, s) for n, (d, s) in outputs.items()],
-        fragment.constants,
+        constants,
     )
     model = helper.make_model(
         graph,
@@ -141,8 +154,9 @@ def append(
     Raises ModelError when the joined graph is not valid.
     """
     model = onnx.load_from_string(frozen)
-    model.graph.node.extend(fragment.nodes)
-    model.graph.initializer.extend(fragment.constants)
+    nodes, constants = pruned(fragment, outputs)
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(constants)
     model.graph.input.extend(fragment.inputs)
     model.graph.output.extend(_value_info(n, d, s) for n, (d, s) in outputs.items())
     # Inputs with defaults need IR 4; older files also listed every initializer as an input.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
-from posthoc.contract import HedgedError, Info, Task
+from pydantic import BaseModel, ValidationError
+
+from posthoc.contract import FitError, HedgedError, Info, LinearHead, State, Task
+from posthoc.rows import Rows, check
 
 MODULES = {"laplace": "posthoc.methods.laplace"}
 SCORES = {
@@ -32,3 +37,43 @@ def info(name: str) -> Info:
 def applicable(kind: dict[str, str], task: Task, have: set[str]) -> list[str]:
     """Names of ``kind`` (MODULES or SCORES) that fit the task and need only what there is."""
     return [n for n in kind if task in info(n).tasks and info(n).needs <= have]
+
+
+def settings(name: str, given: Mapping[str, Any]) -> BaseModel:
+    """A module's settings from names and values (text as typed is converted); FitError for a name
+    it does not have or a value out of range."""
+    kind: type[BaseModel] = page(name).Settings
+    try:
+        return kind(**given)
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(str(p) for p in first["loc"])
+        if key not in kind.model_fields:
+            has = ", ".join(sorted(kind.model_fields)) or "none"
+            raise FitError(f"{name} has no setting {key!r}; it has {has}") from None
+        raise FitError(f"{name}, setting {key}: {first['msg'].lower()}") from None
+
+
+def fit(
+    name: str, head: LinearHead | None, task: Task, rows: Rows, given: Mapping[str, Any]
+) -> State:
+    """Fit a module on rows: one pass of its fold, or its own iterations.
+
+    Raises FitError where the module needs a linear head, where a setting is wrong, and for rows
+    that `posthoc.rows.check` or the page cannot use.
+    """
+    module, chosen = page(name), settings(name, given)
+    if head is None and "linear_head" in info(name).needs:
+        raise FitError(f"{name} needs a linear head and this model is a black box")
+    check(rows, info(name), task)
+    if hasattr(module, "fit"):
+        done: State = module.fit(rows, head, task, chosen)
+        return done
+    held = None
+    if getattr(chosen, "needs_held_out", False):
+        rows, held = rows.hold_out()
+    stats = module.init(head, task, chosen)
+    for block in rows:
+        stats = module.update(stats, block)
+    state: State = module.finish(stats, head, chosen, held)
+    return state

@@ -49,6 +49,17 @@ def fit(
     method: Annotated[
         str, option(help="Module (see hedged modules), or none: scaling alone")
     ] = "laplace",
+    settings: Annotated[
+        list[str] | None,
+        option("--set", help="KEY=VALUE (repeatable): the module's own, see hedged modules NAME"),
+    ] = None,
+    prediction: Annotated[
+        str, option(help="Whose answer is served: frozen, or module (where it refits the head)")
+    ] = "frozen",
+    predictive: Annotated[
+        str, option(help="Logits to probabilities: probit, probit_class, mc or bridge")
+    ] = "probit",
+    draws: Annotated[int | None, option(help="Fixed logit draws; default 16, with mc 64")] = None,
     conformal: Annotated[
         str | None, option(help="Sets: lac (default) or raps; intervals: residual")
     ] = None,
@@ -68,10 +79,10 @@ def fit(
         float | None, option(help="Regression: a larger error is wrong; without it none abstain")
     ] = None,
     train_rows: Annotated[
-        int | None, option(help="Rows the network was trained on: rescales the curvature")
+        int | None, option(help="Rows the network was trained on; short for --set train_rows=N")
     ] = None,
     prior_precision: Annotated[
-        float | None, option(help="Of the posterior; default: the evidence's maximum")
+        float | None, option(help="Of the posterior; short for --set prior_precision=P")
     ] = None,
     head: Annotated[
         str | None, option(help="Graph node of the last linear layer; default: found")
@@ -97,10 +108,18 @@ def fit(
     shares = console.numbers(split, "--split")
     if len(shares) != len(fitting.ROLES) or abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
         raise typer.BadParameter(f"--split takes four positive shares that sum to 1, not {split}")
+    own = dict(console.pairs(settings or [], "--set"))
+    for key, value in (("prior_precision", prior_precision), ("train_rows", train_rows)):
+        if value is not None:
+            own[key] = str(value)
     options = _options(
         FitOptions,
         task=task,
         method=method,
+        settings=own,
+        prediction=prediction,
+        predictive=predictive,
+        draws=draws,
         conformal=conformal,
         alphas=console.numbers(alpha, "--alpha"),
         ood=ood,
@@ -109,8 +128,6 @@ def fit(
         max_error=max_error or None,
         error_delta=error_delta,
         tolerance=tolerance,
-        prior_precision=prior_precision,
-        train_rows=train_rows,
         seed=seed,
     )
     named = console.pairs(inputs or [], "--inputs")

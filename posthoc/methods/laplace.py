@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from posthoc.contract import F64, Array, Features, FitError, Info, LinearHead, Paper, State, Task
-from posthoc.links import Spread, SpreadNames, softmax
+from posthoc.links import Spread, SpreadNames, per_difference, softmax
 
 INFO = Info(
     name="laplace",
@@ -33,6 +34,20 @@ INFO = Info(
 
 if TYPE_CHECKING:
     from posthoc.graph import Fragment
+
+
+class Settings(BaseModel):
+    """``prior_precision`` None maximises the evidence by MacKay's fixed point; ``train_rows``
+    rescales the curvature to the rows the network was trained on; ``fold_bias`` appends 1 to the
+    features, which keeps the covariance of weights and biases (False: a block of its own, centring
+    nothing over classes, as laplace-torch does)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    prior_precision: float | None = Field(default=None, gt=0)
+    train_rows: int | None = Field(default=None, gt=0)
+    fold_bias: bool = True
+
+
 MAX_STEPS = 1_000
 PRECISION_BOUNDS = (1e-8, 1e12)
 
@@ -51,19 +66,16 @@ class Stats:
     labelled: int
 
 
-def init(head: LinearHead, task: Task, *, fold_bias: bool = True) -> Stats:
-    """The empty statistic. ``fold_bias`` appends 1 to the features, which keeps the covariance
-    of weights and biases; False gives the bias a block of its own and centres nothing over
-    classes, as laplace-torch does."""
+def init(head: LinearHead, task: Task, settings: Settings) -> Stats:
+    """The empty statistic."""
     c, d = head.weight.shape
-    k = d + int(fold_bias)
-    return Stats(task, fold_bias, 0, np.zeros((k, k)), np.zeros((c, c)), np.zeros(c), 0)
+    k = d + int(settings.fold_bias)
+    return Stats(task, settings.fold_bias, 0, np.zeros((k, k)), np.zeros((c, c)), np.zeros(c), 0)
 
 
 def update(stats: Stats, batch: Features) -> Stats:
     """Add the rows of a batch. Labels are used in regression only."""
-    if batch.phi is None:
-        raise FitError("laplace needs features; this model is a black box")
+    assert batch.phi is not None
     phi = _augment(np.asarray(batch.phi), stats.folded)
     outer = stats.outer + (phi.T @ phi).astype(np.float64)
     if stats.task == "classification":
@@ -95,25 +107,15 @@ def merge(a: Stats, b: Stats) -> Stats:
 
 
 def finish(
-    stats: Stats,
-    head: LinearHead,
-    *,
-    prior_precision: float | None = None,
-    train_rows: int | None = None,
+    stats: Stats, head: LinearHead, settings: Settings, heldout: Features | None = None
 ) -> State:
-    """The posterior. ``prior_precision`` None maximises the evidence by MacKay's fixed point;
-    ``train_rows`` rescales the curvature to the number of rows the network was trained on.
+    """The posterior.
 
     Raises FitError for no rows, non-finite statistics, or features that are all zero.
     """
-    if stats.n == 0:
-        raise FitError("laplace was given no rows")
-    if not (np.isfinite(stats.outer).all() and np.isfinite(stats.curvature).all()):
-        raise FitError("laplace met features or outputs that are not finite")
+    prior_precision, train_rows = settings.prior_precision, settings.train_rows
     mu, basis = np.linalg.eigh(stats.outer)
     mu = np.maximum(mu, 0.0)
-    if not np.diag(stats.outer)[: head.weight.shape[1]].any():
-        raise FitError("laplace: every feature is zero on the given rows")
     scale = 1.0 if train_rows is None else train_rows / stats.n
     theta = np.concatenate([head.weight, head.bias[:, None]], 1)
     if stats.task == "classification":
@@ -156,7 +158,7 @@ def finish(
         "floor": floor,
         "directions": directions_t,
     }
-    settings: dict[str, object] = {
+    said: dict[str, object] = {
         "task": stats.task,
         "prior_precision": float(precision),
         "fixed_point_steps": steps,
@@ -165,11 +167,11 @@ def finish(
         "fold_bias": stats.folded,
     }
     if noise is not None:
-        settings["noise_variance"] = [float(v) for v in noise]
-    return State(tensors, settings)
+        said["noise_variance"] = [float(v) for v in noise]
+    return State(tensors, said)
 
 
-def spread(state: State, phi: Array) -> Spread:
+def spread(state: State, phi: Array, z: Array) -> Spread:
     """What the posterior adds to the outputs of N rows (float64 definition)."""
     t = state.tensors
     projected = np.asarray(phi, np.float64) @ t["basis"] + t["offset"]
@@ -177,10 +179,10 @@ def spread(state: State, phi: Array) -> Spread:
     directions = np.asarray(t["directions"], np.float64)
     if state.settings["task"] == "regression":
         return Spread(g, np.sqrt(g), directions)
-    return Spread(g @ _per_difference(directions), np.sqrt(g), directions)
+    return Spread(g @ per_difference(directions), np.sqrt(g), directions)
 
 
-def emit(g: Fragment, state: State, phi: str) -> SpreadNames:
+def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
     """The same as a graph fragment."""
     t = state.tensors
     projected = g.op("Gemm", phi, g.const(t["basis"]), g.const(t["offset"]))
@@ -191,15 +193,8 @@ def emit(g: Fragment, state: State, phi: str) -> SpreadNames:
     amplitude = g.op("Sqrt", variance)
     if state.settings["task"] == "regression":
         return SpreadNames(variance, amplitude, directions)
-    mean = _per_difference(directions)[:, None]
+    mean = per_difference(directions)[:, None]
     return SpreadNames(g.op("MatMul", variance, g.const(mean)), amplitude, directions)
-
-
-def _per_difference(directions: F64) -> F64:
-    """Weights R of the mean over pairs of classes of Var(f_c - f_c'), from directions R×C."""
-    c = directions.shape[1]
-    centred = directions - directions.mean(1, keepdims=True)
-    return np.asarray((centred**2).sum(1) * 2.0 / (c - 1))
 
 
 def log_evidence(

@@ -18,7 +18,8 @@ from calibration.fit_head import FitOptions, Fitted, run_head
 from calibration.head import Head, reference
 from calibration.threshold import pvalues
 from posthoc.contract import FitError, ModelError
-from posthoc.links import softmax, to_logits
+from posthoc.links import softmax
+from posthoc.logits import to_logits
 from posthoc.runtime import open_session
 from tests.calibration.heads import D, fitted
 from tests.calibration.networks import bare, black_box, inputs, material, network, table

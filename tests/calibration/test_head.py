@@ -38,7 +38,7 @@ def test_classes_by_their_definitions(classifier: tuple[Head, Features]) -> None
     head, rows = classifier
     got = reference(head, rows.phi, rows.z)
     name, state = head.module
-    spread = registry.page(name).spread(state, rows.phi)
+    spread = registry.page(name).spread(state, rows.phi, rows.z)
     ood = head.ood
     members = [registry.page(m.name).score(m.state, rows.phi, rows.z) for m in ood.members]
     for i, z in enumerate(rows.z.astype(np.float64)):
@@ -75,7 +75,7 @@ def test_epistemic_and_aleatoric_by_their_definitions(classifier: tuple[Head, Fe
     head, rows = classifier
     got = reference(head, rows.phi, rows.z)
     name, state = head.module
-    spread = registry.page(name).spread(state, rows.phi)
+    spread = registry.page(name).spread(state, rows.phi, rows.z)
     for i, z in enumerate(rows.z.astype(np.float64)):
         drawn = []
         for eps in head.eps:
@@ -120,7 +120,7 @@ def test_many_classes_are_averaged_over_their_posterior(
     posterior closely, and far more closely than no link at all."""
     head, rows = classifier
     name, state = head.module
-    spread = registry.page(name).spread(state, rows.phi)
+    spread = registry.page(name).spread(state, rows.phi, rows.z)
     strength = 1.0 / (math.pi / 8 * float(np.median(spread.variance)))
     eps = np.random.default_rng(0).standard_normal((4000, spread.amplitude.shape[1]))
     want = np.stack(
@@ -186,7 +186,7 @@ def test_values_by_their_definitions(regressor: tuple[Head, Features]) -> None:
     head, rows = regressor
     got = reference(head, rows.phi, rows.z)
     name, state = head.module
-    variance = registry.page(name).spread(state, rows.phi).variance
+    variance = registry.page(name).spread(state, rows.phi, rows.z).variance
     f = head.temperature
     for i, z in enumerate(rows.z.astype(np.float64)):
         for k, mean in enumerate(z):

@@ -13,7 +13,7 @@ from calibration.scaling import (
     mean_nll,
 )
 from posthoc.contract import FitError
-from posthoc.links import PROBIT, probit_scale
+from posthoc.links import PROBIT, Spread, probit_scale
 
 
 def drawn(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +53,7 @@ def test_a_real_spread_is_found_and_helps() -> None:
     z, _ = drawn(20_000, 1.0)
     v = rng.gamma(1.0, 4.0, len(z))
     y = (z * probit_scale(v, 1.0, 1.0)[:, None] + rng.gumbel(size=z.shape)).argmax(1)
-    found = fit_classification(z, y, v)
+    found = fit_classification(z, y, Spread(v, amplitude=np.sqrt(v)[:, None]))
     assert found.nll < found.nll_alone - 0.01
     assert PROBIT * found.strength * np.median(v) > 0.5
 
@@ -61,7 +61,7 @@ def test_a_real_spread_is_found_and_helps() -> None:
 def test_a_spread_that_says_nothing_costs_next_to_nothing() -> None:
     z, y = drawn(5000, 2.0)
     v = np.random.default_rng(1).gamma(1.0, 4.0, len(z))
-    found = fit_classification(z, y, v)
+    found = fit_classification(z, y, Spread(v, amplitude=np.sqrt(v)[:, None]))
     assert found.nll <= found.nll_alone + FLAT
     fresh_z, fresh_y = drawn(5000, 2.0, seed=2)
     fresh_v = np.random.default_rng(3).gamma(1.0, 4.0, len(z))
@@ -81,7 +81,7 @@ def test_a_heteroscedastic_regression_gets_its_strength() -> None:
     rng = np.random.default_rng(0)
     v = rng.gamma(0.5, 2.0, (5000, 1))
     error = rng.normal(size=v.shape) * np.sqrt(1 + v)
-    found = fit_regression(error, np.ones(1), v)
+    found = fit_regression(error, np.ones(1), Spread(v, amplitude=np.sqrt(v)))
     assert found.nll < found.nll_alone - 0.02
     assert 0.2 < found.strength < 5
 

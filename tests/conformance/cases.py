@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from posthoc import registry
+from posthoc import links, registry
 from posthoc.contract import Features, LinearHead, State, Task
+from posthoc.links import Spread
+from posthoc.rows import Rows, take
 
 N, D = 400, 12
 
@@ -47,34 +49,73 @@ class Case:
             y = z.astype(np.float64) + rng.normal(size=z.shape)
         return Features(phi, z, y)
 
+    @property
+    def module(self) -> bool:
+        return self.name in registry.MODULES
+
+    @property
+    def folds(self) -> bool:
+        """Whether the fit is a sum: iterative pages have a ``fit`` instead."""
+        return not hasattr(self.page, "fit")
+
+    @property
+    def tolerance(self) -> float:
+        """How far two fits on the same rows, blocked or ordered otherwise, may lie apart."""
+        return 2e-5 if self.folds else 1e-3
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the fit depends on the order of rows: it samples mini-batches, draws a weight
+        for each row, or holds rows out by their place."""
+        return self.name in ORDERED
+
+    @property
+    def prediction(self) -> Any:
+        return "frozen" if registry.info(self.name).preserves else "module"
+
     def empty(self) -> Any:
-        if self.name in registry.MODULES:
-            return self.page.init(self.head(), self.task)
+        if self.module:
+            return self.page.init(self.head(), self.task, registry.settings(self.name, {}))
         return self.page.init(self.width(), D)
 
-    def fit(self, *batches: Features) -> State:
+    def fit(self, *batches: Features, **settings: Any) -> State:
+        if self.module:
+            rows = Rows(lambda: iter(batches), sum(len(b) for b in batches))
+            return registry.fit(self.name, self.head(), self.task, rows, settings)
         stats = self.empty()
         for batch in batches:
             stats = self.page.update(stats, batch)
         return self.finish(stats)
 
     def finish(self, stats: Any) -> State:
+        if self.module:
+            done: State = self.page.finish(stats, self.head(), registry.settings(self.name, {}))
+            return done
         state: State = self.page.finish(stats, self.head())
         return state
 
+    def spread(self, state: State, rows: Features) -> Spread:
+        found: Spread = self.page.spread(state, rows.phi, rows.z)
+        return found
+
     def apply(self, state: State, rows: Features) -> np.ndarray:
         """What the fitted page says of rows: N numbers or more, float64."""
-        if self.name in registry.MODULES:
-            spread = self.page.spread(state, rows.phi)
-            return np.concatenate(
-                [spread.variance.reshape(len(rows), -1), spread.amplitude @ spread.directions], 1
-            )
-        return np.asarray(self.page.score(state, rows.phi, rows.z))[:, None]
+        if not self.module:
+            return np.asarray(self.page.score(state, rows.phi, rows.z))[:, None]
+        spread = self.spread(state, rows)
+        eps = None
+        if spread.directions is not None:
+            eps = links.normal_draws(len(spread.directions), 0)
+        parts = [v for v in (spread.variance, spread.shift, spread.class_variance) if v is not None]
+        if spread.decomposes:
+            parts.append(links.deviations(spread, eps))
+        return np.concatenate([np.reshape(v, (len(rows), -1)) for v in parts], 1)
 
     def __str__(self) -> str:
         return f"{self.name}-{self.task}"
 
 
+ORDERED: set[str] = set()
 BUILDERS = {"laplace", "gen", "rmds", "mahalanobis"}
 CASES = [
     Case(name, task)
@@ -82,11 +123,4 @@ CASES = [
     for task in registry.info(name).tasks
 ]
 
-
-def take(rows: Features, index: Any) -> Features:
-    """Some of the rows."""
-    return Features(
-        None if rows.phi is None else rows.phi[index],
-        rows.z[index],
-        None if rows.y is None else rows.y[index],
-    )
+__all__ = ["BUILDERS", "CASES", "Case", "take"]

@@ -10,12 +10,14 @@ from calibration.compile import check_head, compile_head
 from calibration.head import Head, Member, Ood, reference
 from calibration.threshold import pvalue_table
 from posthoc import links, registry
-from posthoc.contract import Features, FitError, State
+from posthoc.contract import DataError, Features, FitError, State
 from posthoc.graph import Fragment, standalone
 from posthoc.runtime import open_session
 from tests.conformance.cases import BUILDERS, CASES, Case, take
 
+PARTS = ("variance", "amplitude", "draws", "class_variance", "shift")
 every = pytest.mark.parametrize("case", CASES, ids=str)
+modules = pytest.mark.parametrize("case", [c for c in CASES if c.module], ids=str)
 
 
 def test_nothing_registered_escapes() -> None:
@@ -35,7 +37,10 @@ def test_batch_split_and_merge_do_not_change_the_fit(case: Case) -> None:
     rows = case.rows()
     whole = case.apply(case.fit(rows), rows)
     pieces = [take(rows, slice(i, i + 37)) for i in range(0, len(rows), 37)]
-    np.testing.assert_allclose(case.apply(case.fit(*pieces), rows), whole, rtol=2e-5, atol=1e-7)
+    split = case.apply(case.fit(*pieces), rows)
+    np.testing.assert_allclose(split, whole, rtol=case.tolerance, atol=case.tolerance / 100)
+    if not case.folds:
+        return  # it iterates over the rows; there is nothing to merge
     page, left, right = case.page, case.empty(), case.empty()
     for piece in pieces[::2]:
         left = page.update(left, piece)
@@ -51,10 +56,16 @@ def test_rows_permute(case: Case) -> None:
     state = case.fit(rows)
     order = np.random.default_rng(3).permutation(len(rows))
     np.testing.assert_allclose(
-        case.apply(state, take(rows, order)), case.apply(state, rows)[order], rtol=1e-12
+        case.apply(state, take(rows, order)),
+        case.apply(state, rows)[order],
+        rtol=1e-12,
+        atol=1e-12,
     )
+    if case.ordered:
+        return
     refit = case.apply(case.fit(take(rows, order)), rows)
-    np.testing.assert_allclose(refit, case.apply(state, rows), rtol=2e-5, atol=1e-7)
+    want = case.apply(state, rows)
+    np.testing.assert_allclose(refit, want, rtol=case.tolerance, atol=case.tolerance / 100)
 
 
 @every
@@ -62,7 +73,9 @@ def test_chunked_is_whole(case: Case) -> None:
     rows = case.rows()
     state = case.fit(rows)
     chunks = [case.apply(state, take(rows, slice(i, i + 1))) for i in range(20)]
-    np.testing.assert_allclose(np.concatenate(chunks), case.apply(state, rows)[:20], rtol=1e-12)
+    np.testing.assert_allclose(
+        np.concatenate(chunks), case.apply(state, rows)[:20], rtol=1e-12, atol=1e-12
+    )
 
 
 @every
@@ -85,23 +98,29 @@ def test_the_graph_is_the_reference(case: Case, opset: int) -> None:
     state, fresh = case.fit(rows), case.rows(seed=4)
     g = Fragment(opset)
     phi, z = g.input("phi", "float32", ["N", 12]), g.input("z", "float32", ["N", case.width()])
-    if case.name in registry.SCORES:
-        made = case.page.emit(g, state, phi, z)
-        want = case.page.score(state, fresh.phi, fresh.z)
-        shape: tuple[int, ...] = (-1,)
+    if case.module:
+        wanted, names = case.spread(state, fresh), case.page.emit(g, state, phi, z)
+        want = {k: v for k in PARTS if (v := getattr(wanted, k)) is not None}
+        made = {k: v for k in PARTS if (v := getattr(names, k)) is not None}
+        np.testing.assert_array_equal(names.directions, wanted.directions)
     else:
-        made = case.page.emit(g, state, phi).variance
-        want = case.page.spread(state, fresh.phi).variance.reshape(len(fresh), -1)
-        shape = (-1, want.shape[1])
-    g.op("Identity", made, out="result")
+        want = {"score": case.page.score(state, fresh.phi, fresh.z)}
+        made = {"score": case.page.emit(g, state, phi, z)}
+    assert made.keys() == want.keys()
+    for key, name in made.items():
+        g.op("Identity", name, out=key)
     # GEN reads outputs only; an input that nothing reads is left out of the graph.
     used = {name for node in g.nodes for name in node.input}
     g.inputs[:] = [i for i in g.inputs if i.name in used]
-    session = open_session(standalone(g, {"result": ("float32", shape)}))
+    if "variance" in want and want["variance"].ndim == 1:
+        want["variance"] = want["variance"][:, None]  # N×1 in a graph
+    shapes = {k: ("float32", (-1, *v.shape[1:])) for k, v in want.items()}
+    session = open_session(standalone(g, shapes))
     feed = {"phi": fresh.phi, "z": fresh.z}
-    (got,) = session.run(None, {k: v for k, v in feed.items() if k in used})
-    scale = np.maximum(1.0, np.abs(want))
-    assert np.max(np.abs(got - want) / scale) <= 1e-5
+    got = session.run(list(want), {k: v for k, v in feed.items() if k in used})
+    for value, exact in zip(got, want.values(), strict=True):
+        assert value.shape == exact.shape
+        assert np.max(np.abs(value - exact) / np.maximum(1.0, np.abs(exact))) <= 1e-5
 
 
 @every
@@ -111,7 +130,8 @@ def test_every_float_type_is_taken(case: Case, dtype: type) -> None:
     exact = Features(np.asarray(rows.phi, np.float64), np.asarray(rows.z, np.float64), rows.y)
     got = case.apply(case.fit(rows), rows)
     assert got.dtype == np.float64 and np.isfinite(got).all()
-    np.testing.assert_allclose(got, case.apply(case.fit(exact), exact), rtol=2e-3, atol=1e-5)
+    want = case.apply(case.fit(exact), exact)
+    np.testing.assert_allclose(got, want, rtol=2e-3, atol=max(1e-5, case.tolerance))
 
 
 @every
@@ -125,29 +145,98 @@ def test_the_same_rows_give_the_same_state(case: Case) -> None:
 @every
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_rows_that_are_not_finite_are_an_error(case: Case, bad: float) -> None:
-    if "features" not in registry.info(case.name).needs:
-        assert case.fit(case.rows()).tensors == {}  # outputs only: nothing is fitted to spoil
-        return
     rows = case.rows()
+    if not case.module and "features" not in registry.info(case.name).needs:
+        assert case.fit(rows).tensors == {}  # outputs only: nothing is fitted to spoil
+        return
     assert rows.phi is not None
-    phi = rows.phi.copy()
+    phi, z = rows.phi.copy(), rows.z.copy()
     phi[3, 2] = bad
-    with pytest.raises(FitError, match="not finite"):
-        case.fit(Features(phi, rows.z, rows.y))
+    if "features" in registry.info(case.name).needs:
+        with pytest.raises(FitError, match="not finite"):
+            case.fit(Features(phi, rows.z, rows.y))
+    if case.module and case.task == "classification":
+        z[3, 1] = bad
+        with pytest.raises(FitError, match="not finite"):
+            case.fit(Features(rows.phi, z, rows.y))
+    if case.task == "regression" and "labels" in registry.info(case.name).needs:
+        y = rows.y.copy()
+        y[5, 0] = bad
+        with pytest.raises(FitError, match="not finite"):
+            case.fit(Features(rows.phi, rows.z, y))
 
 
 @every
 def test_too_little_is_an_error_or_an_answer(case: Case) -> None:
-    fitted = registry.info(case.name).needs & {"features"}
-    if not fitted:
-        assert np.isfinite(case.apply(case.fit(), case.rows())).all()
-        return
-    with pytest.raises(FitError):
-        case.fit()
     rows = case.rows()
-    constant = Features(np.zeros_like(rows.phi), rows.z, rows.y)
-    with pytest.raises(FitError, match=r"zero|constant"):
-        case.fit(constant)
+    if not case.module and "features" not in registry.info(case.name).needs:
+        assert np.isfinite(case.apply(case.fit(), rows)).all()
+        return
+    with pytest.raises(FitError, match="rows"):
+        case.fit()
+    if "features" in registry.info(case.name).needs:
+        constant = Features(np.zeros_like(rows.phi), rows.z, rows.y)
+        with pytest.raises(FitError, match=r"zero|constant"):
+            case.fit(constant)
+    try:
+        state = case.fit(take(rows, slice(0, 1)))
+    except FitError:
+        return
+    assert np.isfinite(case.apply(state, rows)).all()
+
+
+@every
+def test_one_class_only_is_an_error_or_an_answer(case: Case) -> None:
+    if case.task == "regression":
+        return
+    rows = case.rows()
+    alone = Features(rows.phi, rows.z, np.zeros(len(rows), np.int64))
+    try:
+        state = case.fit(alone)
+    except FitError as e:
+        assert "class" in str(e)
+        return
+    assert np.isfinite(case.apply(state, rows)).all()
+
+
+@every
+def test_labels_out_of_range_or_absent_are_an_error(case: Case) -> None:
+    if "labels" not in registry.info(case.name).needs:
+        return
+    rows = case.rows()
+    with pytest.raises(FitError, match="label"):
+        case.fit(Features(rows.phi, rows.z, None))
+    if case.task == "classification":
+        with pytest.raises((FitError, DataError), match="label"):
+            case.fit(Features(rows.phi, rows.z, np.asarray(rows.y) + 3))
+    elif case.module:
+        with pytest.raises(FitError, match="label"):
+            case.fit(Features(rows.phi, rows.z, np.asarray(rows.y)[:, :1]))
+
+
+@every
+def test_a_singular_gram_matrix_is_taken(case: Case) -> None:
+    rows = case.rows()
+    assert rows.phi is not None
+    phi = rows.phi.copy()
+    phi[:, 3] = phi[:, 2]  # the same feature twice
+    phi[:, 4] = 0.0
+    phi[:, 5] = 7.0
+    twice = Features(phi, rows.z, rows.y)
+    assert np.isfinite(case.apply(case.fit(twice), twice)).all()
+
+
+@every
+def test_settings_are_documented_and_checked(case: Case) -> None:
+    if not case.module:
+        return
+    kind = case.page.Settings
+    assert kind.__doc__ and kind.model_config["frozen"] and kind.model_config["extra"] == "forbid"
+    for key, field in kind.model_fields.items():
+        assert not field.is_required(), f"{key} has no default"
+        assert f"``{key}``" in kind.__doc__, f"the docstring of {case.name}'s settings omits {key}"
+    with pytest.raises(FitError, match=f"{case.name} has no setting 'nothing'"):
+        registry.settings(case.name, {"nothing": 1})
 
 
 @every
@@ -158,10 +247,10 @@ def test_black_box_rows_are_refused_by_what_needs_features(case: Case) -> None:
         with pytest.raises(FitError, match="black box"):
             case.fit(blind)
     else:
-        assert np.isfinite(case.page.score(case.fit(blind), None, rows.z)).all()
+        assert np.isfinite(case.apply(case.fit(blind), blind)).all()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in registry.MODULES], ids=str)
+@modules
 def test_strength_zero_is_the_frozen_model(case: Case) -> None:
     rows = case.rows()
     state = case.fit(rows)
@@ -170,25 +259,57 @@ def test_strength_zero_is_the_frozen_model(case: Case) -> None:
     if case.task == "classification":
         np.testing.assert_array_equal(out["label"], rows.z.argmax(1))
         np.testing.assert_allclose(out["probs"], links.softmax(rows.z), rtol=1e-12)
-        assert out["epistemic"].max() < 1e-12
+        assert ("epistemic" in out) == case.spread(state, rows).decomposes
+        assert out.get("epistemic", np.zeros(1)).max() < 1e-12
     else:
         np.testing.assert_array_equal(out["mean"], rows.z.astype(np.float64))
-        assert out["epistemic_std"].max() == 0.0
-        np.testing.assert_allclose(out["std"], out["aleatoric_std"])
+        if "epistemic_std" in out:
+            assert out["epistemic_std"].max() == 0.0
+            np.testing.assert_allclose(out["std"], out["aleatoric_std"])
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in registry.MODULES], ids=str)
+@modules
 def test_infinite_prior_precision_is_the_frozen_model(case: Case) -> None:
+    if "prior_precision" not in case.page.Settings.model_fields:
+        return
     rows = case.rows()
-    stats = case.page.update(case.empty(), rows)
-    state = case.page.finish(stats, case.head(), prior_precision=1e12)
-    assert case.page.spread(state, rows.phi).variance.max() < 1e-9
+    state = case.fit(rows, prior_precision=1e12)
+    spread = case.spread(state, rows)
+    assert spread.variance is not None and spread.variance.max() < 1e-9
+    if spread.shift is not None:
+        assert np.abs(spread.shift).max() < 1e-4
+
+
+@modules
+def test_a_module_that_preserves_moves_nothing(case: Case) -> None:
+    rows = case.rows()
+    spread = case.spread(case.fit(rows), rows)
+    preserves = registry.info(case.name).preserves
+    assert preserves == (spread.shift is None and spread.variance is not None)
+    if case.task == "regression":
+        assert spread.variance is not None  # a mean and a variance are all that is served
+
+
+@modules
+@pytest.mark.parametrize("predictive", ["probit", "probit_class", "mc", "bridge"])
+def test_every_link_compiles(case: Case, predictive: str) -> None:
+    if case.task == "regression":
+        return
+    rows = take(case.rows(), slice(0, 60))
+    state = case.fit(case.rows())
+    spread = case.spread(state, rows)
+    if not spread.decomposes and predictive != "probit":
+        return
+    head = _head(case, state, strength=0.4).with_(predictive=predictive)
+    assert max(check_head(head, compile_head(head), rows.phi, rows.z).values()) <= 1e-5
 
 
 @every
 def test_the_compiled_head_keeps_the_prediction(case: Case) -> None:
     rows = case.rows()
     head = _head(case, case.fit(rows), strength=0.7)
+    if head.prediction == "module":
+        head = head.with_(strength=0.0)  # the frozen head's side of the way
     assert max(check_head(head, compile_head(head), rows.phi, rows.z).values()) <= 1e-5
     session = open_session(compile_head(head))
     field = "label" if case.task == "classification" else "mean"
@@ -210,13 +331,15 @@ def _head(case: Case, state: State, strength: float) -> Head:
         ood = Ood((Member(case.name, state),), *pvalue_table(scores), float(np.median(scores)))
     eps = None
     if module is not None and case.task == "classification":
-        eps = links.normal_draws(len(state.tensors["directions"]), 0)
+        directions = case.spread(state, take(rows, slice(0, 2))).directions
+        eps = None if directions is None else links.normal_draws(len(directions), 0)
     blind = module is None and "features" not in registry.info(case.name).needs
     return Head(
         task=case.task,
         width=case.width(),
         features=None if blind else 12,
         module=module,
+        prediction=case.prediction if module is not None else "frozen",
         strength=strength,
         noise=np.ones(2) if case.task == "regression" else None,
         eps=eps,

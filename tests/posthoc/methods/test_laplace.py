@@ -11,6 +11,7 @@ from posthoc.contract import Features, FitError, LinearHead
 from posthoc.folds import log_softmax
 from posthoc.links import Spread, softmax
 from posthoc.methods import laplace
+from posthoc.methods.laplace import Settings
 
 D, C, N = 6, 4, 300
 
@@ -32,7 +33,9 @@ def covariance(spread: Spread) -> np.ndarray:
 
 def test_dense_algebra_gives_the_same_covariance() -> None:
     head, rows = material()
-    state = laplace.finish(laplace.update(laplace.init(head, "classification"), rows), head)
+    state = laplace.finish(
+        laplace.update(laplace.init(head, "classification", Settings()), rows), head, Settings()
+    )
     phi = np.concatenate([rows.phi, np.ones((N, 1))], 1)
     p = softmax(rows.z)
     curvature = sum(np.diag(q) - np.outer(q, q) for q in p) / N
@@ -40,7 +43,7 @@ def test_dense_algebra_gives_the_same_covariance() -> None:
     precision = state.settings["prior_precision"]
     sigma = np.linalg.inv(hessian + precision * np.eye(len(hessian)))
     centring = np.eye(C) - 1 / C
-    spread = laplace.spread(state, rows.phi)
+    spread = laplace.spread(state, rows.phi, rows.z)
     for i in range(5):
         jacobian = np.kron(np.eye(C), phi[i])
         want = centring @ (jacobian @ sigma @ jacobian.T) @ centring
@@ -54,8 +57,8 @@ def test_dense_algebra_gives_the_same_covariance() -> None:
 def test_the_prior_precision_maximises_the_evidence() -> None:
     head, rows = material()
     centred = LinearHead(head.weight - head.weight.mean(0), head.bias - head.bias.mean())
-    stats = laplace.update(laplace.init(centred, "classification"), rows)
-    state = laplace.finish(stats, centred)
+    stats = laplace.update(laplace.init(centred, "classification", Settings()), rows)
+    state = laplace.finish(stats, centred, Settings())
     best = state.settings["prior_precision"]
     low, high = laplace.PRECISION_BOUNDS
     assert low * 10 < best < high / 10
@@ -65,10 +68,12 @@ def test_the_prior_precision_maximises_the_evidence() -> None:
 
 def test_regression_is_bayesian_linear_regression() -> None:
     head, rows = material("regression")
-    state = laplace.finish(laplace.update(laplace.init(head, "regression"), rows), head)
+    state = laplace.finish(
+        laplace.update(laplace.init(head, "regression", Settings()), rows), head, Settings()
+    )
     noise = np.asarray(state.settings["noise_variance"])
     phi = np.concatenate([rows.phi, np.ones((N, 1))], 1)
-    spread = laplace.spread(state, rows.phi)
+    spread = laplace.spread(state, rows.phi, rows.z)
     for k in range(C):
         precision = phi.T @ phi / noise[k] + state.settings["prior_precision"] * np.eye(D + 1)
         want = np.einsum("ni,ij,nj->n", phi, np.linalg.inv(precision), phi)
@@ -78,26 +83,32 @@ def test_regression_is_bayesian_linear_regression() -> None:
 
 def test_train_rows_rescale_the_curvature() -> None:
     head, rows = material()
-    stats = laplace.update(laplace.init(head, "classification"), rows)
+    stats = laplace.update(laplace.init(head, "classification", Settings()), rows)
     doubled = laplace.merge(stats, stats)
-    want = laplace.finish(doubled, head, prior_precision=2.0)
-    got = laplace.finish(stats, head, prior_precision=2.0, train_rows=2 * N)
+    want = laplace.finish(doubled, head, Settings(prior_precision=2.0))
+    got = laplace.finish(stats, head, Settings(prior_precision=2.0, train_rows=2 * N))
     np.testing.assert_allclose(
-        laplace.spread(got, rows.phi).variance, laplace.spread(want, rows.phi).variance, rtol=1e-9
+        laplace.spread(got, rows.phi, rows.z).variance,
+        laplace.spread(want, rows.phi, rows.z).variance,
+        rtol=1e-9,
     )
 
 
 def test_unusable_rows_are_named() -> None:
     head, rows = material("regression")
-    stats = laplace.init(head, "regression")
+    stats = laplace.init(head, "regression", Settings())
     with pytest.raises(FitError, match="labels for the noise"):
-        laplace.finish(laplace.update(stats, Features(rows.phi, rows.z)), head)
+        laplace.finish(laplace.update(stats, Features(rows.phi, rows.z)), head, Settings())
     with pytest.raises(FitError, match="without error"):
-        laplace.finish(laplace.update(stats, Features(rows.phi, rows.z, rows.z)), head)
+        laplace.finish(laplace.update(stats, Features(rows.phi, rows.z, rows.z)), head, Settings())
     flat = LinearHead(np.ones((C, D)), np.ones(C))
     _, classes = material()
     with pytest.raises(FitError, match="all equal"):
-        laplace.finish(laplace.update(laplace.init(flat, "classification"), classes), flat)
+        laplace.finish(
+            laplace.update(laplace.init(flat, "classification", Settings()), classes),
+            flat,
+            Settings(),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +137,9 @@ def oracle():  # type: ignore[no-untyped-def]
 
 def test_laplace_torch_agrees(oracle) -> None:  # type: ignore[no-untyped-def]
     head, rows, probs, evidence = oracle
-    stats = laplace.update(laplace.init(head, "classification", fold_bias=False), rows)
-    state = laplace.finish(stats, head, prior_precision=1.7)
-    variance = np.einsum("nii->ni", covariance(laplace.spread(state, rows.phi)))
+    stats = laplace.update(laplace.init(head, "classification", Settings(fold_bias=False)), rows)
+    state = laplace.finish(stats, head, Settings(prior_precision=1.7, fold_bias=False))
+    variance = np.einsum("nii->ni", covariance(laplace.spread(state, rows.phi, rows.z)))
     got = softmax(rows.z / np.sqrt(1 + np.pi / 8 * variance))
     np.testing.assert_allclose(got, probs, atol=1e-5)
     log_likelihood = float(log_softmax(rows.z)[np.arange(N), rows.y].sum())
