@@ -10,7 +10,7 @@ from importlib import import_module
 
 from calibration.assemble import versions
 
-NAMES = ("overhead", "resplits")
+NAMES = ("overhead", "laplace", "fit", "resplits")
 
 
 def main() -> None:

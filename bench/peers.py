@@ -145,6 +145,11 @@ class Worker:
             encoding="utf-8",
         )
 
+    @classmethod
+    def here(cls, module: str, *, threads: int = 1) -> Self:
+        """A worker in the environment of this process."""
+        return cls(sys.executable, module, threads=threads)
+
     def __enter__(self) -> Self:
         return self
 

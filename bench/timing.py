@@ -29,19 +29,18 @@ class Times:
         }
 
 
-def per_call(work: Callable[[], object], *, least: float = 0.02, limit: int = 10_000) -> float:
-    """Seconds of one call, from one timing of as many calls as fill ``least`` seconds.
+def per_call(work: Callable[[], object], least: float = 0.05) -> float:
+    """Seconds of one call: the mean over as many calls as fill ``least`` seconds, at least one.
 
-    The first call decides how many those are and is not counted, so it serves as the warm-up.
+    The caller warms up.
     """
-    started = time.perf_counter()
-    work()
-    first = time.perf_counter() - started
-    calls = max(1, min(limit, int(least / max(first, 1e-9))))
-    started = time.perf_counter()
-    for _ in range(calls):
+    calls, started = 0, time.perf_counter()
+    while True:
         work()
-    return (time.perf_counter() - started) / calls
+        calls += 1
+        elapsed = time.perf_counter() - started
+        if elapsed >= least:
+            return elapsed / calls
 
 
 def in_turn(sides: Sequence[Callable[[], float]], rounds: int) -> tuple[Times, ...]:

@@ -176,7 +176,7 @@ def _check_end_to_end(head: Head, fused: Fused, session: Any, data: Dataset) -> 
     features, and its label is the frozen argmax; FitError naming the field where not."""
     got = _answers(session, fused, data.rows)
     want = reference(head, data.features.phi, data.features.z)
-    if fused.logits is not None:
+    if fused.logits is not None and head.task == "classification":
         (logits,) = session.run([fused.logits], data.rows)
         kept = np.array_equal(got["label"], logits.argmax(1))
         if head.prediction == "frozen" and not kept:

@@ -58,7 +58,7 @@ class FrozenRecord(_Record):
     head: str | None  # node name of the linear head; None for a black box
     features: int | None  # D, the width of the features
     output: str | None = None  # the graph output that the head stands beside
-    logits: str | None = None  # graph output of ours: the logits before any calibration
+    logits: str | None = None  # graph output of ours: the frozen logits (or mean) before anything
 
 
 class FittedRecord(_Record):

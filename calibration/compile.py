@@ -20,7 +20,8 @@ TOLERANCE = 1e-5
 @dataclass(frozen=True, slots=True)
 class Fused:
     """A compiled predictor: bytes, our outputs by field, the field -> tensor name map, and the
-    name of the output that holds the logits before any calibration (classification)."""
+    name of the output that holds the frozen logits before any calibration (a regression: the frozen
+    mean, where it is not the one that is served)."""
 
     model: bytes
     outputs: tuple[TensorSpec, ...]
@@ -84,8 +85,9 @@ def compile_predictor(
         g.publish(made[spec.name], name)
         names[spec.name] = name
         outputs[name] = (spec.dtype, spec.shape)
-    kept = free_name("uq_logits", taken) if head.task == "classification" else None
-    if kept is not None:
+    kept = None
+    if head.task == "classification" or head.prediction == "module":
+        kept = free_name("uq_logits" if head.task == "classification" else "uq_mean", taken)
         g.op("Identity", logits, out=kept)
         outputs[kept] = ("float32", (-1, head.width))
     return Fused(append(frozen, g, outputs), specs, names, kept)

@@ -23,7 +23,7 @@ from posthoc.folds import log_softmax
 
 Progress = Callable[[str, int, int], None]
 BATCH = 256
-LOGITS = "logits"  # the frozen model's, beside the fields
+LOGITS = "logits"  # what the frozen model itself says, beside the fields
 GROUPS = "split key"
 
 
@@ -72,6 +72,7 @@ def evaluate(
         return evaluate_regression(
             fields=made,
             constant_std=np.sqrt(_noise(predictor)) * manifest.scaling["temperature_alone"],
+            frozen_mean=made.get(LOGITS),
             y=y,
             intervals={a: (made["mean"] - h, made["mean"] + h) for a, h in half.items()},
             n_conformal=n_conformal,
@@ -198,7 +199,7 @@ def _scores(predictor: Predictor, made: Mapping[str, Array]) -> dict[str, Array]
     out: dict[str, Array] = {}
     if "ood_score" in made:
         out["hedged"] = made["ood_score"]
-    if LOGITS in made:
+    if LOGITS in made and predictor.manifest.task == "classification":
         out["msp"] = -np.exp(log_softmax(made[LOGITS])).max(1)
     if "epistemic" in made:
         out["epistemic"] = made["epistemic"]

@@ -6,8 +6,9 @@ z, the skipped tail of z must be the output, and a row's answer must not depend 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,20 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from posthoc.contract import Array, LinearHead, ModelError, Task, TensorSpec
-from posthoc.heads import Found, Graph, Step, Walk, walk, walks_from
+from posthoc.heads import Link, Step, Walk, walk, walks_from
+from posthoc.linear import Found
 from posthoc.models import load_model, modernised, opset_of
 from posthoc.probe import (
     Probe,
+    Sample,
     check_inputs,
-    close,
+    difference,
     first_that_runs,
     neighbour_effect,
     with_outputs,
 )
+from posthoc.quantised import Rounding
+from posthoc.reader import Graph
 from posthoc.runtime import open_session, session_specs
 
 # Kernels for other batch sizes round differently, by up to 1e-3; integer scales taken over a
@@ -44,6 +49,7 @@ class Frozen:
     graph output that was followed and ``tail`` the operators between it and z, outermost first
     (a decomposed softmax counts as ``Softmax``). ``z_is_probs``: only probabilities could be had,
     so z stands for them and the caller takes their logarithm. ``notes`` are for the user.
+    ``sources`` are the files that the model was made from, by sha256, where it is not one file.
     """
 
     model: bytes
@@ -62,6 +68,7 @@ class Frozen:
     tail: tuple[str, ...]
     z_is_probs: bool
     notes: tuple[str, ...]
+    sources: tuple[tuple[str, str], ...] = ()
 
 
 def open_frozen(
@@ -70,13 +77,14 @@ def open_frozen(
     task: Task,
     output: str | None = None,
     head: str | None = None,
-    sample: Mapping[str, Array] | None = None,
+    sample: Sample = None,
 ) -> Frozen:
     """Open an ONNX model (its path, or its bytes) for ``task``.
 
     ``output`` names the graph output to follow where there are several, ``head`` the node (or its
     result) of the linear layer where the search should not choose. ``sample`` gives real input
-    rows for the check; without it rows are drawn at random. Raises ModelError, naming the object,
+    rows for the check, or is asked for them once the inputs are known; without any, rows are drawn
+    at random. Raises ModelError, naming the object,
     for a file that is not valid ONNX or does not run, a fixed batch size, rows that influence each
     other, sequence or map outputs, several labels per row, outputs that are not N×C, an opset that
     cannot be converted, and external data outside the model's folder. A model without a linear
@@ -95,8 +103,8 @@ def open_frozen(
     graph = Graph(proto)
     walks = [walk(graph, name, links=task == "classification")]
     if head is not None:
-        walks = walks_from(graph, head)
-    rows, values = _probe(proto, inputs, name, walks, sample)
+        walks = walks_from(graph, head, name)
+    rows, values = _probe(graph, inputs, name, walks, sample)
     _check_neighbours(neighbour_effect(proto, inputs, name, rows, values[name]), name, notes)
     way, z = _believed(walks, values, name, task, head)
     if not way.path:
@@ -119,9 +127,14 @@ def open_frozen(
         found = None
     if found is None:
         notes.append(f"black box, no linear head: {stop}; methods that need features do not apply")
+    elif found.step:
+        notes.append(
+            f"the head is quantised: its outputs are φWᵀ + b rounded to steps of {found.step:.2g}"
+        )
     if probs:
         notes.append(f"output {name!r} holds probabilities: their logarithm stands for logits")
     added = len(proto.graph.node)
+    proto.graph.node.extend(graph.needed([z, *([] if found is None else [found.phi])]))
     z = _as_float32(proto, z, values[z], "z")
     phi = None if found is None else _as_float32(proto, found.phi, values[found.phi], "phi")
     if len(proto.graph.node) > added:
@@ -194,21 +207,25 @@ def _check_neighbours(effect: float, output: str, notes: list[str]) -> None:
 
 
 def _probe(
-    proto: onnx.ModelProto,
+    graph: Graph,
     inputs: Sequence[TensorSpec],
     output: str,
     walks: Sequence[Walk],
-    sample: Mapping[str, Array] | None,
+    sample: Sample,
 ) -> tuple[Probe, Probe]:
-    """Rows, and what every tensor that the walks name holds on them."""
-    names = [output]
-    for way in walks:
-        names += [*way.path, *([way.found.phi] if way.found else [])]
-    names = [n for n in dict.fromkeys(names) if n not in {s.name for s in inputs}]
-    session = open_session(with_outputs(proto, names))
-    rows, _ = first_that_runs(session, inputs, sample)
-    values = dict(zip(names, map(np.asarray, session.run(names, rows)), strict=True))
-    return rows, {**rows, **values}
+    """Rows, and what every tensor that the walks name holds on them (φ: where it can be had)."""
+    given = {s.name for s in inputs}
+    names = [output, *(t for way in walks for t in way.path)]
+    names = [n for n in dict.fromkeys(names) if n not in given]
+    session = open_session(with_outputs(graph.model, names, graph.needed(names)))
+    rows, outputs = first_that_runs(session, inputs, sample, names)
+    values = {**rows, **dict(zip(names, map(np.asarray, outputs), strict=True))}
+    for phi in dict.fromkeys(way.found.phi for way in walks if way.found is not None):
+        if phi not in values:
+            with contextlib.suppress(Exception):  # what was passed does not act on φ as on z
+                session = open_session(with_outputs(graph.model, [phi], graph.needed([phi])))
+                values[phi] = np.asarray(session.run([phi], rows)[0])
+    return rows, values
 
 
 def _believed(
@@ -244,13 +261,15 @@ def _with_two_axes(path: Sequence[str], values: Probe) -> str | None:
 
 def _follows(steps: Sequence[Step], z: Array, output: Array) -> bool:
     """Whether the output is what ``steps`` make of z."""
-    value = z.astype(np.float64)
+    value, tolerance = z.astype(np.float64), _tolerance(z, output)
     for step in steps:
-        value = _step(step, value)
-    return close(value, output, _tolerance(z, output))
+        value = step(value) if isinstance(step, Rounding) else _step(step, value)
+        if isinstance(step, Rounding):
+            tolerance += step.scale / max(float(np.abs(output).max(initial=0)), 1e-12)
+    return difference(value, output) <= tolerance
 
 
-def _step(step: Step, value: Array) -> Array:
+def _step(step: Link, value: Array) -> Array:
     with np.errstate(all="ignore"):
         if step in ("softmax", "log_softmax"):
             value = value - value.max(axis=-1, keepdims=True)
@@ -275,11 +294,16 @@ def _are_probabilities(values: Array) -> bool:
 
 def _mismatch(values: Probe, found: Found, z: str) -> str:
     """Why φ Wᵀ + b is not z on the probe; empty when it is."""
+    if found.phi not in values:
+        return "the positions that the outputs are taken from cannot be taken from its input"
     phi, want, weight = values[found.phi], values[z], found.linear.weight
-    if phi.ndim != 2 or phi.shape[1] != weight.shape[1]:
+    if phi.ndim < 2 or phi.size != len(want) * weight.shape[1]:
         return f"its input has shape {phi.shape} and its weight {weight.shape}, not N×D and C×D"
+    phi = phi.reshape(len(want), -1)
     with np.errstate(all="ignore"):
         got = phi.astype(np.float64) @ weight.T + found.linear.bias
+    if found.low is not None and found.high is not None:
+        got = np.clip(got, found.low, found.high)
     want = want.astype(np.float64).reshape(len(want), -1)
     if got.shape != want.shape:
         return f"it gives {got.shape} where the outputs are {want.shape}"
@@ -287,8 +311,9 @@ def _mismatch(values: Probe, found: Found, z: str) -> str:
     if not finite.any():
         return "no row gives finite values to check it by; give real rows"
     got, want = got[finite], want[finite]
-    error = np.abs(got - want).max() / max(float(np.abs(want).max()), 1e-12)
-    if error <= _tolerance(phi, values[z]):
+    largest = max(float(np.abs(want).max()), 1e-12)
+    error = np.abs(got - want).max() / largest
+    if error <= _tolerance(phi, values[z]) + found.step / largest:
         return ""
     return f"φWᵀ + b differs from the outputs by {error:.1e}, relative to the largest"
 
@@ -304,5 +329,9 @@ def _as_float32(proto: onnx.ModelProto, name: str, value: Array, what: str) -> s
         one: Any = np.array([1], np.int64)
         proto.graph.initializer.append(numpy_helper.from_array(one, axes))
         proto.graph.node.append(helper.make_node("Unsqueeze", [name, axes], [new]))
+        name = new
+    elif value.ndim > 2:
+        new = f"hedged/{what}"
+        proto.graph.node.append(helper.make_node("Flatten", [name], [new], axis=1))
         name = new
     return name

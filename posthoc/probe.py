@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ _ROWS = 8
 _SIZES = (8, 16, 32, 64, 224, 128, 256, 512, 1, 2, 3, 4)  # tried for a free axis
 _HIGHS = (256, 100, 10, 2)  # integer inputs are drawn below these, in turn
 Probe = dict[str, Array]
+# Real rows by input, or who gives some (None where there are none) when asked for these inputs.
+Sample = Mapping[str, Array] | Callable[[Sequence[TensorSpec]], Mapping[str, Array] | None] | None
 
 
 def check_inputs(inputs: Sequence[TensorSpec]) -> None:
@@ -30,10 +32,13 @@ def check_inputs(inputs: Sequence[TensorSpec]) -> None:
             )
 
 
-def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> bytes:
-    """The model with inner tensors as further outputs."""
+def with_outputs(
+    proto: onnx.ModelProto, names: Sequence[str], nodes: Sequence[onnx.NodeProto] = ()
+) -> bytes:
+    """The model with inner tensors as further outputs, and the ``nodes`` that make some of them."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
+    copy.graph.node.extend(nodes)
     have = {o.name for o in copy.graph.output}
     # ONNX Runtime infers the type of an output that names none.
     copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in have)
@@ -41,26 +46,33 @@ def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> bytes:
 
 
 def first_that_runs(
-    session: Any, inputs: Sequence[TensorSpec], sample: Mapping[str, Array] | None
+    session: Any, inputs: Sequence[TensorSpec], sample: Sample, names: Sequence[str] | None = None
 ) -> tuple[Probe, list[Array]]:
-    """Rows on which the model runs, and its outputs: ``sample``, else random ones.
+    """Rows on which the model runs, and the outputs ``names`` (default: all) on them.
 
-    Free axes and the range of integers are tried in turn. Raises ModelError when nothing runs.
+    Rows are ``sample``, else random ones: free axes and the range of integers are tried in turn
+    until every output is finite (an attention mask of 200 makes NaN), or else until it runs.
+    Raises ModelError when nothing runs.
     """
-    if sample is not None:
-        feeds = iter([{s.name: np.asarray(sample[s.name], s.dtype) for s in inputs}])
+    given = sample(inputs) if callable(sample) else sample
+    if given is not None:
+        feeds = iter([{s.name: np.asarray(given[s.name], s.dtype) for s in inputs}])
     else:
         feeds = _random_rows(inputs)
-    problem = ""
+    problem, ran = "", None
     for feed in feeds:
         try:
-            return feed, session.run(None, feed)
+            outputs = session.run(names, feed)
         except Exception as e:  # whatever a kernel raises on rows that it does not like
             problem = problem or str(e).strip()
-    raise ModelError(
-        f"the model does not run on a batch of {_ROWS} "
-        f"{'given' if sample is not None else 'random'} rows: {problem}"
-    )
+            continue
+        if all(np.isfinite(o).all() for o in outputs if o.dtype.kind == "f"):
+            return feed, outputs
+        ran = ran or (feed, outputs)
+    if ran is not None:
+        return ran
+    rows = f"{_ROWS} random" if given is None else f"{len(next(iter(given.values())))} given"
+    raise ModelError(f"the model does not run on a batch of {rows} rows: {problem}")
 
 
 def _random_rows(inputs: Sequence[TensorSpec]) -> Iterator[Probe]:

@@ -42,6 +42,7 @@ def evaluate_regression(
     intervals: Mapping[float, tuple[Array, Array]],
     n_conformal: int,
     constant_std: Array | float | None = None,
+    frozen_mean: Array | None = None,
     quantile_levels: Sequence[float] = (),
     ood_in: Mapping[str, Array] | None = None,
     ood_out: Mapping[str, Mapping[str, Array]] | None = None,
@@ -55,7 +56,8 @@ def evaluate_regression(
 
     ``fields`` holds the hedged prediction by the names of ``posthoc.contract.Regression`` (mean
     and std N×K at least; quantiles N×K×Q with ``quantile_levels``); ``constant_std`` (K) is the
-    standard deviation of the frozen model's residuals on calibration rows; ``y`` N×K (or N);
+    standard deviation of the frozen model's residuals on calibration rows, around ``frozen_mean``
+    (N×K, default: the mean served); ``y`` N×K (or N);
     ``intervals`` lower and upper N×K by alpha, the default level first. The rest as for
     classification. PIT and PCE are of the Gaussian (mean, std), over rows and outputs.
     """
@@ -71,11 +73,12 @@ def evaluate_regression(
     )
     mean = _columns(fields["mean"])
     resampling = Resampling(groups, n_boot, seed)
-    stds = {HEDGED: _columns(fields["std"])}
+    said = {HEDGED: (mean, _columns(fields["std"]))}
     if constant_std is not None:
         constant = np.broadcast_to(np.asarray(constant_std, dtype=np.float64), truth.shape)
-        stds = {CONSTANT: constant, **stds}
-    losses = {name: _losses(truth - mean, std) for name, std in stds.items()}
+        own = mean if frozen_mean is None else _columns(frozen_mean)
+        said = {CONSTANT: (own, constant), **said}
+    losses = {name: _losses(truth - centre, std) for name, (centre, std) in said.items()}
     levels, covered, widths = [], {}, {}
     for alpha, (lower, upper) in intervals.items():
         low, high = _columns(lower), _columns(upper)
@@ -98,8 +101,8 @@ def evaluate_regression(
         n=len(truth),
         n_conformal=n_conformal,
         systems=tuple(
-            _system(n, losses[n], gaussian_pit(mean, std, truth), resampling)
-            for n, std in stds.items()
+            _system(n, losses[n], gaussian_pit(centre, std, truth), resampling)
+            for n, (centre, std) in said.items()
         ),
         differences=tuple(differences(losses, ("nll", "crps"), CONSTANT, resampling))
         if CONSTANT in losses

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from hedged.commands import console
 from hedged.commands.console import option
+
+if TYPE_CHECKING:
+    from posthoc.contract import Info
 
 
 def inspect(
@@ -58,33 +61,26 @@ def verify(
 
 
 def modules(
+    name: Annotated[
+        str | None, typer.Argument(help="A module or score: its settings and their defaults")
+    ] = None,
     json: Annotated[bool, option("--json", help="Print the registry as JSON")] = False,
 ) -> None:
     """List every module and score, what it needs and its paper.
 
     \b
-    Example:
+    Examples:
       hedged modules
+      hedged modules laplace
     """
     from posthoc import registry
 
+    if name is not None:
+        _one(name, json)
+        return
     records = [registry.info(n) for n in (*registry.MODULES, *registry.SCORES)]
     if json:
-        console.print_json(
-            [
-                {
-                    "name": r.name,
-                    "kind": r.kind,
-                    "tasks": r.tasks,
-                    "needs": sorted(r.needs),
-                    "passes": r.passes,
-                    "preserves": r.preserves,
-                    "summary": r.summary,
-                    "paper": {"title": r.paper.title, "year": r.paper.year, "url": r.paper.url},
-                }
-                for r in records
-            ]
-        )
+        console.print_json([_record(r) for r in records])
         return
     table = Table()
     for column in ("name", "kind", "tasks", "needs", "summary", "paper"):
@@ -94,3 +90,50 @@ def modules(
         paper = f"{r.paper.title} ({r.paper.year})"
         table.add_row(r.name, r.kind, ", ".join(r.tasks), needs, r.summary, paper)
     console.out.print(table)
+
+
+def _record(r: Info) -> dict[str, Any]:
+    return {
+        "name": r.name,
+        "kind": r.kind,
+        "tasks": r.tasks,
+        "needs": sorted(r.needs),
+        "passes": r.passes,
+        "preserves": r.preserves,
+        "settings": _settings(r.name),
+        "summary": r.summary,
+        "paper": {"title": r.paper.title, "year": r.paper.year, "url": r.paper.url},
+    }
+
+
+def _settings(name: str) -> dict[str, Any]:
+    """The settings of a module and their defaults; scores have none."""
+    from posthoc import registry
+
+    kind = getattr(registry.page(name), "Settings", None)
+    return {} if kind is None else kind().model_dump(mode="json")
+
+
+def _one(name: str, json: bool) -> None:
+    from inspect import cleandoc
+
+    from posthoc import registry
+
+    record = registry.info(name)
+    if json:
+        console.print_json(_record(record))
+        return
+    say = console.out.print
+    say(f"[bold]{record.name}[/] ({record.kind} for {', '.join(record.tasks)}): {record.summary}")
+    say(f"{record.paper.title} ({record.paper.year}), {record.paper.url}")
+    say(f"needs {', '.join(sorted(record.needs)) or 'outputs only'}")
+    if not record.preserves:
+        say("refits the head: its answer is served, so --prediction module must be asked for")
+    settings = _settings(name)
+    if not settings:
+        say("no settings")
+        return
+    say("settings, each with --set KEY=VALUE:")
+    for key, default in settings.items():
+        say(f"  {key} = {'found by the fit' if default is None else default}")
+    say(cleandoc(registry.page(name).Settings.__doc__ or "").replace("``", ""), style="dim")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from calibration.scaling import (
     FLAT,
@@ -11,6 +12,7 @@ from calibration.scaling import (
     fit_regression,
     fit_temperature,
     mean_nll,
+    student_nll,
 )
 from posthoc.contract import FitError
 from posthoc.links import PROBIT, Spread, probit_scale
@@ -96,3 +98,63 @@ def test_unusable_rows_are_an_error() -> None:
         fit_classification(z * np.nan, y, None)
     with pytest.raises(FitError, match="no calibration rows"):
         fit_regression(np.zeros((0, 1)), np.ones(1), None)
+
+
+def test_a_shift_that_mends_the_head_is_taken_whole() -> None:
+    """The frozen head has lost a class's bias; the module's shift gives it back."""
+    z, y = drawn(4000, 1.5)
+    shift = np.zeros_like(z)
+    shift[:, 0] = 2.0
+    found = fit_classification(z - shift, y, Spread(np.full(len(z), 1e-6), shift=shift))
+    assert found.strength * found.temperature**2 == pytest.approx(1.0)
+    assert found.temperature == pytest.approx(1.5, rel=0.1)
+    assert found.nll == pytest.approx(fit_classification(z, y, None).nll, abs=1e-4)
+
+
+def test_a_shift_that_spoils_the_head_is_left() -> None:
+    z, y = drawn(4000, 1.0)
+    shift = 2 * np.random.default_rng(1).normal(size=z.shape)
+    found = fit_classification(z, y, Spread(np.full(len(z), 1e-6), shift=shift))
+    assert found.strength == 0.0
+    assert found.nll == pytest.approx(found.nll_alone, abs=1e-9)
+
+
+def test_members_are_weighed_by_the_likelihood() -> None:
+    """Labels are drawn from a mixture of two heads, of which the frozen one is neither."""
+    rng = np.random.default_rng(0)
+    z = 2 * rng.normal(size=(6000, 4))
+    draws = np.stack([3 * rng.normal(size=z.shape), 3 * rng.normal(size=z.shape)], 1)
+    chosen = rng.integers(2, size=len(z))
+    truth = z + draws[np.arange(len(z)), chosen]
+    y = (truth + rng.gumbel(size=z.shape)).argmax(1)
+    found = fit_classification(z, y, Spread(None, draws=draws))
+    assert found.nll < found.nll_alone - 0.1
+    assert found.temperature == pytest.approx(1.0, rel=0.1)
+    assert found.strength * found.temperature**2 == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_regression_that_moves() -> None:
+    rng = np.random.default_rng(0)
+    shift = rng.normal(size=(5000, 2))
+    error = shift + 0.3 * rng.normal(size=shift.shape)
+    found = fit_regression(error, np.ones(2), Spread(np.full_like(shift, 1e-9), shift=shift))
+    assert found.strength == 1.0
+    assert found.temperature == pytest.approx(0.3, rel=0.05)
+
+
+def test_student_density_by_scipy() -> None:
+    error, variance = np.linspace(-4, 4, 9), np.linspace(0.5, 2.5, 9)
+    scale = np.sqrt(variance * 3 / 5)
+    np.testing.assert_allclose(
+        student_nll(error, variance, 5.0), -stats.t.logpdf(error, 5, scale=scale), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        student_nll(error, variance, np.inf), -stats.norm.logpdf(error, scale=np.sqrt(variance))
+    )
+
+
+def test_student_tails_get_their_own_scale() -> None:
+    rng = np.random.default_rng(0)
+    error = stats.t.rvs(4, size=(20_000, 1), random_state=rng)
+    found = fit_regression(error, np.ones(1), None, df=4.0)
+    assert found.temperature == pytest.approx(np.sqrt(2), rel=0.05)  # the variance of t with 4 df
