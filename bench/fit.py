@@ -13,8 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.laplace import FEATURES, PRIOR_PRECISION, problem
 from bench.peers import Worker, environment, exchange
 from bench.timing import compared, in_turn, ratio
@@ -31,11 +29,11 @@ def run(quick: bool) -> dict[str, Any]:
     rounds = 3 if quick else 9
     with exchange() as folder:
         path = folder / "rows.npz"
-        np.savez(path, **problem(ROWS, FEATURES, 10))
+        problem(ROWS, FEATURES, 10).save(path)
         found = _against(path, "diag", "diag_c10", rounds)
-        np.savez(path, **problem(ROWS, FEATURES, 100))
+        problem(ROWS, FEATURES, 100).save(path)
         found |= _against(path, "kron", "kron_c100", rounds)
-        np.savez(path, **problem(FLOOR_ROWS, FEATURES, 100))
+        problem(FLOOR_ROWS, FEATURES, 100).save(path)
         return found | _over_floor(path, 2 * rounds + 1)
 
 

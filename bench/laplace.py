@@ -11,6 +11,7 @@ class and laplace-torch does not.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def run(quick: bool) -> dict[str, Any]:
     with exchange() as folder:
         for classes in (10, 100):
             path = folder / f"rows-{classes}.npz"
-            np.savez(path, **problem(ROWS, FEATURES, classes))
+            problem(ROWS, FEATURES, classes).save(path)
             figures, difference = _kron(path, classes, rounds[classes])
             found |= figures
             different.append(difference["float64"])
@@ -49,11 +50,22 @@ def run(quick: bool) -> dict[str, Any]:
     return found
 
 
-def problem(rows: int, features: int, classes: int, seed: int = 0) -> dict[str, Array]:
-    """A made-up trained head over correlated, rectified features, and labels drawn from it.
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """``phi`` N×D float32, ``weight`` C×D and ``bias`` C float64, ``y`` N classes."""
 
-    ``phi`` N×D float32, ``weight`` C×D and ``bias`` C float64, ``y`` N.
-    """
+    phi: Array
+    weight: Array
+    bias: Array
+    y: Array
+
+    def save(self, path: Path) -> None:
+        """Write an ``.npz`` that both sides load."""
+        np.savez(path, phi=self.phi, weight=self.weight, bias=self.bias, y=self.y)
+
+
+def problem(rows: int, features: int, classes: int, seed: int = 0) -> Problem:
+    """A made-up trained head over correlated, rectified features, and labels drawn from it."""
     rng = np.random.default_rng(seed)
     mix = rng.standard_normal((features, features)) / np.sqrt(features)
     phi = np.maximum(rng.standard_normal((rows, features)) @ mix, 0).astype(np.float32)
@@ -61,7 +73,7 @@ def problem(rows: int, features: int, classes: int, seed: int = 0) -> dict[str, 
     bias = rng.standard_normal(classes)
     weight, bias = weight - weight.mean(0), bias - bias.mean()
     y = (phi @ weight.T + bias + rng.gumbel(size=(rows, classes))).argmax(1)
-    return {"phi": phi, "weight": weight, "bias": bias, "y": y}
+    return Problem(phi, weight, bias, y)
 
 
 def sides(stack: ExitStack, path: Path, structure: str, dtype: str) -> tuple[Worker, Worker]:

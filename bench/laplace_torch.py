@@ -96,7 +96,7 @@ class Side:
     def answer(self, what: str, rows: int, path: str) -> None:
         """What is predicted for the first rows, one at a time, into an ``.npz``."""
         with torch.inference_mode():
-            found = [self._run(what, row).numpy() for row in self.x[:rows].split(1)]
+            found = [self._run(what, row).numpy() for row in self.x[:rows, None]]
         np.savez(path, value=np.concatenate(found))
 
     def peak(self, what: str, rows: int) -> int:
@@ -117,7 +117,7 @@ class Side:
             found: Tensor = self.posterior(x, pred_type="glm", link_approx="probit")
             return found
         if what == "covariance":
-            _, covariance = self.posterior._glm_predictive_distribution(x)
+            covariance: Tensor = self.posterior._glm_predictive_distribution(x)[1]
             return covariance
         # Documented as the fast way, but nothing public reaches it; the link is that of __call__.
         mean, variance = self.posterior._glm_predictive_distribution(x, diagonal_output=True)

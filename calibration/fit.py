@@ -20,15 +20,20 @@ from calibration.fit_head import FitOptions, Fitted, Parts, check_options, fit_h
 from calibration.quality import summary
 from posthoc import logits
 from posthoc.contract import Array, DataError, Features, FitError, LinearHead
-from posthoc.data import TableMapping, infer_mapping, open_table, split_roles, to_rows
+from posthoc.data import TableMapping, open_table, split_roles, to_rows
 from posthoc.features import Cache, build_cache, default_cache_dir
-from posthoc.frozen import Frozen, open_frozen
+from posthoc.frozen import Frozen, expose
+from posthoc.opening import Source, open_model
+from posthoc.probe import difference
+from posthoc.runtime import open_session
+from posthoc.samples import Samples
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_SPLIT = {"module": 0.3, "calibration": 0.2, "conformal": 0.25, "test": 0.25}
 ROLES = tuple(DEFAULT_SPLIT)
 GOLDEN_ROWS = 8
 CHECK_ROWS = 64
+BATCH_EFFECT = 0.1  # relative to the largest output; as much as a model is opened with
 READ_ROWS = 1024
 
 
@@ -76,26 +81,24 @@ def prepare(
     options: FitOptions,
     columns: Columns | None = None,
     cache_dir: Path | None = None,
-    output: str | None = None,
-    head: str | None = None,
     batch_size: int = 256,
     device: str = "cpu",
     threads: int = 0,
     max_cache_bytes: int | None = None,
     progress: Progress | None = None,
+    **source: Any,
 ) -> Material:
-    """Open the model and cache its features over the data, in one resumable pass."""
+    """Open the model and cache its features over the data, in one resumable pass.
+
+    ``source`` are the further fields of `posthoc.opening.Source`: weights, preprocess, example,
+    trust_pickle, output, head.
+    """
     columns = columns or Columns()
-    frozen = open_frozen(model, task=options.task, output=output, head=head)
-    table = open_table(data)
-    mapping = infer_mapping(
-        table.columns,
-        frozen.inputs,
-        target=columns.target,
-        inputs=columns.inputs,
-        split_by=columns.split_by,
-        id=columns.id,
+    samples = Samples(
+        data, columns.target, columns.inputs, split_by=columns.split_by, id=columns.id
     )
+    frozen = open_model(Source(model, **source), task=options.task, samples=samples)
+    table, mapping = samples.table, samples.mapping(frozen.inputs)
     if not mapping.target:
         raise DataError("a fit needs labels: name their column with --target")
     link: logits.Link = "identity" if options.task == "regression" else link_of(frozen)
@@ -215,6 +218,7 @@ def write(
     if len(chosen) == 0:
         raise FitError("no test rows: give more data or another --split")
     counts = Counter(ROLES[i] for i in roles)
+    raw = _raw_rows(material, data, chosen)
     dataset = Dataset(
         mapping=material.mapping,
         classes=material.classes,
@@ -226,9 +230,9 @@ def write(
             uses=USES,
         ),
         link=material.link,
-        rows=_raw_rows(material, data, chosen),
+        rows=raw,
         golden=GOLDEN_ROWS,
-        features=material.features(chosen),
+        features=_asked_again(material, raw, chosen),
         roles=np.asarray([ROLES[i] for i in roles]),
         hashes=material.cache.content_hashes[material.usable],
         keys=material.cache.split_keys[material.usable],
@@ -237,6 +241,7 @@ def write(
             "rows": int(material.cache.n_rows),
             "bad_rows": len(material.cache.bad),
             "link": material.link,
+            "sources": dict(material.frozen.sources),
         },
     )
     return assemble(
@@ -267,6 +272,21 @@ def _raw_rows(material: Material, data: str | Path, rows: Array) -> dict[str, Ar
         if start > rows[-1]:
             break
     return {k: np.concatenate(v) for k, v in found.items()}
+
+
+def _asked_again(material: Material, raw: Mapping[str, Array], rows: Array) -> Features:
+    """φ and z of a few rows in one batch. The cache has them from other batches, where kernels
+    round differently and dynamic quantisation moves them by per cents; FitError beyond that."""
+    frozen = material.frozen
+    names = [n for n in (frozen.z, frozen.phi) if n is not None]
+    values = open_session(expose(frozen)).run(names, dict(raw))
+    z, phi = values[0], values[1] if frozen.phi is not None else None
+    if difference(z, material.cache.z[rows]) > BATCH_EFFECT:
+        raise FitError(
+            "the cached outputs are not the fused graph's on the same rows: the cache is of another "
+            "model or table; remove it and fit again"
+        )
+    return Features(phi, logits.to_logits(z, material.link))
 
 
 def _items(material: Material, roles: Array) -> dict[str, int] | None:

@@ -31,9 +31,9 @@ FLAT = 5e-4  # nats
 MAX_WIDENING = 1.0  # of pi/8 s median(v)
 _GRID = np.concatenate([[0.0], np.logspace(-4, 0, 25)])
 _WIDE = np.concatenate([_GRID, np.logspace(0.25, 3, 12)])  # where nothing is called epistemic
-_SHARES = np.linspace(0.0, 1.0, 9)  # of the way from the frozen head to the module's
-_STEPS = 18  # of a golden-section search over log T: 1/5000 of the first bracket
-_WORK = 10_000_000  # numbers N×S×C that one look at a mixture may take; more rows are not read
+_SHARES = np.linspace(0.0, 1.0, 5)  # of the way from the frozen head to the module's
+_STEPS = 13  # of a golden-section search over log T: 1/500 of the first bracket
+_WORK = 4_000_000  # numbers N×S×C that one look at a mixture may take; more rows are not read
 
 
 @dataclass(frozen=True, slots=True)

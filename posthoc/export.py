@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from posthoc.contract import Array, ModelError
+from posthoc.renaming import rename_tensors, tensor_names
 from posthoc.runtime import open_session
 
 OPSET = 20
@@ -32,81 +33,127 @@ class Exported:
 
 def export_torch(
     module: Any,
-    example_inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...] | Mapping[str, Any],
     *,
-    input_names: Sequence[str],
-    rows: tuple[Any, ...] | None = None,
+    input_names: Sequence[str] | None = None,
+    rows: tuple[Any, ...] | Mapping[str, Any] | None = None,
 ) -> Exported:
     """Export a ``torch.nn.Module`` (in evaluation mode) or a ``torch.export`` program to ONNX.
 
-    ``example_inputs`` are its positional arguments, tensors with the batch in axis 0;
-    ``input_names`` their names in the graph. The export is run in ONNX Runtime on ``rows``
-    (default: the examples), whole and in a smaller batch. Raises ModelError for an operator that
-    has no ONNX form, naming it, for a batch dimension that the export fixed, and for outputs that
-    differ by more than 1e-4, saying which and where.
+    ``example_inputs`` are tensors with the batch in axis 0: positional arguments, whose names in
+    the graph are ``input_names``, or arguments by name. The export is run in ONNX Runtime on
+    ``rows`` (the same arguments; default: the examples), whole and in a smaller batch. Where the
+    module returns a dictionary or a named tuple, the graph's outputs take its names. Raises
+    ModelError for an operator that has no ONNX form, naming it, for a batch dimension that the
+    export fixed, and for outputs that differ by more than 1e-4, saying which and where.
     """
     import torch
 
-    if len(input_names) != len(example_inputs):
+    names = list(example_inputs) if isinstance(example_inputs, Mapping) else list(input_names or ())
+    if len(names) != len(example_inputs):
         raise ModelError(
-            f"{len(input_names)} input names ({', '.join(input_names)}) for "
-            f"{len(example_inputs)} example inputs"
+            f"{len(names)} input names ({', '.join(names)}) for {len(example_inputs)} "
+            "example inputs"
         )
-    examples = tuple(_two_rows(torch.as_tensor(x)) for x in example_inputs)
-    given = examples if rows is None else tuple(torch.as_tensor(x) for x in rows)
+    examples = [_two_rows(torch.as_tensor(x)) for x in _values(example_inputs)]
+    given = examples if rows is None else [torch.as_tensor(x) for x in _values(rows)]
     program = isinstance(module, torch.export.ExportedProgram)
     run = module.module() if program else module
+    if not isinstance(example_inputs, Mapping):
+        positional = len(names)
+    else:
+        positional = _positional(module) if program else 0
+
+    def arguments(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        by_name = zip(names[positional:], tensors[positional:], strict=True)
+        return tuple(tensors[:positional]), dict(by_name)
+
+    def outputs(tensors: Sequence[Any]) -> list[tuple[str, Array]]:
+        args, kwargs = arguments(tensors)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _flat(run(*args, **kwargs))
+
     with _evaluating(None if program else module):
-        model = _exported(torch, module, examples, list(input_names), program)
-        _check_batch(onnx.load_from_string(model))
-        session = open_session(model)
+        model = _exported(torch, module, *arguments(examples), names, program)
+        _check_batch(model, program)
+        _name_outputs(model, [name for name, _ in outputs(examples)])
+        data = bytes(model.SerializeToString())
+        session = open_session(data)
         difference = 0.0
-        for part in (given, tuple(x[:1] for x in given)):
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                want = _flat(run(*part))
-            feed = {n: x.numpy(force=True) for n, x in zip(input_names, part, strict=True)}
+        for part in (given, [x[:1] for x in given]):
+            want = outputs(part)
+            feed = {n: x.numpy(force=True) for n, x in zip(names, part, strict=True)}
             try:
                 got = session.run(None, feed)
             except Exception as e:  # kernels raise unrelated types
                 raise ModelError(f"the exported model fails on {len(part[0])} rows: {e}") from e
-            names = [o.name for o in session.get_outputs()]
-            for name, a, b in zip(names, got, want, strict=True):
+            found = [o.name for o in session.get_outputs()]
+            for name, a, (_, b) in zip(found, got, want, strict=True):
                 difference = max(difference, _difference(name, a, b))
-    return Exported(model, difference)
+    return Exported(data, difference)
+
+
+def _values(given: tuple[Any, ...] | Mapping[str, Any]) -> list[Any]:
+    return list(given.values() if isinstance(given, Mapping) else given)
+
+
+def _positional(program: Any) -> int:
+    """How many of a program's inputs are positional arguments; the others go by name."""
+    signature = program.graph_signature.user_inputs
+    args, _ = program.call_spec.in_spec.unflatten(list(signature))
+    return len(args)
 
 
 def _exported(
-    torch: Any, module: Any, examples: tuple[Any, ...], names: list[str], program: bool
-) -> bytes:
+    torch: Any,
+    module: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: list[str],
+    program: bool,
+) -> onnx.ModelProto:
     # A program has its dynamic dimensions already; a module gets one, shared by all inputs.
-    batch = torch.export.Dim("batch")
-    shapes = None if program else tuple({0: batch} for _ in examples)
+    batch = {0: torch.export.Dim("batch")}
+    shapes: Any = dict.fromkeys(names, batch) if kwargs else tuple(batch for _ in names)
     try:
         with _silence():
             done = torch.onnx.export(
                 module,
-                examples,
+                args,
+                kwargs=kwargs or None,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=names,
-                dynamic_shapes=shapes,
+                dynamic_shapes=None if program else shapes,
                 verbose=False,
             )
-            model = _bare(done.model_proto)
+            model: onnx.ModelProto = done.model_proto
+            _clean(model)
             onnx.checker.check_model(model, full_check=True)
     except Exception as e:  # the exporter wraps whatever tracing and translation raise
         raise ModelError(_reason(e)) from e
     return model
 
 
-def _bare(proto: onnx.ModelProto) -> bytes:
-    """The model without the exporter's notes, which hold stack traces and paths of this machine."""
+def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """The names that the module gives its outputs, where it does and where they are free."""
+    taken = tensor_names(model.graph)
+    own = [o.name for o in model.graph.output]
+    if len(set(own)) < len(own):
+        return
+    for old, new in zip(own, names, strict=False):
+        if new and new not in taken:
+            rename_tensors(model.graph, {old: new})
+            taken.add(new)
+
+
+def _clean(proto: onnx.ModelProto) -> None:
+    """Drop the exporter's notes, which hold stack traces and paths of this machine."""
     proto.doc_string = ""
     del proto.metadata_props[:]
     for body in (proto.graph, *proto.functions):
         _strip(body)
-    return bytes(proto.SerializeToString())
 
 
 def _strip(body: Any) -> None:
@@ -138,15 +185,18 @@ def _reason(error: BaseException) -> str:
     return f"the module cannot be exported to ONNX: {first}"
 
 
-def _check_batch(proto: onnx.ModelProto) -> None:
+def _check_batch(proto: onnx.ModelProto, program: bool) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         dims = value.type.tensor_type.shape.dim
         if not dims or not dims[0].dim_param:
             fixed = dims[0].dim_value if dims else "no rows"
-            raise ModelError(
-                f"the export fixed the batch of {value.name!r} to {fixed}; look in the "
-                "module for a three-operand einsum or a size taken from the example's shape"
+            advice = (
+                "look in the module for a three-operand einsum or a size taken from the example's "
+                "shape"
             )
+            if program:
+                advice = "export it with a dynamic_shapes that has torch.export.Dim there"
+            raise ModelError(f"the export fixed the batch of {value.name!r} to {fixed}; {advice}")
 
 
 def _difference(name: str, got: Any, want: Array) -> float:
@@ -168,13 +218,15 @@ def _difference(name: str, got: Any, want: Array) -> float:
     return relative
 
 
-def _flat(result: Any) -> list[Array]:
-    """The tensors of what a module returns, in the order in which they become graph outputs."""
-    if isinstance(result, dict):
-        result = tuple(result.values())
+def _flat(result: Any, name: str = "") -> list[tuple[str, Array]]:
+    """The tensors of what a module returns, in the order in which they become graph outputs, with
+    the names that dictionaries and named tuples give them."""
+    if isinstance(result, Mapping):
+        return [a for key, r in result.items() for a in _flat(r, str(key))]
     if isinstance(result, tuple | list):
-        return [a for r in result for a in _flat(r)]
-    return [np.asarray(result.numpy(force=True))]
+        fields = getattr(result, "_fields", [""] * len(result))
+        return [a for key, r in zip(fields, result, strict=True) for a in _flat(r, key)]
+    return [] if result is None else [(name, np.asarray(result.numpy(force=True)))]
 
 
 def _two_rows(x: Any) -> Any:

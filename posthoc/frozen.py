@@ -129,7 +129,8 @@ def open_frozen(
         notes.append(f"black box, no linear head: {stop}; methods that need features do not apply")
     elif found.step:
         notes.append(
-            f"the head is quantised: its outputs are φWᵀ + b rounded to steps of {found.step:.2g}"
+            f"the head is quantised: its outputs are φWᵀ + b rounded to steps of {found.step:.2g}; "
+            "the model's own outputs may move by one step where these are read"
         )
     if probs:
         notes.append(f"output {name!r} holds probabilities: their logarithm stands for logits")
@@ -202,7 +203,7 @@ def _check_neighbours(effect: float, output: str, notes: list[str]) -> None:
     if effect > _FIRM:
         notes.append(
             f"output {output!r} of a row moves by up to {effect:.1%} with the rows beside it "
-            "(dynamic quantisation does that): its answers depend on the batch"
+            "(quantised models do that): its answers depend on the batch"
         )
 
 

@@ -61,7 +61,8 @@ def walk(graph: Graph, output: str, *, links: bool) -> Walk:
     tensor = output
     while (node := graph.makers.get(tensor)) is not None:
         kinds: tuple[str, ...] = (node.op_type,)
-        source, step = node.input[0] if node.input else "", None
+        source = node.input[0] if node.input else ""
+        step: Step | None = None
         if node.op_type in SHAPES:
             pass
         elif links and node.op_type in _LINKS:

@@ -67,7 +67,8 @@ def find_linear(graph: Graph, tensor: str) -> tuple[Found | None, str]:
     factor = ""  # a scale that each batch has anew (dynamic quantisation)
     while (node := graph.makers.get(tensor)) is not None:
         where = f"{node.op_type} {node.name or node.output[0]!r}"
-        picks = graph.maker(tensor, *_POSITIONS) is not None and graph.constant(node.input[0]) is None
+        picks = graph.maker(tensor, *_POSITIONS) is not None
+        picks = picks and graph.constant(node.input[0]) is None  # or an embedding
         if node.op_type in SHAPES or picks:
             if moved or picks:
                 moved.append(node)
@@ -117,9 +118,7 @@ def passes_on(graph: Graph, node: onnx.NodeProto, tensor: str) -> bool:
     return affine is not None and affine[0] == tensor
 
 
-def _features(
-    graph: Graph, phi: str, layer: str, factor: str, moved: list[onnx.NodeProto]
-) -> str:
+def _features(graph: Graph, phi: str, layer: str, factor: str, moved: list[onnx.NodeProto]) -> str:
     """φ times the scale of the batch, at the positions that the outputs are taken from."""
     prefix = f"hedged/{layer}/phi"
     if factor:

@@ -117,6 +117,13 @@ def modernised(
     An opset that had to be converted is added to ``notes``. Raises ModelError when the converter
     cannot, or when an output changes on random rows.
     """
+    proto = inlined(proto)
+    old = opset_of(proto)
+    return proto if old >= OLDEST_OPSET else converted(proto, _TARGET_OPSET, inputs, notes)
+
+
+def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without local functions, and with a version of the standard operators."""
     if proto.functions:
         from onnx import inliner
 
@@ -127,27 +134,35 @@ def modernised(
         copy.CopyFrom(proto)
         proto = copy
         proto.opset_import.append(helper.make_opsetid("", _TARGET_OPSET))
+    return proto
+
+
+def converted(
+    proto: onnx.ModelProto, target: int, inputs: Sequence[TensorSpec], notes: list[str]
+) -> onnx.ModelProto:
+    """The model at opset ``target``; itself when it is there already. Raises as `modernised`."""
     old = opset_of(proto)
-    if old >= OLDEST_OPSET:
+    if old == target:
         return proto
     from onnx import version_converter
 
     kinds = ", ".join(sorted({n.op_type for n in proto.graph.node}))
-    advice = f"its operators are {kinds}; export the model again with opset {OLDEST_OPSET} or newer"
+    least = OLDEST_OPSET if old < OLDEST_OPSET else target
+    advice = f"its operators are {kinds}; export the model again with opset {least} or newer"
     try:
-        new = version_converter.convert_version(proto, _TARGET_OPSET)
+        new = version_converter.convert_version(proto, target)
         before = open_session(proto.SerializeToString())
         after = open_session(new.SerializeToString())
         feed, want = first_that_runs(before, inputs, None)
         got = after.run(None, feed)
     except Exception as e:  # the converter raises RuntimeError naming the operator, and others
         raise ModelError(
-            f"opset {old} cannot be converted to {_TARGET_OPSET} ({str(e).strip()}); {advice}"
+            f"opset {old} cannot be converted to {target} ({str(e).strip()}); {advice}"
         ) from e
     for name, a, b in zip(proto.graph.output, want, got, strict=True):
         if not close(np.asarray(b), np.asarray(a)):
             raise ModelError(
-                f"converting opset {old} to {_TARGET_OPSET} changes output {name.name!r}; {advice}"
+                f"converting opset {old} to {target} changes output {name.name!r}; {advice}"
             )
-    notes.append(f"converted from opset {old} to {_TARGET_OPSET}; its outputs did not change")
+    notes.append(f"converted from opset {old} to {target}; its outputs did not change")
     return new

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ _ROWS = 8
 _SIZES = (8, 16, 32, 64, 224, 128, 256, 512, 1, 2, 3, 4)  # tried for a free axis
 _HIGHS = (256, 100, 10, 2)  # integer inputs are drawn below these, in turn
 Probe = dict[str, Array]
-# Real rows by input, or who gives some (None where there are none) when asked for these inputs.
+# Real rows by input, or who gives some for these inputs (None: has none) where random ones fail.
 Sample = Mapping[str, Array] | Callable[[Sequence[TensorSpec]], Mapping[str, Array] | None] | None
 
 
@@ -50,29 +50,44 @@ def first_that_runs(
 ) -> tuple[Probe, list[Array]]:
     """Rows on which the model runs, and the outputs ``names`` (default: all) on them.
 
-    Rows are ``sample``, else random ones: free axes and the range of integers are tried in turn
-    until every output is finite (an attention mask of 200 makes NaN), or else until it runs.
-    Raises ModelError when nothing runs.
+    Rows are those of ``sample``, else random ones: free axes and the range of integers are tried
+    in turn until every output is finite (an attention mask of 200 makes NaN). Where none is,
+    whoever gives samples is asked for them. Raises ModelError when nothing runs.
     """
-    given = sample(inputs) if callable(sample) else sample
-    if given is not None:
-        feeds = iter([{s.name: np.asarray(given[s.name], s.dtype) for s in inputs}])
-    else:
-        feeds = _random_rows(inputs)
-    problem, ran = "", None
-    for feed in feeds:
-        try:
-            outputs = session.run(names, feed)
-        except Exception as e:  # whatever a kernel raises on rows that it does not like
-            problem = problem or str(e).strip()
-            continue
-        if all(np.isfinite(o).all() for o in outputs if o.dtype.kind == "f"):
-            return feed, outputs
-        ran = ran or (feed, outputs)
-    if ran is not None:
-        return ran
-    rows = f"{_ROWS} random" if given is None else f"{len(next(iter(given.values())))} given"
-    raise ModelError(f"the model does not run on a batch of {rows} rows: {problem}")
+    ran: list[tuple[Probe, list[Array]]] = []
+    problem = ""
+    for kind, feeds in _kinds(inputs, sample):
+        problem = ""
+        for feed in feeds:
+            try:
+                outputs = session.run(names, feed)
+            except Exception as e:  # whatever a kernel raises on rows that it does not like
+                count = len(next(iter(feed.values())))
+                problem = problem or f"{count} {kind} rows: {str(e).strip()}"
+                continue
+            if all(np.isfinite(o).all() for o in outputs if np.asarray(o).dtype.kind == "f"):
+                return feed, outputs
+            ran.append((feed, outputs))
+            if len(ran) == len(_HIGHS):
+                break  # other sizes will not help
+    if ran:
+        return ran[-1]
+    raise ModelError(f"the model does not run on a batch of {problem}")
+
+
+def _kinds(inputs: Sequence[TensorSpec], sample: Sample) -> Iterator[tuple[str, Iterable[Probe]]]:
+    """Rows to try, and what to call them."""
+    if isinstance(sample, Mapping):
+        yield "given", [_cast(sample, inputs)]
+        return
+    yield "random", _random_rows(inputs)
+    real = None if sample is None else sample(inputs)
+    if real is not None:
+        yield "real", [_cast(real, inputs)]
+
+
+def _cast(sample: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> Probe:
+    return {s.name: np.asarray(sample[s.name], s.dtype) for s in inputs}
 
 
 def _random_rows(inputs: Sequence[TensorSpec]) -> Iterator[Probe]:

@@ -12,7 +12,13 @@ from pydantic import BaseModel, ValidationError
 from posthoc.contract import FitError, HedgedError, Info, LinearHead, State, Task
 from posthoc.rows import Rows, check
 
-MODULES = {"laplace": "posthoc.methods.laplace"}
+MODULES = {
+    "laplace": "posthoc.methods.laplace.kron",
+    "laplace_diag": "posthoc.methods.laplace.diag",
+    "laplace_full": "posthoc.methods.laplace.full",
+    "icla": "posthoc.methods.laplace.identity",
+    "student_t": "posthoc.methods.student_t",
+}
 SCORES = {
     "gen": "posthoc.ood.gen",
     "rmds": "posthoc.ood.rmds",

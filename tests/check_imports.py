@@ -12,7 +12,10 @@ from pathlib import Path
 FLOORS = {"posthoc": 0, "calibration": 1, "service": 2, "hedged": 3}
 NOWHERE = {"pickle", "cloudpickle", "dill", "joblib"}
 # torch may be imported where a torch model is exported, and nowhere else; Ray in scoring only.
-ONLY_IN = {"torch": ("posthoc/export.py",), "ray": ("service/scoring/",)}
+ONLY_IN = {
+    "torch": ("posthoc/export.py", "posthoc/methods/laplace/importing.py"),
+    "ray": ("service/scoring/",),
+}
 ROOT = Path(__file__).resolve().parent.parent
 
 

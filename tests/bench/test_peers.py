@@ -73,9 +73,8 @@ def small(monkeypatch: pytest.MonkeyPatch, *needs: str, imports: str = "tqdm.aut
 def test_a_peer_has_an_environment_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, "tqdm")
     python = environment("small")
-    said = "import tqdm, importlib.util as u; print([bool(u.find_spec(n)) for n in %r])" % (
-        ["tqdm", "einconv", "einops", "numpy", "hedged", "pip"],
-    )
+    names = ["tqdm", "einconv", "einops", "numpy", "hedged", "pip"]
+    said = f"import importlib.util as u; print([bool(u.find_spec(n)) for n in {names}])"
     done = subprocess.run([python, "-c", said], capture_output=True, text=True, check=True, cwd="/")
     # einconv asks for einops; a package that is installed alone brings nothing.
     assert done.stdout.strip() == "[True, True, False, False, False, False]"

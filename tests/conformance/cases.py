@@ -116,7 +116,16 @@ class Case:
 
 
 ORDERED: set[str] = set()
-BUILDERS = {"laplace", "gen", "rmds", "mahalanobis"}
+BUILDERS = {
+    "laplace",
+    "laplace_diag",
+    "laplace_full",
+    "icla",
+    "student_t",
+    "gen",
+    "rmds",
+    "mahalanobis",
+}
 CASES = [
     Case(name, task)
     for name in (*registry.MODULES, *registry.SCORES)
