@@ -71,7 +71,9 @@ def _against(path: Path, structure: str, key: str, rounds: int) -> dict[str, Any
             ),
             rounds,
         )
+        versions = peer.call("versions")
     return {
+        "peer_versions": versions,
         f"ratio_{key}": ratio(best, times),
         f"ratio_{key}_usual": ratio(usual, times),
         f"ratio_{key}_backpack": ratio(backpack, times),

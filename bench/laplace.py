@@ -121,7 +121,9 @@ def _memory(path: Path) -> dict[str, Any]:
         peer, ours = sides(stack, path, "kron", "float32")
         theirs = peer.call("peak", what="probs", rows=BATCH)
         own = ours.call("peak", what="probs", rows=BATCH)
+        versions = peer.call("versions")
     return {
+        "peer_versions": versions,
         "ratio_memory_kron_c100": theirs / max(own, 1),
         "memory_kron_c100": {"peer_bytes": theirs, "ours_bytes": own, "batch": BATCH},
     }

@@ -18,11 +18,14 @@ from calibration.assemble import USES, Dataset, assemble
 from calibration.bundle import Bundle, SplitRecord
 from calibration.fit_head import FitOptions, Fitted, Parts, check_options, fit_head, run_head
 from calibration.quality import summary
+from calibration.sampling import Sampling, linearised, sampled_model
 from posthoc import logits
-from posthoc.contract import Array, DataError, Features, FitError, LinearHead
+from posthoc.contract import Array, DataError, Features, FitError, LinearHead, State
 from posthoc.data import TableMapping, open_table, split_roles, to_rows
 from posthoc.features import Cache, build_cache, default_cache_dir
 from posthoc.frozen import Frozen, expose
+from posthoc.laplace_torch import Sampled
+from posthoc.methods.laplace.importing import import_laplace
 from posthoc.opening import Source, open_model
 from posthoc.probe import difference
 from posthoc.runtime import open_session
@@ -35,6 +38,7 @@ GOLDEN_ROWS = 8
 CHECK_ROWS = 64
 BATCH_EFFECT = 0.1  # relative to the largest output; as much as a model is opened with
 READ_ROWS = 1024
+LINEARISED_ROWS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Material:
     classes: tuple[str, ...] | None
     cache: Cache
     usable: Array  # rows without a fault
+    sampled: Sampled | None = None
 
     def features(self, rows: Array) -> Features:
         """The cached rows, outputs as logits."""
@@ -86,9 +91,14 @@ def prepare(
     threads: int = 0,
     max_cache_bytes: int | None = None,
     progress: Progress | None = None,
+    sampling: Sampling | None = None,
+    fractions: Mapping[str, float] = DEFAULT_SPLIT,
     **source: Any,
 ) -> Material:
     """Open the model and cache its features over the data, in one resumable pass.
+
+    With ``sampling`` the weights of a torch model are sampled first, on the rows that ``fractions``
+    and the seed of ``options`` make module rows, and the features are the copies' outputs.
 
     ``source`` are the further fields of `posthoc.opening.Source`: weights, preprocess, example,
     trust_pickle, output, head.
@@ -97,7 +107,20 @@ def prepare(
     samples = Samples(
         data, columns.target, columns.inputs, split_by=columns.split_by, id=columns.id
     )
-    frozen = open_model(Source(model, **source), task=options.task, samples=samples)
+    given = Source(model, **source)
+    frozen = open_model(given, task=options.task, samples=samples)
+    sampled = None
+    if sampling is not None:
+        frozen, sampled = sampled_model(
+            given,
+            frozen,
+            samples,
+            sampling,
+            task=options.task,
+            classes=columns.classes,
+            fractions=fractions,
+            seed=options.seed,
+        )
     table, mapping = samples.table, samples.mapping(frozen.inputs)
     if not mapping.target:
         raise DataError("a fit needs labels: name their column with --target")
@@ -130,7 +153,7 @@ def prepare(
     linear = frozen.head
     if linear is not None and link == "sigmoid":
         linear = logits.two_class_head(linear)
-    return Material(frozen, linear, link, mapping, columns.classes, cache, usable)
+    return Material(frozen, linear, link, mapping, columns.classes, cache, usable, sampled)
 
 
 def _are_probabilities(z: Array) -> bool:
@@ -176,9 +199,15 @@ def fit(
     version: str = "1",
     fractions: Mapping[str, float] = DEFAULT_SPLIT,
     progress: Progress | None = None,
+    laplace: str | Path | None = None,
+    sampling: Sampling | None = None,
     **how: Any,
 ) -> Bundle:
     """Fit and write a bundle at ``out``. ``how`` goes to `prepare`.
+
+    ``laplace`` is a posterior fitted with laplace-torch for the same head, which takes the place of
+    the method: see `posthoc.methods.laplace.importing`. ``sampling`` asks for sampled weights and
+    goes with the method ``weights``.
 
     Raises a HedgedError that names the object and the fix for anything that the model, the data
     or the rows cannot give.
@@ -186,19 +215,41 @@ def fit(
     out = Path(out)
     if out.exists():
         raise FitError(f"{out} exists already; a bundle is immutable, give another -o")
+    if (sampling is not None) != (options.method == "weights"):
+        raise FitError("the method weights and --weights all|subnetwork go together")
     check_options(options)
-    material = prepare(model, data, options=options, progress=progress, **how)
-    fitted, test, roles = fit_material(material, options, fractions)
+    material = prepare(
+        model,
+        data,
+        options=options,
+        progress=progress,
+        sampling=sampling,
+        fractions=fractions,
+        **how,
+    )
+    posterior = None if laplace is None else _imported(laplace, material, options)
+    fitted, test, roles = fit_material(material, options, fractions, posterior)
     return write(material, fitted, test, roles, out, options, data, name=name, version=version)
 
 
+def _imported(path: str | Path, material: Material, options: FitOptions) -> tuple[str, State]:
+    if options.settings:
+        raise FitError("an imported posterior has its own settings; leave --set out")
+    if material.linear is None:
+        raise FitError(f"{path} is a last-layer posterior, and no linear head was found")
+    return import_laplace(path, material.linear, options.task)
+
+
 def fit_material(
-    material: Material, options: FitOptions, fractions: Mapping[str, float] = DEFAULT_SPLIT
+    material: Material,
+    options: FitOptions,
+    fractions: Mapping[str, float] = DEFAULT_SPLIT,
+    posterior: tuple[str, State] | None = None,
 ) -> tuple[Fitted, Features, Array]:
     """(fitted head, test rows, role of every usable row) for the seed in ``options``."""
     roles = split(material, options.seed, fractions)
     parts, test = parts_of(material, roles)
-    return fit_head(material.linear, parts, options), test, roles
+    return fit_head(material.linear, parts, options, posterior), test, roles
 
 
 def write(
@@ -252,8 +303,19 @@ def write(
         options,
         name=name or Path(material.frozen.file).stem,
         version=version,
-        evaluation=summary(fitted, test),
+        evaluation=summary(fitted, test) | _beside(material, data, roles),
     )
+
+
+def _beside(material: Material, data: str | Path, roles: Array) -> dict[str, Any]:
+    """laplace-torch's linearised predictive on some test rows, where weights were sampled."""
+    if material.sampled is None:
+        return {}
+    rows = material.usable[roles == ROLES.index("test")][:LINEARISED_ROWS]
+    (x,) = _raw_rows(material, data, rows).values()
+    y = material.features(rows).y
+    assert y is not None
+    return {"linearised": linearised(material.sampled, x, y)}
 
 
 def _raw_rows(material: Material, data: str | Path, rows: Array) -> dict[str, Array]:
@@ -283,8 +345,8 @@ def _asked_again(material: Material, raw: Mapping[str, Array], rows: Array) -> F
     z, phi = values[0], values[1] if frozen.phi is not None else None
     if difference(z, material.cache.z[rows]) > BATCH_EFFECT:
         raise FitError(
-            "the cached outputs are not the fused graph's on the same rows: the cache is of another "
-            "model or table; remove it and fit again"
+            "the cached outputs are not the fused graph's on the same rows: the cache is another "
+            "model's or table's; remove it and fit again"
         )
     return Features(phi, logits.to_logits(z, material.link))
 

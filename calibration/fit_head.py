@@ -99,8 +99,14 @@ class Fitted:
     scores: dict[str, Array]
 
 
-def fit_head(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Fitted:
-    """Fit module, scaling, conformal thresholds, OOD flag and abstention.
+def fit_head(
+    linear: LinearHead | None,
+    parts: Parts,
+    options: FitOptions,
+    posterior: tuple[str, State] | None = None,
+) -> Fitted:
+    """Fit module, scaling, conformal thresholds, OOD flag and abstention. A ``posterior`` (module
+    and state) fitted elsewhere takes the place of the module's own fit.
 
     Raises FitError when a method is unknown or does not fit the model, when a part is empty or
     without labels, or when an interval is asked for at a level that the rows cannot support.
@@ -112,7 +118,7 @@ def fit_head(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Fi
             raise FitError(f"no {name} rows: give more data or another --split")
         if rows.y is None:
             raise FitError("a fit needs labels: name their column with --target")
-    module = _fit_module(linear, parts.module, options)
+    module = posterior or _fit_module(linear, parts.module, options)
     spread = None if module is None else _spread(module, parts.calibration)
     noise = _noise(module, parts.module) if options.task == "regression" else None
     eps = _draws(spread, options)

@@ -117,7 +117,7 @@ def _exported(
     batch = {0: torch.export.Dim("batch")}
     shapes: Any = dict.fromkeys(names, batch) if kwargs else tuple(batch for _ in names)
     try:
-        with _silence():
+        with quiet("torch.onnx"):
             done = torch.onnx.export(
                 module,
                 args,
@@ -247,11 +247,11 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps the exporter's progress, its remarks on torchvision and its warnings to itself."""
-    log = logging.getLogger("torch.onnx")
+def quiet(logger: str) -> Iterator[None]:
+    """Keeps torch's progress, its remarks on torchvision and its warnings to itself."""
+    log = logging.getLogger(logger)
     level = log.level
-    log.setLevel(logging.ERROR)
+    log.setLevel(logging.CRITICAL)
     try:
         with (
             contextlib.redirect_stdout(io.StringIO()),

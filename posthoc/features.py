@@ -229,7 +229,7 @@ def _size(n: int) -> str:
 
 def _widths(frozen: Frozen) -> dict[str, int]:
     """Array name -> its width: φ (unless a black box) and z."""
-    phi = {} if frozen.head is None else {"phi": int(frozen.head.weight.shape[1])}
+    phi = {} if frozen.width is None else {"phi": frozen.width}
     return {**phi, "z": frozen.z_dim}
 
 

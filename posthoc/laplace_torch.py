@@ -26,8 +26,8 @@ BATCH = 128
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """``module`` answers (z, members); ``linearised`` is laplace-torch's own predictive of a block
-    of inputs: probabilities N×C, or (mean, variance) N×K stacked; ``facts`` are for the manifest.
-    """
+    of inputs: probabilities N×C, or means and variances 2×N×K, noise included; ``facts`` are for
+    the user."""
 
     module: Any
     linearised: Callable[[Array], F64]
@@ -113,7 +113,9 @@ def sample_weights(
         "seed": seed,
     }
     return Sampled(
-        _joined(torch, module, copies), lambda rows: _linearised(torch, posterior, task, rows), facts
+        _joined(torch, module, copies),
+        lambda rows: _linearised(torch, posterior, task, rows),
+        facts,
     )
 
 
@@ -158,4 +160,5 @@ def _linearised(torch: Any, posterior: Any, task: Task, rows: Array) -> F64:
     if task == "classification":
         return np.asarray(made.numpy(force=True), np.float64)
     mean, variance = (np.asarray(t.numpy(force=True), np.float64) for t in made)
-    return np.stack([mean, np.diagonal(variance, axis1=1, axis2=2)])
+    noise = float(posterior.sigma_noise) ** 2
+    return np.stack([mean, np.diagonal(variance, axis1=1, axis2=2) + noise])

@@ -25,15 +25,17 @@ class Found:
     """A linear layer: its name, the tensor φ it reads, and ``z = phi @ W.T + b``.
 
     A row of φ is flattened. In a quantised model z is what W and b give, kept within [``low``,
-    ``high``] (C or 1) and rounded by at most ``step``.
+    ``high``] (C or 1) and rounded by at most ``step``. ``packed`` weights are stored in few bits
+    behind a float φ; ONNX Runtime rounds φ too before it multiplies by them.
     """
 
     node: str
     phi: str
     linear: LinearHead
-    step: float = 0.0
-    low: F64 | None = None
-    high: F64 | None = None
+    step: float
+    low: F64
+    high: F64
+    packed: bool
 
 
 def requantised(graph: Graph, tensor: str) -> tuple[Rounding, str] | None:
@@ -41,16 +43,25 @@ def requantised(graph: Graph, tensor: str) -> tuple[Rounding, str] | None:
     node = graph.maker(tensor, "DequantizeLinear")
     if node is None:
         return None
-    source = graph.makers.get(node.input[0])
-    while source is not None and source.op_type in SHAPES:
-        source = graph.makers.get(source.input[0])
-    if source is None or source.op_type != "QuantizeLinear":
+    source = graph.maker(_unshaped(graph, node.input[0]), "QuantizeLinear")
+    if source is None:
         return None
     zero = graph.constant(source.input[2]) if len(source.input) > 2 else None
     if len(source.input) > 2 and zero is None:
         return None
     done = rounding(graph.constant(source.input[1]), zero)
     return None if done is None else (done, str(source.input[0]))
+
+
+def _unshaped(graph: Graph, tensor: str) -> str:
+    """What ``tensor`` is a reshaping of."""
+    while (node := graph.maker(tensor, *SHAPES)) is not None:
+        tensor = node.input[0]
+    return tensor
+
+
+def _dequantised(graph: Graph, tensor: str) -> bool:
+    return graph.maker(_unshaped(graph, tensor), "DequantizeLinear") is not None
 
 
 def find_linear(graph: Graph, tensor: str) -> tuple[Found | None, str]:
@@ -89,9 +100,10 @@ def find_linear(graph: Graph, tensor: str) -> tuple[Found | None, str]:
                 return None, f"{where} is scaled by constants of another size"
             whole = np.broadcast_to(scale * bias + shift, len(weight)).copy()
             head = LinearHead(scale.reshape(-1, 1) * weight, whole)
+            packed = _dequantised(graph, node.input[1]) and not _dequantised(graph, phi)
             phi = _features(graph, phi, tensor, factor, moved)
-            bounds = (low, high) if step else (None, None)
-            return Found(node.name or node.output[0], phi, head, step, *bounds), ""
+            name = node.name or node.output[0]
+            return Found(name, phi, head, step, low, high, packed), ""
         if not factor and (dynamic := _dynamic(graph, node)) is not None:
             tensor, factor, constant = dynamic
             scale = scale * constant
@@ -114,8 +126,8 @@ def passes_on(graph: Graph, node: onnx.NodeProto, tensor: str) -> bool:
     result = node.output[0] if node.output else ""
     if graph.maker(result, *SHAPES, *_POSITIONS, "QuantizeLinear", "DequantizeLinear") is not None:
         return bool(node.input[0] == tensor)
-    affine = _affine(graph, node)
-    return affine is not None and affine[0] == tensor
+    scaled = _affine(graph, node) or _dynamic(graph, node)
+    return scaled is not None and scaled[0] == tensor
 
 
 def _features(graph: Graph, phi: str, layer: str, factor: str, moved: list[onnx.NodeProto]) -> str:

@@ -18,6 +18,11 @@ MODULES = {
     "laplace_full": "posthoc.methods.laplace.full",
     "icla": "posthoc.methods.laplace.identity",
     "student_t": "posthoc.methods.student_t",
+    "gaussian": "posthoc.methods.gaussian_head",
+    "weights": "posthoc.methods.weights",
+    "vbll": "posthoc.methods.vbll.layer",
+    "vbll_generative": "posthoc.methods.vbll.generative",
+    "vbll_t": "posthoc.methods.vbll.student",
 }
 SCORES = {
     "gen": "posthoc.ood.gen",

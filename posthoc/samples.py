@@ -182,7 +182,7 @@ def example(path: str | Path) -> dict[str, Array]:
     Raises ModelError, naming the file, for one that is damaged or holds anything else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {k: np.asarray(file[k]) for k in file.files}
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as e:
         raise ModelError(f"{path} is not an .npz file of arrays by input name: {e}") from e

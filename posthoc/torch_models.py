@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from posthoc.contract import Array, ModelError, TensorSpec
+from posthoc.export import quiet
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _NESTED = ("state_dict", "model")
@@ -164,8 +165,7 @@ def load_program(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet("torch._export"):
             program = torch.export.load(str(path))
     except Exception as e:  # whatever a damaged archive makes it raise
         raise ModelError(f"{path} is not a whole torch.export archive ({_said(e)})") from e

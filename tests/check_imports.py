@@ -13,7 +13,12 @@ FLOORS = {"posthoc": 0, "calibration": 1, "service": 2, "hedged": 3}
 NOWHERE = {"pickle", "cloudpickle", "dill", "joblib"}
 # torch may be imported where a torch model is exported, and nowhere else; Ray in scoring only.
 ONLY_IN = {
-    "torch": ("posthoc/export.py", "posthoc/methods/laplace/importing.py"),
+    "torch": (
+        "posthoc/export.py",
+        "posthoc/torch_models.py",
+        "posthoc/laplace_torch.py",
+        "posthoc/methods/laplace/importing.py",
+    ),
     "ray": ("service/scoring/",),
 }
 ROOT = Path(__file__).resolve().parent.parent

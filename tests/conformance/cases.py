@@ -115,13 +115,18 @@ class Case:
         return f"{self.name}-{self.task}"
 
 
-ORDERED: set[str] = set()
+ORDERED = {"vbll", "vbll_generative"}
 BUILDERS = {
+    "vbll",
+    "vbll_generative",
+    "vbll_t",
+    "weights",
     "laplace",
     "laplace_diag",
     "laplace_full",
     "icla",
     "student_t",
+    "gaussian",
     "gen",
     "rmds",
     "mahalanobis",

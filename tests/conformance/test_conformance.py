@@ -26,7 +26,7 @@ def test_nothing_registered_escapes() -> None:
         info = registry.info(name)
         assert info.name == name
         assert info.kind == ("module" if name in registry.MODULES else "score")
-        assert info.needs <= {"features", "linear_head", "labels"}
+        assert info.needs <= {"features", "linear_head", "labels", "weight_samples"}
         assert info.paper.url.startswith("https://")
         assert info.paper.year > 1990
         assert info.tasks and info.summary and info.passes >= 1

@@ -47,10 +47,19 @@ BLACK = {
         node("MatMul", ["column", "row"], ["outer"]),
         node("Flatten", ["outer"], ["y"]),
     ],
-    "MatMul 'int8' has no constant float weight": [
+    "MatMul 'attention' has no constant float weight": [
         *BODY,
-        node("DequantizeLinear", ["q", "scale"], ["w"]),
-        node("MatMul", ["phi", "w"], ["y"], name="int8"),
+        node("Unsqueeze", ["phi", "last"], ["column"]),
+        node("MatMul", ["x", "w3"], ["other"]),
+        node("Unsqueeze", ["other", "axis"], ["row"]),
+        node("MatMul", ["column", "row"], ["y3"], name="attention"),
+        node("Flatten", ["y3"], ["y"]),
+    ],
+    "Gather": [
+        node("Cast", ["x"], ["index"], to=TensorProto.BOOL),
+        node("Cast", ["index"], ["i"], to=TensorProto.INT64),
+        node("Gather", ["w3", "i"], ["rows"]),
+        node("Flatten", ["rows"], ["y"]),
     ],
     "If": [
         node("If", ["yes"], ["y"], then_branch=branch("t", [
@@ -63,7 +72,6 @@ BLACK = {
 @pytest.mark.parametrize("why", BLACK)
 def test_a_model_without_a_linear_head_is_a_black_box_that_says_why(why):
     extra = {"w3": np.ones((D, K), np.float32), "yes": np.array(True), **AXES}
-    extra |= {"q": np.round(W / 0.02).astype(np.int8), "scale": np.float32(0.02)}
     if why == "If":
         extra |= WEIGHTS
         proto = onnx.load_from_string(model(BLACK[why], extra=extra))
@@ -152,16 +160,19 @@ def test_a_tail_that_only_looks_like_a_softmax_is_not_believed():
     check_exposed(f, None, run(data)[0])
 
 
-def test_a_head_on_features_with_more_axes_is_not_taken():
+def test_a_head_that_keeps_an_axis_of_features_apart_is_not_taken():
+    """Two positions with K/2 outputs each, flattened: no D×K matrix gives them."""
     nodes = [
         *BODY,
-        node("Unsqueeze", ["phi", "one"], ["phi3"]),
-        node("MatMul", ["phi3", "w2"], ["z3"]),
-        node("Squeeze", ["z3", "one"], ["z"]),
+        node("Reshape", ["phi", "halves"], ["phi3"]),
+        node("MatMul", ["phi3", "w4"], ["z3"]),
+        node("Flatten", ["z3"], ["z"]),
         node("Softmax", ["z"], ["y"]),
     ]
-    f = open_frozen(model(nodes, extra={"one": np.array([1])}), task="classification")
-    check_exposed(f, None, PHI @ W)
+    extra = {"halves": np.array([0, 2, 3]), "w4": W[:3, :2].copy()}
+    f = open_frozen(model(nodes, extra=extra), task="classification")
+    halves = PHI.reshape(-1, 2, 3) @ W[:3, :2]
+    check_exposed(f, None, halves.reshape(-1, 4))
     assert "not N×D" in f.notes[0]
 
 

@@ -103,8 +103,8 @@ def minimise(
             if not len(waiting):
                 break
         active[who[waiting]] = False
-        active &= 0.5*_norm(u)**2 > tolerance * value
-    share = 0.5*_norm(u)**2/value
+        active &= 0.5 * _norm(u) ** 2 > tolerance * value
+    share = 0.5 * _norm(u) ** 2 / value
     return Minimum(x, value, share, share <= tolerance, step)
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from posthoc.contract import F64, Array, FitError, LinearHead, State
-from posthoc.links import Spread, SpreadNames
+from posthoc.contract import Array, FitError, LinearHead, State
+from posthoc.links import Spread
 from posthoc.methods.heads import curvature, lbfgs
 from posthoc.methods.heads.blocks import PILOT, precision_of
 from posthoc.methods.heads.losses import Loss, Penalised
 from posthoc.rows import Rows
 
 if TYPE_CHECKING:
-    from posthoc.graph import Fragment
+    pass
 
 LIMIT = 200_000_000
 MEMORY = 1 << 30
@@ -44,13 +43,15 @@ def fit_members(
     found = []
     for first in range(0, settings.members, group):
         some = min(group, settings.members - first)
-        found.append(lbfgs.minimise(
-            Penalised(rows, shape, loss, precision, first=first),
-            np.repeat(pilot.x, some, 0),
-            coordinates,
-            iterations=settings.iterations,
-            tolerance=TOLERANCE,
-        ))
+        found.append(
+            lbfgs.minimise(
+                Penalised(rows, shape, loss, precision, first=first),
+                np.repeat(pilot.x, some, 0),
+                coordinates,
+                iterations=settings.iterations,
+                tolerance=TOLERANCE,
+            )
+        )
     x = np.concatenate([f.x for f in found]).reshape(-1, d + 1, c).astype(np.float64)
     x -= x.mean(2, keepdims=True)
     said = {
@@ -63,7 +64,9 @@ def fit_members(
         "rows": rows.n,
     }
     x = x.transpose(1, 0, 2).astype(np.float32)
-    return State({"weight": np.ascontiguousarray(x[:-1]), "bias": np.ascontiguousarray(x[-1])}, said)
+    return State(
+        {"weight": np.ascontiguousarray(x[:-1]), "bias": np.ascontiguousarray(x[-1])}, said
+    )
 
 
 def check_size(name: str, members: int, outputs: int, features: int) -> None:

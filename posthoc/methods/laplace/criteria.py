@@ -66,7 +66,7 @@ def thinned(blocks: Iterable[Features], n: int) -> Features:
     kept, seen = [], 0
     for block in blocks:
         width = max(block.z.shape[1], _width(block) / 8)
-        step = int(np.ceil(n * width / _WORK))
+        step = max(1, int(np.ceil(n * width / _WORK)))
         kept.append(take(block, slice(-seen % step, None, step)))
         seen += len(block)
     if seen == 0:

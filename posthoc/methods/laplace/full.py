@@ -7,7 +7,7 @@ Jacobian is made. The posterior keeps its covariance (CK)², from which variance
 fixed draws of the head. In a regression outputs do not share curvature, and this is the Kronecker
 form of `posthoc.methods.laplace.kron`, which is then exact.
 
-Memory of a fit is some 5 (CK)² float64 numbers: 1 GB at the default limit of 5,000 parameters.
+Memory of a fit is some 6 (CK)² float64 numbers: 1.2 GB at the default limit of 5,000 parameters.
 """
 
 from __future__ import annotations
@@ -245,13 +245,13 @@ def joint(state: State, phi: Array) -> F64:
     y = np.einsum("nk,ckj->ncj", sums.exact(phi), factor, optimize=True)
     n, c = y.shape[:2]
     flat = y.reshape(n * c, -1)
-    return (flat @ flat.T).reshape(n, c, n, c)
+    return np.asarray(flat @ flat.T).reshape(n, c, n, c)
 
 
 def _triangle(tall: F64) -> F64:
     """Lower triangular L with L L' = A'A and no negative diagonal: the only one, so that draws do
     not turn with an eigenvector's sign."""
-    lower = np.ascontiguousarray(np.asarray(np.linalg.qr(tall, mode="r")).T)
+    lower: F64 = np.ascontiguousarray(np.asarray(np.linalg.qr(tall, mode="r")).T)
     lower *= np.where(np.diag(lower) < 0, -1.0, 1.0)
     return lower
 
@@ -274,5 +274,5 @@ def _curvature(stats: Stats, basis: F64, settings: Settings) -> F64:
     half = np.tensordot(basis, whole, 1)  # R×C×K×K
     done = np.tensordot(half, basis.T, axes=(1, 0)).transpose(0, 3, 1, 2)  # R×R×K×K
     r = len(basis)
-    matrix = done.transpose(0, 2, 1, 3).reshape(r * k, r * k)
-    return np.asarray(matrix * settings.scale(stats.n))
+    done = done.transpose(0, 2, 1, 3).reshape(r * k, r * k)
+    return np.asarray(done * settings.scale(stats.n))

@@ -1,0 +1,92 @@
+"""The coordinates of Gaussian classes: those in which they have unit variance, and how many rows
+and what mean each class has there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from posthoc.contract import F64, I64, Array
+from posthoc.methods.vbll.coordinates import Affine, affine_of, measure
+from posthoc.rows import Rows
+
+if TYPE_CHECKING:
+    from posthoc.graph import Fragment
+
+LEAST = 0.01  # of a feature's variance counts as variance within classes, whatever the rows say
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """``u = affine(phi) @ rotation`` with rotation D×D or None."""
+
+    affine: Affine
+    rotation: F64 | None
+
+    def __call__(self, phi: Array) -> F64:
+        """Rows N×D."""
+        x = self.affine(phi)
+        return x if self.rotation is None else x @ self.rotation
+
+    def emit(self, g: Fragment, phi: str) -> str:
+        """The same as a graph fragment."""
+        x = self.affine.emit(g, phi)
+        return x if self.rotation is None else g.op("MatMul", x, g.const(self.rotation))
+
+    def tensors(self) -> dict[str, Array]:
+        """For a state; `within_of` reads them."""
+        more = {} if self.rotation is None else {"rotation": self.rotation}
+        return self.affine.tensors() | more
+
+
+def within_of(tensors: dict[str, Array]) -> Within:
+    """The map that a state holds."""
+    return Within(affine_of(tensors), tensors.get("rotation"))
+
+
+def measure_classes(rows: Rows, classes: int, dense: bool) -> tuple[Within, I64, F64]:
+    """(coordinates, rows of each class C, their means C×D there, zero without rows).
+
+    Two passes. ``dense`` estimates the pooled within-class correlation, D² numbers, and shrinks it
+    towards the identity as in Chen, Wiesel, Eldar & Hero 2010, "Shrinkage algorithms for MMSE
+    covariance estimation", eq. 23 (OAS).
+    """
+    affine = measure(rows)
+    d = len(affine.centre)
+    counts, sums = np.zeros(classes, np.int64), np.zeros((classes, d))
+    outer = np.zeros((d, d)) if dense else np.zeros(d)
+    for block in rows:
+        if len(block) == 0:
+            continue
+        x = affine(np.asarray(block.phi))
+        y = np.asarray(block.y, np.int64)
+        counts += np.bincount(y, minlength=classes)
+        np.add.at(sums, y, x)
+        outer += x.T @ x if dense else (x**2).sum(0)
+    n = int(counts.sum())
+    means = sums / np.maximum(counts, 1)[:, None]
+    between = (sums.T @ means) if dense else (sums * means).sum(0)
+    pooled = (outer - between) / n
+    variance = np.maximum(np.diag(pooled) if dense else pooled, 0.0) + LEAST
+    inverse = (affine.inverse / np.sqrt(variance)).astype(np.float32).astype(np.float64)
+    ratio = inverse / affine.inverse
+    scaled = Affine(affine.centre, inverse)
+    if not dense:
+        return Within(scaled, None), counts, means * ratio
+    pooled[np.diag_indices(d)] = variance
+    correlation = pooled * np.multiply.outer(ratio, ratio)
+    values, basis = np.linalg.eigh(_shrunk(correlation, n - int((counts > 0).sum())))
+    rotation = basis / np.sqrt(values)
+    return Within(scaled, rotation), counts, (means * ratio) @ rotation
+
+
+def _shrunk(correlation: F64, n: int) -> F64:
+    """The OAS estimate for n degrees of freedom, of a matrix with mean diagonal 1."""
+    p = len(correlation)
+    square, mean = float((correlation**2).sum()), float(np.trace(correlation)) / p
+    above = (1.0 - 2.0 / p) * square + (p * mean) ** 2
+    below = (n + 1.0 - 2.0 / p) * (square - p * mean**2)
+    share = 1.0 if below <= 0 else min(1.0, above / below)
+    return np.asarray((1.0 - share) * correlation + share * mean * np.eye(p))
