@@ -115,8 +115,8 @@ def test_a_shift_that_spoils_the_head_is_left() -> None:
     z, y = drawn(4000, 1.0)
     shift = 2 * np.random.default_rng(1).normal(size=z.shape)
     found = fit_classification(z, y, Spread(np.full(len(z), 1e-6), shift=shift))
-    assert found.strength == 0.0
-    assert found.nll == pytest.approx(found.nll_alone, abs=1e-9)
+    assert found.strength * found.temperature**2 < 0.1**2
+    assert found.nll <= found.nll_alone + FLAT
 
 
 def test_members_are_weighed_by_the_likelihood() -> None:
