@@ -100,7 +100,7 @@ def prepare(
     With ``sampling`` the weights of a torch model are sampled first, on the rows that ``fractions``
     and the seed of ``options`` make module rows, and the features are the copies' outputs.
 
-    ``source`` are the further fields of `posthoc.opening.Source`: weights, preprocess, example,
+    ``source`` are the further fields of `posthoc.opening.Source`: checkpoint, preprocess, example,
     trust_pickle, output, head.
     """
     columns = columns or Columns()

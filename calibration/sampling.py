@@ -119,8 +119,8 @@ def _module(source: Source) -> Any:
         raise ModelError(f"--weights needs a torch model as module:factory, not {spec}")
     with torch_models.working_directory():
         module = torch_models.make_module(spec)
-        if source.weights is not None:
-            torch_models.load_weights(module, source.weights)
+        if source.checkpoint is not None:
+            torch_models.load_weights(module, source.checkpoint)
     return module
 
 

@@ -121,9 +121,11 @@ def sample_weights(
 
 def _libraries() -> tuple[Any, Any]:
     try:
-        import laplace
-        import laplace.utils
-        import torch
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its dependencies use what torch has deprecated
+            import laplace
+            import laplace.utils
+            import torch
     except ImportError as e:
         raise FitError(
             f"--weights needs laplace-torch ({e}): pip install laplace-torch==0.3"

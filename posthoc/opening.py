@@ -30,7 +30,8 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".safetensors")
 _EXPORTED = 4  # rows that a torch model is traced on
 _SAFE = (
-    "export it to ONNX (torch.onnx.export), or give module:factory with --weights FILE.safetensors"
+    "export it to ONNX (torch.onnx.export), or give module:factory with --checkpoint "
+    "FILE.safetensors"
 )
 
 
@@ -40,15 +41,15 @@ class Source:
 
     ``model`` is an ONNX file, a ``.pt2`` archive of ``torch.export``, or ``module:factory``: a
     function of a module that can be imported from the working directory, called without an
-    argument, which returns a ``torch.nn.Module``. ``weights`` (a factory's only) is a safetensors
-    file, or a checkpoint that ``torch.load(weights_only=True)`` takes. ``preprocess`` is an ONNX
-    file to run in front. ``example`` is an ``.npz`` of input rows by name, for a torch module
-    whose shapes and types the table does not show. ``trust_pickle`` lets a ``.pt2``, whose
+    argument, which returns a ``torch.nn.Module``. ``checkpoint`` has the weights of a factory's
+    module: a safetensors file, or what ``torch.load(weights_only=True)`` takes. ``preprocess`` is
+    an ONNX file to run in front. ``example`` is an ``.npz`` of input rows by name, for a torch
+    module whose shapes and types the table does not show. ``trust_pickle`` lets a ``.pt2``, whose
     loading unpickles, be loaded. ``output`` and ``head`` are those of `open_frozen`.
     """
 
     model: str | Path
-    weights: str | Path | None = None
+    checkpoint: str | Path | None = None
     preprocess: str | Path | None = None
     example: str | Path | None = None
     trust_pickle: bool = False
@@ -84,7 +85,7 @@ def open_model(source: Source, *, task: Task, samples: Samples | None = None) ->
     else:
         model = _exported(source, kind, front, rows, notes)
         proto, file = onnx.load_from_string(model), _name(source, kind)
-        files = [source.model] if kind == "program" else [source.weights]
+        files = [source.model] if kind == "program" else [source.checkpoint]
         sources += [(Path(f).name, _sha256(f)) for f in files if f is not None]
     if front is not None:
         name = Path(str(source.preprocess)).name
@@ -102,7 +103,9 @@ def open_model(source: Source, *, task: Task, samples: Samples | None = None) ->
 def remaining_modules(frozen: Frozen, task: Task) -> list[str]:
     """Names of the registered modules and scores that work on this model: all that fit the task,
     or, on a black box, those that read outputs and labels only."""
-    have = {"labels"} | (set() if frozen.head is None else {"features", "linear_head"})
+    have = {"labels"}
+    have |= set() if frozen.phi is None else {"features"}
+    have |= set() if frozen.head is None else {"linear_head"}
     return [
         name
         for kind in (registry.MODULES, registry.SCORES)
@@ -127,8 +130,8 @@ def _kind(source: Source) -> str:
         )
     elif _FACTORY.fullmatch(model) and not Path(model).exists():
         kind = "factory"
-    if source.weights is not None and kind != "factory":
-        raise ModelError(f"--weights goes with module:factory; {model} holds its own")
+    if source.checkpoint is not None and kind != "factory":
+        raise ModelError(f"--checkpoint goes with module:factory; {model} holds its own")
     if source.trust_pickle and kind != "program":
         raise ModelError(
             f"--trust-pickle is for .pt2 archives; nothing that {model} needs is unpickled"
@@ -181,8 +184,8 @@ def _exported(
             names = [s.name for s in specs]
         else:
             module = torch_models.make_module(str(source.model))
-            if source.weights is not None:
-                torch_models.load_weights(module, source.weights)
+            if source.checkpoint is not None:
+                torch_models.load_weights(module, source.checkpoint)
             names = torch_models.input_names(module, lambda n: n in made or rows.names(n))
         fills = {} if front is None else front.fills(names)
         beside = () if front is None else front.inputs

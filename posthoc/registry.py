@@ -19,10 +19,14 @@ MODULES = {
     "icla": "posthoc.methods.laplace.identity",
     "student_t": "posthoc.methods.student_t",
     "gaussian": "posthoc.methods.gaussian_head",
+    "loss": "posthoc.methods.loss.predictor",
     "weights": "posthoc.methods.weights",
     "vbll": "posthoc.methods.vbll.layer",
     "vbll_generative": "posthoc.methods.vbll.generative",
     "vbll_t": "posthoc.methods.vbll.student",
+    "bootstrap": "posthoc.methods.heads.bootstrap",
+    "nptl": "posthoc.methods.heads.nptl",
+    "mixup": "posthoc.methods.heads.mixup",
 }
 SCORES = {
     "gen": "posthoc.ood.gen",

@@ -115,7 +115,7 @@ class Case:
         return f"{self.name}-{self.task}"
 
 
-ORDERED = {"vbll", "vbll_generative"}
+ORDERED = {"vbll", "vbll_generative", "bootstrap", "nptl", "mixup"}
 BUILDERS = {
     "vbll",
     "vbll_generative",
@@ -127,6 +127,10 @@ BUILDERS = {
     "icla",
     "student_t",
     "gaussian",
+    "loss",
+    "bootstrap",
+    "nptl",
+    "mixup",
     "gen",
     "rmds",
     "mahalanobis",

@@ -70,7 +70,7 @@ def test_a_factory_with_its_weights_becomes_a_frozen_model(tmp_path, capfd):
         module.head.weight.mul_(3)
     save_file(module.state_dict(), tmp_path / "w.safetensors")
     samples = table(tmp_path)
-    source = Source(f"{HERE}:Table", weights=tmp_path / "w.safetensors")
+    source = Source(f"{HERE}:Table", checkpoint=tmp_path / "w.safetensors")
     f = open_model(source, task="classification", samples=samples)
     assert [(s.name, s.dtype, s.shape) for s in f.inputs] == [("x", "float32", (-1, 4))]
     np.testing.assert_allclose(f.head.weight, module.head.weight.detach().numpy())
@@ -231,14 +231,14 @@ def test_an_archive_is_not_unpickled_unless_it_is_trusted(tmp_path):
 
 MISPLACED = {
     "a checkpoint": (Source("m.pth"), r"m\.pth holds weights, or a pickled module.*safetensors"),
-    "safetensors alone": (Source("m.safetensors"), "give module:factory with --weights"),
+    "safetensors alone": (Source("m.safetensors"), "give module:factory with --checkpoint"),
     "weights of an archive": (
-        Source("m.pt2", weights="w.safetensors", trust_pickle=True),
-        "--weights goes with module:factory",
+        Source("m.pt2", checkpoint="w.safetensors", trust_pickle=True),
+        "--checkpoint goes with module:factory",
     ),
-    "weights of ONNX": (Source("m.onnx", weights="w.pt"), r"m\.onnx holds its own"),
+    "weights of ONNX": (Source("m.onnx", checkpoint="w.pt"), r"m\.onnx holds its own"),
     "trust where nothing is unpickled": (
-        Source(f"{HERE}:Table", weights="w.pth", trust_pickle=True),
+        Source(f"{HERE}:Table", checkpoint="w.pth", trust_pickle=True),
         "--trust-pickle is for .pt2 archives",
     ),
     "no such file": (Source("m.onnx"), r"m\.onnx: cannot be read"),

@@ -1,0 +1,1 @@
+"""Ensembles of refitted last layers: nonparametric posteriors on cached features."""

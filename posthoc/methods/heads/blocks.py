@@ -1,27 +1,30 @@
 """Rows in blocks of one size, and the random numbers that belong to their places.
 
 A fit reads the rows once an evaluation and must meet the same weights and pairs each time, however
-the cache cuts them. So blocks are cut anew, and each (block, member) has a Philox stream of its
-own (Salmon et al. 2011), which is drawn again instead of stored.
+the cache cuts its blocks. So they are cut anew here, and each (block, member) has a Philox stream
+of its own (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), which is drawn
+again rather than stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from posthoc.contract import Array, Features
 from posthoc.rows import BLOCK, Rows, join, take
 
-PILOT = -1  # the member whose random weights are their means
+Purpose = Literal["rows", "base", "pairs"]
+_PURPOSES: tuple[Purpose, ...] = ("rows", "base", "pairs")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows number ``index * BLOCK`` on: features with a 1 appended N×(D+1), outputs N×C less
-    their largest, labels."""
+    """The rows from ``index * BLOCK`` on: features with a 1 appended N×(D+1), outputs N×C and
+    labels (N, or N×K in a regression)."""
 
     index: int
     phi: Array
@@ -32,38 +35,34 @@ class Block:
         return len(self.phi)
 
 
-def blocks(rows: Rows, dtype: np.dtype[np.floating]) -> Iterator[Block]:
-    """The rows in blocks of BLOCK, the last one shorter, in the type that a fit computes in."""
-    for index, block in enumerate(_recut(rows)):
-        assert block.phi is not None and block.y is not None
-        phi = np.ones((len(block), block.phi.shape[1] + 1), dtype)
-        phi[:, :-1] = block.phi
-        z = np.asarray(block.z, np.float64)
-        yield Block(index, phi, (z - z.max(1, keepdims=True)).astype(dtype), np.asarray(block.y))
+def blocks(rows: Rows, dtype: np.dtype[Any]) -> Iterator[Block]:
+    """The rows in blocks of BLOCK, the last one shorter; features in ``dtype``."""
+    for index, part in enumerate(_cut(rows)):
+        assert part.phi is not None and part.y is not None
+        phi = np.ones((len(part), part.phi.shape[1] + 1), dtype)
+        phi[:, :-1] = part.phi
+        yield Block(index, phi, np.asarray(part.z), np.asarray(part.y))
 
 
-def precision_of(rows: Rows) -> np.dtype[np.floating]:
+def working_type(rows: Rows) -> np.dtype[Any]:
     """float64 for features in float64, else float32."""
-    for block in rows:
-        if block.phi is not None and block.phi.dtype == np.float64:
-            return np.dtype(np.float64)
-        break
-    return np.dtype(np.float32)
+    first = next(iter(rows)).phi
+    wide = first is not None and first.dtype == np.float64
+    return np.dtype(np.float64 if wide else np.float32)
 
 
-def stream(seed: int, purpose: int, block: int, member: int) -> np.random.Generator:
+def sizes(n: int) -> list[int]:
+    """Rows of each block of n rows."""
+    return [min(BLOCK, n - i) for i in range(0, n, BLOCK)]
+
+
+def stream(seed: int, purpose: Purpose, block: int, member: int) -> np.random.Generator:
     """The random numbers of one member in one block, for one purpose."""
-    philox = np.random.Philox(counter=[0, 0, block, member], key=[seed, purpose])
-    return np.random.Generator(philox)
+    key = [seed, _PURPOSES.index(purpose)]
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, block, member]))
 
 
-def sizes(n: int) -> Iterator[tuple[int, int]]:
-    """(index, rows) of each block of n rows."""
-    for index in range(-(-n // BLOCK)):
-        yield index, min(BLOCK, n - index * BLOCK)
-
-
-def _recut(rows: Rows) -> Iterator[Features]:
+def _cut(rows: Rows) -> Iterator[Features]:
     parts: list[Features] = []
     have = 0
     for block in rows:

@@ -2,8 +2,8 @@
 
 Each problem has its own curvature pairs, its own step lengths and its own end; they share the
 evaluations, which is where the time goes. Nocedal & Wright 2006, "Numerical Optimization",
-algorithms 7.4 and 7.5, with Armijo backtracking: where the problem is strictly convex every step
-shows positive curvature, so that the second Wolfe condition is not needed.
+algorithms 7.4 and 7.5, with Armijo backtracking: a strictly convex problem shows positive
+curvature along every step, so that the second Wolfe condition is not needed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from posthoc.contract import F64, I64, Array
 
 ARMIJO = 1e-4
-SHORTENINGS = 12
-NOISE = 1e-6  # of the value: sums in float32 cannot tell a smaller change from none
-MEMORY = 6
+SHORTENINGS = 12  # of a step, each to a tenth or more
+NOISE = 1e-6  # of a value: what sums in float32 cannot tell from no change
+MEMORY = 8  # curvature pairs
 
 # (points S×P, their problems S) -> (values S in float64, gradients S×P)
 Objective = Callable[[Array, I64], tuple[F64, Array]]
@@ -29,22 +29,23 @@ class Coordinates(Protocol):
     """A linear change of variables x = T u after which the problems are well scaled."""
 
     def forward(self, u: Array) -> Array:
-        """T u: S×R to S×P."""
+        """T u, S×P to S×P."""
 
     def gradient(self, g: Array) -> Array:
-        """T' g: S×P to S×R."""
+        """T' g, S×P to S×P."""
 
 
 @dataclass(frozen=True, slots=True)
 class Minimum:
-    """Points ``x`` S×P and their ``value`` S; ``gradient`` S is the norm of T' g as a share of
-    what it was at the start; ``converged`` S says that it fell to the tolerance."""
+    """Points ``x`` S×P, ``value`` S and ``gradient`` S, the norm of T' g: where T makes the
+    Hessian the identity, half its square is the distance of the value from its minimum.
+    ``converged`` S says that this fell to the tolerance times the value."""
 
     x: Array
     value: F64
     gradient: F64
     converged: Array
-    iterations: int
+    steps: int
 
 
 def minimise(
@@ -52,11 +53,11 @@ def minimise(
     start: Array,
     coordinates: Coordinates,
     *,
-    iterations: int,
+    steps: int,
     tolerance: float,
 ) -> Minimum:
-    """Minimise S problems from ``start`` S×P, each until the norm of T' g is ``tolerance`` of its
-    first value, no step lowers it, or ``iterations`` steps are done.
+    """Minimise S problems with positive values from ``start`` S×P, each until half the squared
+    norm of T' g is at most ``tolerance`` times its value, no step lowers it, or ``steps`` are done.
 
     Holds 2·MEMORY + 8 arrays of S×P numbers of the start's type beside the objective's own.
     """
@@ -64,48 +65,44 @@ def minimise(
     value, g = objective(x, np.arange(len(x)))
     u = coordinates.gradient(g)
     del g
-    first = _norm(u)
-    active = first > 0
     pairs = _Pairs(u)
-    step = 0
-    while step < iterations and active.any():
-        step += 1
+    active = ~_converged(u, value, tolerance)
+    done = 0
+    while done < steps and active.any():
+        done += 1
         direction = pairs.direction(u)
-        slope = _dot(direction, u)
         who = np.flatnonzero(active)
+        slope = _dot(direction, u)
         move = coordinates.forward(direction[who])
         length, waiting = np.ones(len(who)), np.arange(len(who))
         pairs.turn()
         for _ in range(SHORTENINGS):
-            at = who[waiting]
-            t = length[waiting]
-            trial = x[at] + t[:, None].astype(x.dtype) * move[waiting]
+            at, t = who[waiting], length[waiting]
+            trial = x[at] + _column(t, x) * move[waiting]
             found, g = objective(trial, at)
             fresh = coordinates.gradient(g)
             del g
-            gain, bound = found - value[at], t * slope[at]
-            flat = np.abs(gain) <= NOISE * np.abs(value[at])
-            level = _dot(fresh, direction[at]) <= (2 * ARMIJO - 1) * slope[at]
-            enough = (gain <= ARMIJO * bound) | (flat & level)
-            done = at[enough]
-            x[done], value[done] = trial[enough], found[enough]
-            del trial
-            pairs.put(
-                done,
-                t[enough, None].astype(u.dtype) * direction[done],
-                fresh[enough] - u[done],
-            )
-            u[done] = fresh[enough]
-            # The minimum of the parabola through both values and the slope, safeguarded.
-            bend = np.where(enough, 1.0, np.maximum(gain - bound, 1e-300))
-            length[waiting] = np.clip(-0.5 * t * bound / bend, 0.1 * t, 0.5 * t)
+            gain, linear = found - value[at], t * slope[at]
+            # Too near the minimum to see a gain in the value, the slope still shows it (Hager &
+            # Zhang 2005, "A new conjugate gradient method with guaranteed descent", eq. 4.1).
+            level = _dot(direction[at], fresh) <= (2 * ARMIJO - 1) * slope[at]
+            unseen = np.abs(gain) <= NOISE * np.abs(value[at])
+            enough = (gain <= ARMIJO * linear) | (unseen & level)
+            taken = at[enough]
+            x[taken], value[taken] = trial[enough], found[enough]
+            step = _column(t[enough], u) * direction[taken]
+            pairs.put(taken, step, fresh[enough] - u[taken])
+            u[taken] = fresh[enough]
+            # On to the minimum of the parabola through both values and the slope, safeguarded.
+            bend = np.where(enough, 1.0, gain - linear)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                length[waiting] = np.clip(-0.5 * t * linear / bend, 0.1 * t, 0.5 * t)
             waiting = waiting[~enough]
             if not len(waiting):
                 break
-        active[who[waiting]] = False
-        active &= 0.5 * _norm(u) ** 2 > tolerance * value
-    share = 0.5 * _norm(u) ** 2 / value
-    return Minimum(x, value, share, share <= tolerance, step)
+        active[who[waiting]] = False  # stuck
+        active &= ~_converged(u, value, tolerance)
+    return Minimum(x, value, np.sqrt(_dot(u, u)), _converged(u, value, tolerance), done)
 
 
 class _Pairs:
@@ -125,9 +122,9 @@ class _Pairs:
         self._weight[self._slot] = 0.0
 
     def put(self, problems: I64, s: Array, y: Array) -> None:
-        """Pairs of some problems into the current slot."""
+        """Pairs of some problems into the current slot; one that rounding bent is left out."""
         bend, size = _dot(s, y), _dot(y, y)
-        good = bend > 1e-12 * np.sqrt(_dot(s, s) * size)
+        good = bend > 1e-10 * np.sqrt(_dot(s, s) * size)
         problems = problems[good]
         self._s[self._slot, problems] = s[good]
         self._y[self._slot, problems] = y[good]
@@ -135,23 +132,27 @@ class _Pairs:
         self._scale[problems] = bend[good] / size[good]
 
     def direction(self, u: Array) -> Array:
-        """Minus the inverse Hessian times gradients S×R."""
+        """Minus the approximate inverse Hessian times gradients S×P: the two-loop recursion."""
         q = -u
         order = [(self._slot - j) % MEMORY for j in range(MEMORY)]
         alpha = np.zeros_like(self._weight)
         for j in order:
             alpha[j] = self._weight[j] * _dot(self._s[j], q)
-            q -= alpha[j][:, None].astype(q.dtype) * self._y[j]
-        q *= self._scale[:, None].astype(q.dtype)
+            q -= _column(alpha[j], q) * self._y[j]
+        q *= _column(self._scale, q)
         for j in reversed(order):
             beta = self._weight[j] * _dot(self._y[j], q)
-            q += (alpha[j] - beta)[:, None].astype(q.dtype) * self._s[j]
+            q += _column(alpha[j] - beta, q) * self._s[j]
         return q
 
 
+def _converged(u: Array, value: F64, tolerance: float) -> Array:
+    return np.asarray(0.5 * _dot(u, u) <= tolerance * value)
+
+
+def _column(values: F64, like: Array) -> Array:
+    return values.astype(like.dtype)[:, None]
+
+
 def _dot(a: Array, b: Array) -> F64:
-    return np.einsum("sp,sp->s", a, b).astype(np.float64)
-
-
-def _norm(a: Array) -> F64:
-    return np.asarray(np.sqrt(_dot(a, a)))
+    return np.asarray(np.einsum("sp,sp->s", a, b), np.float64)

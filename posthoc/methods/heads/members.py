@@ -1,85 +1,144 @@
-"""What all ensembles of heads share: their fit, their state, their spread and its fragment."""
+"""What ensembles of refitted heads share: fit of a classification, state, spread and fragment.
+
+A member is its difference from the frozen head; so is what is stored and served. Cost of a row at
+inference: D·S·C multiplications, for S members of C classes over D features.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
-from posthoc.contract import Array, FitError, LinearHead, State
-from posthoc.links import Spread
+from posthoc.contract import F64, Array, FitError, LinearHead, State
+from posthoc.links import Spread, SpreadNames
 from posthoc.methods.heads import curvature, lbfgs
-from posthoc.methods.heads.blocks import PILOT, precision_of
+from posthoc.methods.heads.blocks import working_type
 from posthoc.methods.heads.losses import Loss, Penalised
+from posthoc.methods.heads.weights import PILOT
 from posthoc.rows import Rows
 
 if TYPE_CHECKING:
-    pass
+    from posthoc.graph import Fragment
 
-LIMIT = 200_000_000
-MEMORY = 1 << 30
-ARRAYS = 2 * lbfgs.MEMORY + 10
+LIMIT = 200_000_000  # numbers of all members together: 800 MB in the graph, which holds 2 GB
+MEMORY = 1 << 30  # bytes that the members fitted at one time may take
+ARRAYS = 2 * lbfgs.MEMORY + 12  # of the size of a member that a fit holds for it
 PILOT_STEPS = 30
-TOLERANCE = 1e-8
+TOLERANCE = 1e-7  # of the loss
 
 
-def fit_members(
-    name: str, rows: Rows, head: LinearHead, loss: Loss, mass: float, settings: Any
-) -> State:
+class Refit(BaseModel):
+    """The settings of every page of heads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    members: int = Field(default=20, ge=2)
+    prior_precision: float | None = Field(default=None, gt=0)
+    iterations: int = Field(default=40, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+def check_size(name: str, head: LinearHead, members: int) -> None:
+    """FitError where the members are more numbers than a graph should hold."""
     c, d = head.weight.shape
-    check_size(name, settings.members, c, d)
-    dtype = precision_of(rows)
-    precision = settings.prior_precision or curvature.evidence(rows, head)
-    shape, p = (d + 1, c), (d + 1) * c
+    if (numbers := members * c * (d + 1)) > LIMIT:
+        raise FitError(
+            f"{name}: {members} heads of {c} outputs over {d} features are {numbers:,} weights, "
+            f"above the limit of {LIMIT:,}; ask for fewer with --set members="
+            f"{max(2, LIMIT // (c * (d + 1)))}"
+        )
+
+
+def fit_classes(
+    name: str, rows: Rows, head: LinearHead, loss: Loss, mass: float, settings: Refit
+) -> State:
+    """Refit the head once a member, each with its own ``loss``, whose rows weigh ``mass`` on
+    average.
+
+    A pilot, the member with mean weights, is fitted first: the others start from it, in
+    coordinates measured there. Members are fitted in groups that keep within MEMORY.
+    """
+    check_size(name, head, settings.members)
+    dtype = working_type(rows)
+    c, d = head.weight.shape
+    precision = settings.prior_precision or curvature.evidence(rows, head, dtype)
     pilot = lbfgs.minimise(
-        Penalised(rows, shape, loss, precision, first=PILOT),
-        np.zeros((1, p), dtype),
+        Penalised(rows, (d + 1, c), loss, precision, PILOT),
+        np.zeros((1, (d + 1) * c), dtype),
         curvature.Plain(),
-        iterations=PILOT_STEPS,
+        steps=PILOT_STEPS,
         tolerance=TOLERANCE,
-    )
-    coordinates = curvature.around(rows, pilot.x[0], c, precision, mass)
-    group = max(1, MEMORY // (ARRAYS * p * dtype.itemsize))
-    found = []
+    ).x
+    coordinates = curvature.around(rows, pilot[0], c, precision, mass)
+    group = max(1, MEMORY // (ARRAYS * pilot.nbytes))
+    weight = np.empty((d + 1, settings.members, c), np.float32)
+    steps, converged, gradient = 0, 0, 0.0
     for first in range(0, settings.members, group):
         some = min(group, settings.members - first)
-        found.append(
-            lbfgs.minimise(
-                Penalised(rows, shape, loss, precision, first=first),
-                np.repeat(pilot.x, some, 0),
-                coordinates,
-                iterations=settings.iterations,
-                tolerance=TOLERANCE,
-            )
+        found = lbfgs.minimise(
+            Penalised(rows, (d + 1, c), loss, precision, first),
+            np.repeat(pilot, some, 0),
+            coordinates,
+            steps=settings.iterations,
+            tolerance=TOLERANCE,
         )
-    x = np.concatenate([f.x for f in found]).reshape(-1, d + 1, c).astype(np.float64)
-    x -= x.mean(2, keepdims=True)
+        heads = found.x.reshape(some, d + 1, c)
+        weight[:, first : first + some] = (heads - heads.mean(2, keepdims=True)).swapaxes(0, 1)
+        steps = max(steps, found.steps)
+        converged += int(found.converged.sum())
+        gradient = max(gradient, float(found.gradient.max()))
     said = {
         "task": "classification",
-        "prior_precision": precision,
         "members": settings.members,
-        "converged": int(sum(f.converged.sum() for f in found)),
-        "largest_gradient": float(max(f.gradient.max() for f in found)),
-        "steps": max(f.iterations for f in found),
+        "prior_precision": precision,
         "rows": rows.n,
+        "steps": steps,
+        "converged": converged,
+        "largest_gradient": gradient,
     }
-    x = x.transpose(1, 0, 2).astype(np.float32)
+    return State({"weight": weight[:-1], "bias": weight[-1]}, said)
+
+
+def values_state(heads: F64, said: dict[str, object]) -> State:
+    """The state of a regression from members S×(D+1)×K: their mean, and what they differ from it
+    over the root of S - 1, so that squares sum to the variance."""
+    mean = heads.mean(0)
+    apart = (heads - mean) / np.sqrt(len(heads) - 1)
+    weight = np.ascontiguousarray(apart.swapaxes(0, 1).astype(np.float32))
     return State(
-        {"weight": np.ascontiguousarray(x[:-1]), "bias": np.ascontiguousarray(x[-1])}, said
+        {
+            "weight": weight[:-1],
+            "bias": weight[-1],
+            "mean_weight": mean[:-1].astype(np.float32),
+            "mean_bias": mean[-1].astype(np.float32),
+        },
+        said,
     )
-
-
-def check_size(name: str, members: int, outputs: int, features: int) -> None:
-    if (numbers := members * outputs * (features + 1)) > LIMIT:
-        raise FitError(
-            f"{name}: {members} members of {outputs} outputs by {features} features are "
-            f"{numbers:,} weights, above the limit of {LIMIT:,}; ask for fewer members"
-        )
 
 
 def spread(state: State, phi: Array, z: Array) -> Spread:
-    """What the posterior adds to the outputs of N rows (float64 definition)."""
-    w, b = state.tensors["weight"].astype(np.float64), state.tensors["bias"].astype(np.float64)
-    phi = np.asarray(phi, np.float64)
-    draws = np.einsum("nd,dsc->nsc", phi, w, optimize=True) + b
-    return Spread(None, draws=draws)
+    """What the members add to the outputs of N rows (float64 definition): a mixture of their
+    deviations, or in a regression the Gaussian with the members' mean and variance."""
+    t = {k: v.astype(np.float64) for k, v in state.tensors.items()}
+    features = np.asarray(phi, np.float64)
+    d, s, c = t["weight"].shape
+    draws = (features @ t["weight"].reshape(d, s * c)).reshape(-1, s, c) + t["bias"]
+    if state.settings["task"] == "classification":
+        return Spread(None, draws=draws)
+    variance = (draws**2).sum(1)
+    shift = features @ t["mean_weight"] + t["mean_bias"]
+    return Spread(variance, np.sqrt(variance), np.eye(c), shift=shift)
+
+
+def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
+    """The same as a graph fragment: one product with all members."""
+    t = state.tensors
+    d, s, c = t["weight"].shape
+    flat = g.op("Gemm", phi, g.const(t["weight"].reshape(d, s * c)), g.const(t["bias"].ravel()))
+    draws = g.op("Reshape", flat, g.const([0, s, c], "int64"))
+    if state.settings["task"] == "classification":
+        return SpreadNames(None, draws=draws)
+    variance = g.sum(g.op("Mul", draws, draws), 1)
+    shift = g.op("Gemm", phi, g.const(t["mean_weight"]), g.const(t["mean_bias"]))
+    return SpreadNames(variance, g.op("Sqrt", variance), np.eye(c), shift=shift)

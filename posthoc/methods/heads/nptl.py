@@ -1,57 +1,73 @@
+"""Nonparametric transfer learning on the last layer (Lee et al. 2024, arXiv:2403.07282).
+
+The data distribution is Dirichlet-process distributed around a base measure: the rows' own
+features with the frozen head's soft labels, q = softmax(z), which the paper calls the linear
+probe's. Each member minimises the sum over rows of w l(y) + v l(q) with
+(w, v) ~ (n + alpha) Dirichlet(1, …, 1, alpha/n, …, alpha/n), plus the penalty towards the frozen
+head. alpha -> 0 is the Bayesian bootstrap; as alpha grows the members gather at the frozen head,
+where the gradient of every l(q) is zero.
+
+Memory as `posthoc.methods.heads.bootstrap`.
+"""
+
 from __future__ import annotations
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from posthoc.contract import F64, I64, Array, Info, LinearHead, Paper, State, Task
 from posthoc.links import softmax
-from posthoc.methods.heads import members
-from posthoc.methods.heads.blocks import PILOT, sizes, stream
+from posthoc.methods.heads.blocks import Block
 from posthoc.methods.heads.losses import normalise
+from posthoc.methods.heads.members import Refit, emit, fit_classes, spread
+from posthoc.methods.heads.weights import dirichlet
+from posthoc.rows import Rows
+
+__all__ = ["INFO", "Settings", "emit", "fit", "spread"]
+
+INFO = Info(
+    name="nptl",
+    kind="module",
+    tasks=("classification",),
+    needs=frozenset({"features", "linear_head", "labels"}),
+    summary="nonparametric posterior of the last layer around the frozen head's labels",
+    paper=Paper(
+        "Enhancing Transfer Learning with Flexible Nonparametric Posterior Sampling",
+        2024,
+        "https://arxiv.org/abs/2403.07282",
+    ),
+    preserves=False,
+)
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    members: int = Field(default=20, ge=2)
-    iterations: int = Field(default=30, ge=1)
-    seed: int = 0
-    prior_precision: float | None = Field(default=None, gt=0)
-    alpha: float = 1.0
+class Settings(Refit):
+    """``alpha`` is how many rows the frozen head's labels count for; ``members`` heads are
+    refitted; ``prior_precision`` of the distance from the frozen head, None for the one at which
+    the Laplace evidence on the same rows is largest; ``iterations`` of the optimiser at most;
+    ``seed`` of the weights."""
+
+    alpha: float = Field(default=100.0, gt=0, le=1e9)
 
 
-def fit(rows, head, task, settings):
-    a = settings.alpha / rows.n
+def fit(rows: Rows, head: LinearHead, task: Task, settings: Settings) -> State:
+    """The members. FitError for more of them than the graph should hold."""
+    weights = dirichlet(settings.seed, rows.n, settings.members, settings.alpha)
 
-    def raw(index, size, m):
-        return stream(settings.seed, 0, index, m).standard_exponential(size), stream(
-            settings.seed, 1, index, m
-        ).standard_gamma(a, size)
+    def loss(block: Block, logits: Array, members: I64) -> tuple[F64, Array]:
+        w, v = weights.of(block.index, len(block), members.tolist())
+        return _soft_loss(logits, block.y, softmax(block.z), w, v)
 
-    tot = np.array(
-        [
-            sum(sum(x.sum() for x in raw(i, s, m)) for i, s in sizes(rows.n))
-            for m in range(settings.members)
-        ]
-    ) / (rows.n * (1 + a))
+    return fit_classes(INFO.name, rows, head, loss, 1.0 + settings.alpha / rows.n, settings)
 
-    def loss(block, logits, who):
-        w = np.ones(logits.shape[:2], logits.dtype)
-        v = np.full(logits.shape[:2], a, logits.dtype)
-        for k, m in enumerate(who):
-            if m != PILOT:
-                e, g = raw(block.index, len(block), m)
-                w[:, k] = e / tot[m]
-                v[:, k] = g / tot[m]
-        p0 = softmax(block.z).astype(logits.dtype)
-        row = np.arange(len(block))
-        own = logits[row, :, block.y]
-        soft = np.einsum("nsc,nc->ns", logits, p0)
-        peak, total = normalise(logits)
-        lost = ((w * (total + (peak - own))) + (v * (total + (peak - soft)))).sum(
-            0, dtype=np.float64
-        )
-        logits *= (w + v)[:, :, None]
-        logits[row, :, block.y] -= w
-        logits -= v[:, :, None] * p0[:, None]
-        return lost, logits
 
-    return members.fit_members("nptl", rows, head, loss, 1.0 + a, settings)
+def _soft_loss(logits: Array, y: Array, soft: F64, w: F64, v: F64) -> tuple[F64, Array]:
+    """Sum over rows of w l(y) + v l(soft), S, and its derivative by the logits N×S×C."""
+    row = np.arange(len(y))
+    soft, w, v = (a.astype(logits.dtype) for a in (soft, w, v))
+    own, mean = logits[row, :, y], np.einsum("nsc,nc->ns", logits, soft)
+    peak, total = normalise(logits)
+    lost = w * (total + (peak - own)) + v * (total + (peak - mean))
+    logits *= (w + v)[:, :, None]
+    logits -= v[:, :, None] * soft[:, None]
+    logits[row, :, y] -= w
+    return lost.sum(0, dtype=np.float64), logits

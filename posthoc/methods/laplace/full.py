@@ -3,9 +3,9 @@
 The curvature of all K = D + 1 parameters of C classes is the sum over rows of (diag(p) - p p') ⊗
 phi~ phi~' with phi~ = [phi, 1], or of the outer products of gradients (Daxberger et al. 2021,
 arXiv:2106.14806). It is summed by pairs of classes, each a Gram matrix of weighted features; no
-Jacobian is made. The posterior keeps its covariance (CK)², from which variances are exact, and S
-fixed draws of the head. In a regression outputs do not share curvature, and this is the Kronecker
-form of `posthoc.methods.laplace.kron`, which is then exact.
+Jacobian is made. The posterior keeps a factor of its covariance, from which variances are exact,
+and S fixed draws of the head (`posthoc.methods.laplace.factored`). In a regression outputs do not
+share curvature, and this is the form of `posthoc.methods.laplace.kron`, which is then exact.
 
 Memory of a fit is some 6 (CK)² float64 numbers: 1.2 GB at the default limit of 5,000 parameters.
 """
@@ -29,8 +29,8 @@ from posthoc.contract import (
     State,
     Task,
 )
-from posthoc.links import N_DRAWS, Spread, SpreadNames, normal_draws
-from posthoc.methods.laplace import kron, sums
+from posthoc.links import N_DRAWS, Spread, SpreadNames
+from posthoc.methods.laplace import factored, kron, sums
 from posthoc.methods.laplace.criteria import choose_classification, finished
 from posthoc.methods.laplace.prior import Spectrum
 from posthoc.methods.laplace.settings import Curvature
@@ -168,30 +168,11 @@ def _posterior(
     precision, said = choose_classification(
         settings, known, heldout, squares, lambda fixed, d: fixed @ (1.0 / (known.values + d))
     )
-    lower = _triangle((vectors.reshape(len(h), -1) / np.sqrt(known.values + precision)).T)
+    lower = factored.triangle((vectors.reshape(len(h), -1) / np.sqrt(known.values + precision)).T)
     factor = np.tensordot(basis.T, lower.reshape(len(basis), k, -1), 1)
-    tensors = from_factor(factor, settings.draws, settings.seed)
+    tensors = factored.tensors(factor, settings.draws, settings.seed)
     more = {**settings.described(stats.n), "draws": settings.draws, "seed": settings.seed}
     return State(tensors, {"task": "classification", **said, **more})
-
-
-def from_factor(factor: F64, draws: int, seed: int) -> dict[str, Array]:
-    """The tensors of a state whose parameters have the covariance F F', for F of shape C×K×J:
-    ``factor``, ``draws`` S×C×K, and roots of the variances' quadratic forms: ``roots`` C×K×K of
-    each class and ``root`` K×K of the mean over pairs of classes of a difference."""
-    c, k, j = factor.shape
-    drawn = factor.reshape(c * k, j) @ normal_draws(j, seed, draws).T
-    roots = np.stack([_triangle(f.T) for f in factor])
-    tensors: dict[str, Array] = {
-        "factor": factor,
-        "draws": np.ascontiguousarray(drawn.T).reshape(draws, c, k),
-        "roots": roots,
-    }
-    if c > 1:
-        apart = np.tensordot(sums.centred_basis(c), factor, 1) * np.sqrt(2.0 / (c - 1))
-        tall = apart.transpose(0, 2, 1).reshape(-1, k)
-        tensors["root"] = _triangle(tall)
-    return tensors
 
 
 def spectrum(stats: Stats, head: LinearHead, settings: Settings) -> Spectrum:
@@ -203,57 +184,23 @@ def spectrum(stats: Stats, head: LinearHead, settings: Settings) -> Spectrum:
 
 def spread(state: State, phi: Array, z: Array) -> Spread:
     """What the posterior adds to the outputs of N rows (float64 definition)."""
-    t = state.tensors
-    if "factor" not in t:
-        return kron.spread(state, phi, z)
-    x = sums.exact(phi)
-    alone = np.stack([((x @ root) ** 2).sum(1) for root in t["roots"]], 1)
-    if state.settings["task"] == "regression":
-        return Spread(alone, np.sqrt(alone), np.eye(alone.shape[1]))
-    s, c, k = t["draws"].shape
-    drawn = (x @ t["draws"].reshape(s * c, k).T).reshape(-1, s, c)
-    return Spread(((x @ t["root"]) ** 2).sum(1), draws=drawn, class_variance=alone)
+    if "factor" in state.tensors:
+        return factored.spread(state, phi)
+    return kron.spread(state, phi, z)
 
 
 def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
     """The same as a graph fragment."""
-    t = state.tensors
-    if "factor" not in t:
-        return kron.emit(g, state, phi, z)
-
-    def project(table: Array) -> str:
-        """[phi, 1] @ table, for K×anything."""
-        return g.op("Gemm", phi, g.const(table[:-1]), g.const(table[-1]))
-
-    s, c, k = t["draws"].shape
-    y = project(t["roots"].transpose(1, 0, 2).reshape(k, c * k))
-    y = g.op("Reshape", g.op("Mul", y, y), g.const([0, c, k], "int64"))
-    alone = g.sum(y, 2)
-    if state.settings["task"] == "regression":
-        return SpreadNames(alone, g.op("Sqrt", alone), np.eye(c))
-    drawn = g.op("Reshape", project(t["draws"].reshape(s * c, k).T), g.const([0, s, c], "int64"))
-    y = project(t["root"])
-    variance = g.sum(g.op("Mul", y, y), 1, keepdims=True)
-    return SpreadNames(variance, draws=drawn, class_variance=alone)
+    if "factor" in state.tensors:
+        return factored.emit(g, state, phi)
+    return kron.emit(g, state, phi, z)
 
 
 def joint(state: State, phi: Array) -> F64:
     """Covariance N×C×N×C of the outputs of N rows together."""
-    if "factor" not in state.tensors:
-        return kron.joint(state, phi)
-    factor = state.tensors["factor"]
-    y = np.einsum("nk,ckj->ncj", sums.exact(phi), factor, optimize=True)
-    n, c = y.shape[:2]
-    flat = y.reshape(n * c, -1)
-    return np.asarray(flat @ flat.T).reshape(n, c, n, c)
-
-
-def _triangle(tall: F64) -> F64:
-    """Lower triangular L with L L' = A'A and no negative diagonal: the only one, so that draws do
-    not turn with an eigenvector's sign."""
-    lower: F64 = np.ascontiguousarray(np.asarray(np.linalg.qr(tall, mode="r")).T)
-    lower *= np.where(np.diag(lower) < 0, -1.0, 1.0)
-    return lower
+    if "factor" in state.tensors:
+        return factored.joint(state, phi)
+    return kron.joint(state, phi)
 
 
 def _basis(classes: int, settings: Settings) -> F64:

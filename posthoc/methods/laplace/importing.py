@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from posthoc.contract import F64, Array, FitError, LinearHead, State, Task
 from posthoc.links import N_DRAWS
-from posthoc.methods.laplace.full import from_factor
+from posthoc.methods.laplace import factored
 
 MODULES = {
     "KronLLLaplace": "laplace",
@@ -169,7 +169,7 @@ def _full(curvature: Any, scale: float, precision: F64, head: LinearHead) -> dic
     factor[:, :d] = root[: c * d].reshape(c, d, p)
     if p > c * d:
         factor[:, d] = root[c * d :]
-    return from_factor(factor, N_DRAWS, 0)
+    return factored.tensors(factor, N_DRAWS, 0)
 
 
 def _by_parameter(precision: F64, parameters: int) -> F64:

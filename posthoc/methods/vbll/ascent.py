@@ -13,21 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
 
 from posthoc.contract import F64
-from posthoc.methods.vbll.covariance import Kind
+from posthoc.methods.vbll.covariance import Kind, inverse
 from posthoc.methods.vbll.sums import Problem
 
 LIMIT, CLOSE = 500, 1e-9
-LOW_RANK_LIMIT, LOW_RANK_CLOSE = 30, 1e-4  # an eigenproblem each
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
     """q(w) over P weights: mean ``at`` P in the eigenbasis, its squared norm and the squared error
     that it leaves; of S the sums ``trace``, ``data`` = tr(S gram) and ``log_det``, and ``variance``
-    P with ``factor`` P×R, or for a dense S its ``spectrum`` P in the eigenbasis."""
+    P with ``reduction`` P×R, or for a dense S its ``spectrum`` P in the eigenbasis."""
 
     at: F64
     norm: float
@@ -36,7 +34,7 @@ class Weights:
     data: float
     log_det: float
     variance: F64 | None = None
-    factor: F64 | None = None
+    reduction: F64 | None = None
     spectrum: F64 | None = None
 
 
@@ -55,25 +53,16 @@ def best_weights(
         return Weights(*mean, float(s.sum()), data, log_det, spectrum=s)
     gram = np.diag(task.gram)
     s = 1.0 / (gram / noise + 1.0 / prior)
-    trace, data, log_det = float(s.sum()), float(s @ gram), float(np.log(s).sum())
     if kind == "diagonal":
+        trace, data, log_det = float(s.sum()), float(s @ gram), float(np.log(s).sum())
         return Weights(*mean, trace, data, log_det, variance=s)
-    u = _best_factor(task.gram, s, noise, prior, rank)
-    trace += float((u**2).sum())
-    data += float((u * (task.gram @ u)).sum())
-    log_det += float(np.linalg.slogdet(np.eye(u.shape[1]) + u.T @ (u / s[:, None]))[1])
-    return Weights(*mean, trace, data, log_det, variance=s, factor=u)
-
-
-def _best_factor(gram: F64, variance: F64, noise: float, prior: float, rank: int) -> F64:
-    """The U P×R for which diag(variance) + U U' is best: in the scale of the diagonal, along the
-    directions of the R smallest eigenvalues l of the precision, of squared length 1 / l - 1."""
-    scale = np.sqrt(variance)
-    precision = gram * np.multiply.outer(scale, scale) / noise
-    precision[np.diag_indices_from(precision)] += variance / prior
-    low, directions = eigh(precision, subset_by_index=[0, min(rank, len(gram)) - 1])
-    length = np.maximum(1.0 / np.maximum(low, float(variance.min()) / prior) - 1.0, 0.0)
-    return np.asarray(scale[:, None] * directions * np.sqrt(length))
+    # The leading eigenvectors of the precision are the gram matrix's, whatever the variances.
+    low = task.basis[:, -rank:] * np.sqrt(task.values[-rank:] / noise)
+    rest = np.maximum(gram / noise - (low**2).sum(1), 0.0) + 1.0 / prior
+    (s,), (u,), (log_det,) = inverse(rest[None], low[None])
+    trace = float(s.sum() - (u**2).sum())
+    data = float(s @ gram - (u * (task.gram @ u)).sum())
+    return Weights(*mean, trace, data, float(log_det), variance=s, reduction=u)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +81,10 @@ Evaluate = Callable[[float, float], Found]
 Update = Callable[[Found, bool], tuple[float, float]]
 
 
-def climb(evaluate: Evaluate, update: Update, noise: float, prior: float, kind: Kind) -> Found:
+def climb(evaluate: Evaluate, update: Update, noise: float, prior: float) -> Found:
     """The variances at which the bound is maximal, from the given ones up."""
-    limit, close = (LOW_RANK_LIMIT, LOW_RANK_CLOSE) if kind == "lowrank" else (LIMIT, CLOSE)
     here = evaluate(noise, prior)
-    for step in range(1, limit + 1):
+    for step in range(1, LIMIT + 1):
         there = evaluate(*update(here, True))
         if there.elbo <= here.elbo:
             there = evaluate(*update(here, False))
@@ -105,9 +93,9 @@ def climb(evaluate: Evaluate, update: Update, noise: float, prior: float, kind: 
         )
         if there.elbo > here.elbo:
             here = Found(there.noise, there.prior, there.elbo, there.weights, step)
-        elif moved > close:
+        elif moved > CLOSE:
             break  # the low-rank form is no exact maximum, and a rounding error can end it
-        if moved <= close:
+        if moved <= CLOSE:
             break
     return here
 

@@ -23,7 +23,14 @@ from posthoc.contract import F64, I64, Array, Features, State
 from posthoc.folds import log_softmax
 from posthoc.methods.vbll.bound import Bound, softmax_bound
 from posthoc.methods.vbll.coordinates import Affine, measure, with_one
-from posthoc.methods.vbll.covariance import Covariance, Dense, Diagonal, LowRank, check_dense
+from posthoc.methods.vbll.covariance import (
+    Covariance,
+    Dense,
+    Diagonal,
+    LowRank,
+    check_dense,
+    quadratic,
+)
 from posthoc.methods.vbll.training import Adam, batches, emphasis, epochs_for, learned_prior, steps
 from posthoc.rows import Rows
 
@@ -52,7 +59,7 @@ class Posterior:
         """(x N×P, means N×K, variances N×K) at a block of rows."""
         x = with_one(self.affine(_phi(rows)))
         mean = np.asarray(rows.z, np.float64) + x @ self.mean.T
-        return x, mean, self.covariance.quadratic(x)
+        return x, mean, quadratic(self.covariance.tensors(), x)
 
     def elbo(self, rows: Rows, bound: Bound) -> float:
         """Evidence lower bound in nats a row: mean bound minus divergence / (emphasis rows)."""
@@ -66,7 +73,7 @@ class Posterior:
 
 def fit(rows: Rows, settings: Settings) -> State:
     """The posterior over logits. Memory beside one window of rows: about 8 K P numbers (128 MiB at
-    1,000 classes and 2,048 features), K P² more where the covariance is dense.
+    1,000 classes and 2,048 features), 6 K P R more for rank R, 3 K P² for a dense covariance.
 
     Raises FitError where a dense covariance is too large.
     """
@@ -76,7 +83,7 @@ def fit(rows: Rows, settings: Settings) -> State:
     if kind == "dense":
         check_dense(width, features, "vbll")
     epochs = settings.epochs or epochs_for(rows.n, settings.batch_size)
-    posterior, counts = start(rows, settings, epochs)
+    posterior, counts = start(rows, settings)
     train(posterior, rows, settings, epochs)
     tensors: dict[str, Array] = {
         **posterior.affine.tensors(),
@@ -100,7 +107,7 @@ def fit(rows: Rows, settings: Settings) -> State:
     )
 
 
-def start(rows: Rows, settings: Settings, epochs: int) -> tuple[Posterior, I64]:
+def start(rows: Rows, settings: Settings) -> tuple[Posterior, I64]:
     """The frozen head with the covariance of its diagonal Laplace approximation, and the number of
     rows of each class. One pass for the coordinates and one for the curvature."""
     affine = measure(rows)
@@ -119,13 +126,10 @@ def start(rows: Rows, settings: Settings, epochs: int) -> tuple[Posterior, I64]:
     kappa = emphasis(settings.objective, outputs * features, rows.n)
     covariance: Covariance
     if settings.covariance == "lowrank":
-        rng = np.random.default_rng(settings.seed)
-        rate = settings.learning_rate
-        total = epochs * steps(rows.n, settings.batch_size)
-        covariance = LowRank(curvature, prior, kappa, settings.rank, rng, rate, total)
+        covariance = LowRank(curvature, settings.rank, np.random.default_rng(settings.seed))
     else:
-        kind = Dense if settings.covariance == "dense" else Diagonal
-        covariance = kind(curvature, prior, kappa)
+        covariance = (Dense if settings.covariance == "dense" else Diagonal)(curvature)
+    covariance.update(prior, kappa)
     return Posterior(affine, np.zeros((outputs, features)), covariance, prior, kappa), counts
 
 
@@ -136,15 +140,14 @@ def train(posterior: Posterior, rows: Rows, settings: Settings, epochs: int) -> 
     adam = Adam([posterior.mean], settings.learning_rate, total)
     for epoch in range(epochs):
         for batch in batches(rows, rng, settings.batch_size):
-            share = len(batch) / rows.n
-            gradient = step(posterior, batch, share, settings.bound)
-            adam.step([gradient])
+            adam.step([step(posterior, batch, len(batch) / rows.n, settings.bound)])
         # Softmax ignores what all classes share; Adam, which weighs each weight, does not.
         posterior.mean -= posterior.mean.mean(0)
-        posterior.covariance.settle(posterior.prior, posterior.emphasis)
+        posterior.covariance.settle()
         if settings.prior_scale is None and epoch > 0:
             trace, unit = posterior.covariance.trace(), 1.0 / posterior.mean.shape[1]
             posterior.prior = learned_prior(posterior.prior, posterior.mean, trace, unit)
+        posterior.covariance.update(posterior.prior, posterior.emphasis)
 
 
 def step(posterior: Posterior, batch: Features, share: float, bound: Bound) -> F64:
@@ -153,7 +156,7 @@ def step(posterior: Posterior, batch: Features, share: float, bound: Bound) -> F
     x, mean, variance = posterior.logits(batch)
     y = _labels(batch)
     found = softmax_bound(mean, variance, y, bound)
-    posterior.covariance.add(x, found.variance, share, posterior.prior, posterior.emphasis)
+    posterior.covariance.add(x, found.variance)
     residual = -found.mean
     residual[np.arange(len(y)), y] += 1.0
     gradient = residual.T @ x

@@ -61,7 +61,7 @@ def fit_output(
         return noise, min(max(prior, low), high)
 
     start = typical if prior_scale is None else prior_scale
-    return climb(evaluate, update, typical, start / p, kind)
+    return climb(evaluate, update, typical, start / p)
 
 
 def fit(
@@ -112,7 +112,7 @@ def tensors(task: Problem, found: Sequence[Found], factor: F64) -> dict[str, Arr
         return made
     variance = np.stack([w.variance for w in weights if w.variance is not None])
     made["variance"] = variance * factor[:, None]
-    if weights[0].factor is not None:
-        low = np.stack([w.factor for w in weights if w.factor is not None])
-        made["factor"] = low * np.sqrt(factor)[:, None, None]
+    if weights[0].reduction is not None:
+        low = np.stack([w.reduction for w in weights if w.reduction is not None])
+        made["reduction"] = low * np.sqrt(factor)[:, None, None]
     return made

@@ -132,7 +132,7 @@ def fit_output(task: Problem, output: int, settings: Settings) -> Found:
         return here.noise, min(max(prior, low), high)
 
     start = 1.0 if settings.prior_scale is None else settings.prior_scale
-    return climb(evaluate, update, 1.0, start / p, settings.covariance)
+    return climb(evaluate, update, 1.0, start / p)
 
 
 def _gamma_divergence(a: float, b: float, a0: float, b0: float) -> float:

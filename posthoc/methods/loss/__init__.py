@@ -1,0 +1,1 @@
+"""Loss prediction: a small network beside the frozen one."""
