@@ -10,7 +10,7 @@ from importlib import import_module
 
 from calibration.assemble import versions
 
-NAMES = ("overhead", "laplace", "fit", "resplits")
+NAMES = ("overhead", "resplits", "laplace", "fit", "heads")
 
 
 def main() -> None:

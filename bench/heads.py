@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.suite import Known, load, suite
+from bench.material import Known
+from bench.suite import load, suite
 from calibration.fit import parts_of, split
 from calibration.fit_head import FitOptions, Fitted, fit_head, run_head
 from calibration.metrics.calibration_error import debiased_ece
@@ -53,7 +54,7 @@ def run(quick: bool) -> dict[str, Any]:
 def _measured(tasks: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
     """Every split, one process a core and one thread a process; progress on stderr."""
     for name in {n for n, _ in tasks}:
-        load(name)  # trained and cached once, before the processes want it
+        load(name, grouped=False)  # trained and cached once, before the processes want it
     saved = {k: os.environ.get(k) for k in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
@@ -71,7 +72,7 @@ def _measured(tasks: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
 
 def measure(name: str, seed: int) -> list[dict[str, Any]]:
     """Every module on one split of one set."""
-    known = load(name)
+    known = load(name, grouped=False)
     task: Task = next(s.task for s in suite() if s.name == name)
     parts, test = parts_of(known.material, split(known.material, seed))
     found = []

@@ -45,7 +45,7 @@ from posthoc.contract import F64, Array, Features, FitError, LinearHead, State, 
 from posthoc.runtime import open_session
 
 DEFAULT_SCORES: dict[Task, tuple[str, ...]] = {
-    "classification": ("gen", "rmds"),
+    "classification": ("gen", "mahalanobis"),
     "regression": ("mahalanobis",),
 }
 
@@ -239,8 +239,9 @@ def _fit_ood(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Oo
     """The scores named (a+b: their mean) or the default, fitted on module rows and standardised on
     calibration rows; thresholds follow later.
 
-    Without data on strange rows no score is best everywhere, so the default is minimax over public
-    leaderboards: generalised entropy, and with features and labels relative Mahalanobis too.
+    Without data on strange rows no score is best everywhere. The default is generalised entropy
+    and, with features, their Mahalanobis distance: on the six sets of `bench.suite` with strange
+    rows it never fell below maximum softmax, whereas relative Mahalanobis ranked one upside down.
     """
     if options.ood == "none":
         return None

@@ -137,7 +137,7 @@ def train(posterior: Posterior, rows: Rows, settings: Settings, epochs: int) -> 
     """Climb the bound, in place."""
     rng = np.random.default_rng(settings.seed)
     total = epochs * steps(rows.n, settings.batch_size)
-    adam = Adam([posterior.mean], settings.learning_rate, total)
+    adam = Adam([posterior.mean], [settings.learning_rate], total)
     for epoch in range(epochs):
         for batch in batches(rows, rng, settings.batch_size):
             adam.step([step(posterior, batch, len(batch) / rows.n, settings.bound)])

@@ -59,6 +59,7 @@ INFO = Info(
     preserves=False,
 )
 LEAST_PRIOR = 1e-4  # where a fit starts, if all class means are equal
+VARIANCE_RATE = 5.0  # learning rate of the logarithms of variances, in those of the means
 STARTS = np.logspace(0, 3, 16)  # common factors of all variances to start from
 
 
@@ -152,7 +153,9 @@ def train(
     """Climb the bound, in place."""
     rng = np.random.default_rng(settings.seed)
     total = epochs * steps(rows.n, settings.batch_size)
-    adam = Adam([q.mean, q.log_variance, q.log_noise], settings.learning_rate, total)
+    rate = settings.learning_rate
+    rates = [rate, VARIANCE_RATE * rate, VARIANCE_RATE * rate]
+    adam = Adam([q.mean, q.log_variance, q.log_noise], rates, total)
     for epoch in range(epochs):
         for batch in batches(rows, rng, settings.batch_size):
             u, y = within(np.asarray(batch.phi)), place[np.asarray(batch.y)]

@@ -81,23 +81,23 @@ def _windows(rows: Rows) -> Iterator[Features]:
 
 class Adam:
     """Ascent on arrays in place (Kingma & Ba 2015, arXiv:1412.6980), the learning rate falling to
-    zero along half a cosine over ``total`` steps."""
+    zero along half a cosine over ``total`` steps; one learning rate an array."""
 
-    def __init__(self, parameters: list[F64], learning_rate: float, total: int):
+    def __init__(self, parameters: list[F64], learning_rates: list[float], total: int):
         self.parameters = parameters
-        self._rate, self._total, self._step = learning_rate, total, 0
+        self._rates, self._total, self._step = learning_rates, total, 0
         self._first = [np.zeros_like(p) for p in parameters]
         self._second = [np.zeros_like(p) for p in parameters]
 
     def step(self, gradients: list[F64]) -> None:
         """One step along the gradients, which may be overwritten."""
         a, b = BETAS
-        rate = self._rate * 0.5 * (1.0 + math.cos(math.pi * self._step / self._total))
+        fall = 0.5 * (1.0 + math.cos(math.pi * self._step / self._total))
         self._step += 1
-        rate /= 1.0 - a**self._step
+        fall /= 1.0 - a**self._step
         unbias = 1.0 / (1.0 - b**self._step)
-        moments = zip(self.parameters, gradients, self._first, self._second, strict=True)
-        for parameter, gradient, first, second in moments:
+        arrays = (self.parameters, gradients, self._first, self._second, self._rates)
+        for parameter, gradient, first, second, rate in zip(*arrays, strict=True):
             first *= a
             first += (1.0 - a) * gradient
             second *= b
@@ -108,5 +108,5 @@ class Adam:
             np.sqrt(gradient, out=gradient)
             gradient += TINY
             np.divide(first, gradient, out=gradient)
-            gradient *= rate
+            gradient *= rate * fall
             parameter += gradient
