@@ -10,7 +10,7 @@ from importlib import import_module
 
 from calibration.assemble import versions
 
-NAMES = ("overhead", "resplits", "laplace", "fit", "heads")
+NAMES = ("overhead", "resplits", "laplace", "fit", "heads", "ood")
 
 
 def main() -> None:

@@ -123,7 +123,7 @@ def fit_head(
     noise = _noise(module, parts.module) if options.task == "regression" else None
     eps = _draws(spread, options)
     scaling = _fit_scaling(parts.calibration, spread, noise, module, options, eps)
-    ood = _fit_ood(linear, parts, options)
+    ood = fit_ood(linear, parts, options)
     head = Head(
         task=options.task,
         width=parts.module.z.shape[1],
@@ -235,7 +235,7 @@ def _fit_scaling(
     return fit_regression(np.asarray(rows.y, np.float64) - rows.z, noise, spread, df)
 
 
-def _fit_ood(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Ood | None:
+def fit_ood(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Ood | None:
     """The scores named (a+b: their mean) or the default, fitted on module rows and standardised on
     calibration rows; thresholds follow later.
 
@@ -245,7 +245,9 @@ def _fit_ood(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Oo
     """
     if options.ood == "none":
         return None
-    have = {"labels"} | ({"features"} if parts.module.phi is not None else set())
+    sampled = options.method != "none" and "weight_samples" in registry.info(options.method).needs
+    # What stands for features is then the copies' outputs.
+    have = {"labels"} | ({"features"} if parts.module.phi is not None and not sampled else set())
     have |= {"linear_head"} if linear is not None else set()
     fitting = registry.applicable(registry.SCORES, options.task, have)
     if options.ood == "auto":

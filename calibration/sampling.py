@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
+from pydantic import BaseModel, ConfigDict, Field
 
 from calibration.scaling import student_nll
 from posthoc.contract import Array, DataError, FitError, ModelError, Task
@@ -29,15 +29,15 @@ from posthoc.samples import Samples
 _READ = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(BaseModel):
     """``weights`` all or subnetwork; ``samples`` S; ``curvature`` kron, diag or full (default: kron
     for all, full for a subnetwork); at most ``rows`` module rows are fitted on."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
     weights: Which
-    samples: int = 10
+    samples: int = Field(default=10, ge=2)
     curvature: Literal["kron", "diag", "full"] | None = None
-    rows: int = 10_000
+    rows: int = Field(default=10_000, gt=0)
 
 
 def sampled_model(

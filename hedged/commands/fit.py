@@ -10,6 +10,7 @@ import typer
 from hedged.commands import console
 from hedged.commands.console import option
 
+DEFAULT_METHOD = "laplace"
 _MORE = """The rows must be labelled and must not be those that the model was trained on. They are
 split four ways by a hash: to fit the module, to calibrate it, for the conformal ranks, to measure.
 
@@ -21,13 +22,17 @@ Examples:
       --target price --alpha .1,.05 --tolerance 500 -o bundle
   hedged fit boosted.onnx --data held-out.npz --task classification \\
       --target y --method none -o bundle
+  hedged fit mine:make_net --checkpoint net.safetensors --data held-out.npz \\
+      --task classification --target y --method vbll --prediction module -o bundle
 
 Each option is also a variable: HEDGED_FIT_METHOD for --method.
 """
 
 
 def fit(
-    model: Annotated[Path, typer.Argument(help="The frozen model, an ONNX file")],
+    model: Annotated[
+        Path, typer.Argument(help="The frozen model: an ONNX file, module:factory (torch), or .pt2")
+    ],
     data: Annotated[Path, option(help="Labelled rows: .parquet, a folder of them, .csv or .npz")],
     task: Annotated[str, option(help="classification or regression")],
     target: Annotated[str, option(help="Column of the labels; a,b for several outputs")],
@@ -48,7 +53,7 @@ def fit(
     ] = ".3,.2,.25,.25",
     method: Annotated[
         str, option(help="Module (see hedged modules), or none: scaling alone")
-    ] = "laplace",
+    ] = DEFAULT_METHOD,
     settings: Annotated[
         list[str] | None,
         option("--set", help="KEY=VALUE (repeatable): the module's own, see hedged modules NAME"),
@@ -60,6 +65,18 @@ def fit(
         str, option(help="Logits to probabilities: probit, probit_class, mc or bridge")
     ] = "probit",
     draws: Annotated[int | None, option(help="Fixed logit draws; default 16, with mc 64")] = None,
+    import_laplace: Annotated[
+        Path | None,
+        option(help="Posterior fitted with laplace-torch (its state_dict) in place of --method"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        option(help="Torch models: all or subnetwork, sampled through laplace-torch"),
+    ] = None,
+    samples: Annotated[int, option(help="Weight sets that --weights draws")] = 10,
+    curvature: Annotated[
+        str | None, option(help="Of --weights: kron, diag or full; default kron, subnetwork full")
+    ] = None,
     conformal: Annotated[
         str | None, option(help="Sets: lac (default) or raps; intervals: residual")
     ] = None,
@@ -90,6 +107,18 @@ def fit(
     output: Annotated[
         str | None, option(help="Graph output to use, where there are several")
     ] = None,
+    checkpoint: Annotated[
+        Path | None, option(help="Weights of module:factory: .safetensors, or a state_dict's .pt")
+    ] = None,
+    example: Annotated[
+        Path | None, option(help=".npz of input rows, where the table does not show their types")
+    ] = None,
+    preprocess: Annotated[
+        Path | None, option(help="ONNX file to run in front of the model, fused into the bundle")
+    ] = None,
+    trust_pickle: Annotated[
+        bool, option("--trust-pickle", help="Load a .pt2 archive, which can run code")
+    ] = False,
     name: Annotated[str | None, option(help="Model name; default: that of the file")] = None,
     version: Annotated[str, option(help="Version of the bundle")] = "1",
     seed: Annotated[int, option(help="Of the split and of the fixed draws")] = 0,
@@ -104,6 +133,7 @@ def fit(
     """Fit error bars for a frozen model and write one bundle."""
     from calibration import fit as fitting
     from calibration.fit_head import FitOptions
+    from calibration.sampling import Sampling
 
     shares = console.numbers(split, "--split")
     if len(shares) != len(fitting.ROLES) or abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
@@ -115,7 +145,7 @@ def fit(
     options = _options(
         FitOptions,
         task=task,
-        method=method,
+        method="weights" if weights is not None and method == DEFAULT_METHOD else method,
         settings=own,
         prediction=prediction,
         predictive=predictive,
@@ -130,6 +160,9 @@ def fit(
         tolerance=tolerance,
         seed=seed,
     )
+    sampling = None
+    if weights is not None:
+        sampling = _options(Sampling, weights=weights, samples=samples, curvature=curvature)
     named = console.pairs(inputs or [], "--inputs")
     columns = fitting.Columns(
         target=target.split(","),
@@ -151,6 +184,12 @@ def fit(
             cache_dir=cache,
             head=head,
             output=output,
+            checkpoint=checkpoint,
+            example=example,
+            preprocess=preprocess,
+            trust_pickle=trust_pickle,
+            laplace=import_laplace,
+            sampling=sampling,
             batch_size=batch_size,
             device=device,
             max_cache_bytes=None if max_cache is None else int(max_cache * 1e9),

@@ -56,7 +56,7 @@ def fit(model: str, folder: Path, task: Any, **options: Any) -> Predictor:
         columns=fitting.Columns(target="y"),
         cache_dir=folder / "cache",
         checkpoint=folder / "net.safetensors",
-        sampling=Sampling("all", samples=4, curvature="diag"),
+        sampling=Sampling(weights="all", samples=4, curvature="diag"),
     )
     predictor = Predictor(folder / "bundle")
     predictor.self_check()
@@ -94,7 +94,7 @@ def test_a_regressor(folder: Path) -> None:
 def test_what_does_not_go_together(folder: Path) -> None:
     options = FitOptions(task="classification", method="laplace")
     with pytest.raises(FitError, match="go together"):
-        fitting.fit("m:f", "rows.npz", folder / "b", options, sampling=Sampling("all"))
+        fitting.fit("m:f", "rows.npz", folder / "b", options, sampling=Sampling(weights="all"))
     x = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
     model = write(folder, "sampled_limit", 3, x, np.arange(400) % 3)
     with pytest.raises(ModelError, match="above the limit"):
@@ -106,5 +106,5 @@ def test_what_does_not_go_together(folder: Path) -> None:
             columns=fitting.Columns(target="y"),
             cache_dir=folder / "cache",
             checkpoint=folder / "net.safetensors",
-            sampling=Sampling("all", samples=2_000_000),
+            sampling=Sampling(weights="all", samples=2_000_000),
         )

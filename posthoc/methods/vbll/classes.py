@@ -13,9 +13,6 @@ import numpy as np
 from posthoc.contract import F64, I64
 from posthoc.folds import log_softmax
 
-# Exponent and scale of the Wishart prior of the noise precision, for each coordinate.
-DOF, SCALE = 1.5, 1e-2
-
 
 @dataclass(slots=True)
 class Classes:
@@ -45,10 +42,6 @@ class Classes:
         of_one = squares / self.prior + self.mean.size * (np.log(self.prior) - 1.0)
         return float(0.5 * (of_one - self.log_variance.sum()))
 
-    def log_noise_prior(self) -> float:
-        """Of the noise precisions, without constants."""
-        return float(-DOF * self.log_noise.sum() - 0.5 * SCALE * (1.0 / self.noise).sum())
-
 
 def scores(mean: F64, variance: F64, noise: F64, log_prior: F64, u: F64) -> F64:
     """log N(u; mean_c, variance_c + noise) + log prior_c, N×K, without the constant of 2 pi."""
@@ -73,8 +66,8 @@ def bound(q: Classes, u: F64, y: I64) -> float:
 
 
 def gradients(q: Classes, u: F64, y: I64, share: float) -> tuple[F64, F64, F64]:
-    """Of the bound of these rows plus their share of noise prior and divergence, a row: by mean,
-    log variance and log noise."""
+    """Of the bound of these rows minus their share of the divergence, a row: by mean, log variance
+    and log noise."""
     n, k = len(u), len(q.mean)
     mean, variance, noise = q.mean, q.variance, q.noise
     total = variance + noise
@@ -91,7 +84,6 @@ def gradients(q: Classes, u: F64, y: I64, share: float) -> tuple[F64, F64, F64]:
     by_variance -= (0.5 * share / q.emphasis) * (1.0 / q.prior - 1.0 / variance)
     inside = near.sum(0) + (own_count * variance).sum(0)
     by_noise = spreading.sum(0) - 0.5 * (n - inside / noise) / noise
-    by_noise += share * (0.5 * SCALE / noise - DOF) / noise
     return by_mean / n, by_variance * variance / n, by_noise * noise / n
 
 

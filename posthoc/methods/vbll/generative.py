@@ -108,7 +108,7 @@ def fit(rows: Rows, head: LinearHead, task: Task, settings: Settings) -> State:
         "present": present,
     }
     total = sum(bound(q, within(b.phi), place[np.asarray(b.y)]) for b in rows if b.phi is not None)
-    total += q.log_noise_prior() - q.divergence() / q.emphasis
+    total -= q.divergence() / q.emphasis
     said = {
         "covariance": settings.covariance,
         "objective": settings.objective,
