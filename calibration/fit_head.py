@@ -118,6 +118,8 @@ def fit_head(
             raise FitError(f"no {name} rows: give more data or another --split")
         if rows.y is None:
             raise FitError("a fit needs labels: name their column with --target")
+    if options.task == "classification" and len(np.unique(np.asarray(parts.calibration.y))) < 2:
+        raise FitError("a temperature needs labels of at least two classes and has 1")
     module = posterior or _fit_module(linear, parts.module, options)
     spread = None if module is None else _spread(module, parts.calibration)
     noise = _noise(module, parts.module) if options.task == "regression" else None
@@ -140,8 +142,7 @@ def fit_head(
         and (options.task == "classification" or options.tolerance is not None),
     )
     members = () if ood is None else ood.members
-    used = [m.name for m in members] + ([] if module is None else [module[0]])
-    if not any("features" in registry.info(n).needs for n in used):
+    if module is None and not any("features" in registry.info(m.name).needs for m in members):
         head = head.with_(features=None)  # nothing reads them
     if options.task == "classification":
         head = _choose_conformal(head, parts.calibration, options)

@@ -17,27 +17,24 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from posthoc.agreement import are_probabilities, believed, mismatch
 from posthoc.contract import Array, LinearHead, ModelError, Task, TensorSpec
-from posthoc.heads import Link, Step, Walk, walk, walks_from
-from posthoc.linear import Found
+from posthoc.heads import Walk, walk, walks_from
 from posthoc.models import load_model, modernised, opset_of
 from posthoc.probe import (
     Probe,
     Sample,
     check_inputs,
-    difference,
     first_that_runs,
     neighbour_effect,
     with_outputs,
 )
-from posthoc.quantised import Rounding
 from posthoc.reader import Graph
 from posthoc.runtime import open_session, session_specs
 
 # Kernels for other batch sizes round differently, by up to 1e-3; integer scales taken over a
 # batch move outputs by per cents; noise and batch statistics by more.
 _FIRM, _LOOSE = 2e-3, 0.1
-_PACKED = 1e-2  # 2e-3 was seen with eight-bit weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +43,12 @@ class Frozen:
 
     ``model`` is one file, opset 13 or newer, in which ``z`` (N×``z_dim``) and ``phi`` (N×D, None
     for a black box) name float32 tensors; ``head`` has ``z = phi @ weight.T + bias``. ``sha256``
-    and ``size`` are of the file as given (with external data: of ``model``). ``output`` is the
-    graph output that was followed and ``tail`` the operators between it and z, outermost first
-    (a decomposed softmax counts as ``Softmax``). ``z_is_probs``: only probabilities could be had,
-    so z stands for them and the caller takes their logarithm. ``notes`` are for the user.
-    ``sources`` are the files that the model was made from, by sha256, where it is not one file.
+    and ``size`` are of the file as given, or of ``model`` where that was put together here.
+    ``output`` is the graph output that was followed and ``tail`` the operators between it and z,
+    outermost first (a decomposed softmax counts as ``Softmax``). ``z_is_probs``: only
+    probabilities could be had, so z stands for them and the caller takes their logarithm.
+    ``notes`` are for the user. ``sources`` are the files, by sha256, that a model was put together
+    from.
     """
 
     model: bytes
@@ -115,7 +113,7 @@ def open_frozen(
         walks = walks_from(graph, head, name)
     rows, values = _probe(graph, inputs, name, walks, sample)
     _check_neighbours(neighbour_effect(proto, inputs, name, rows, values[name]), name, notes)
-    way, z = _believed(walks, values, name, task, head)
+    way, z = believed(walks, values, name, task, head)
     if not way.path:
         notes.append(f"{' ← '.join(walks[0].tail)} before {name!r} did not check; read after it")
     width = int(np.prod(values[z].shape[1:]))
@@ -126,9 +124,9 @@ def open_frozen(
                 f"output {name!r} is a sigmoid over {width} labels: multi-label models are not "
                 "supported; give a model with one softmax"
             )
-        probs = not way.steps and _are_probabilities(values[z])
+        probs = not way.steps and are_probabilities(values[z])
     found, stop = way.found, way.stop
-    wrong = "" if found is None else _mismatch(values, found, z)
+    wrong = "" if found is None else mismatch(values, found, z)
     if found is not None and wrong:
         if head is not None:
             raise ModelError(f"{head!r} is not the linear head of output {name!r}: {wrong}")
@@ -238,96 +236,6 @@ def _probe(
                 session = open_session(with_outputs(graph.model, [phi], graph.needed([phi])))
                 values[phi] = np.asarray(session.run([phi], rows)[0])
     return rows, values
-
-
-def _believed(
-    walks: Sequence[Walk], values: Probe, output: str, task: Task, head: str | None
-) -> tuple[Walk, str]:
-    """The first walk whose z gives the output, and its z; a walk of no step when none does."""
-    for way in walks:
-        z = _with_two_axes(way.path, values)
-        if z is not None and _follows(way.steps, values[z], values[output]):
-            return way, z
-    if head is not None:
-        raise ModelError(
-            f"output {output!r} is neither the result of {head!r} nor its softmax, log-softmax or "
-            "sigmoid; name another node"
-        )
-    z = _with_two_axes([output], values)
-    if z is None:
-        raise ModelError(
-            f"output {output!r} has values {values[output].dtype} of shape "
-            f"{values[output].shape}; {task} takes one row of floats for each row (N×C)"
-        )
-    return Walk((), (), (), None, "the operators before the output are not what they seem"), z
-
-
-def _with_two_axes(path: Sequence[str], values: Probe) -> str | None:
-    """The innermost tensor that is N×C, else one that is N (a single output)."""
-    for rank in (2, 1):
-        for name in reversed(path):
-            if values[name].ndim == rank and values[name].dtype.kind == "f":
-                return name
-    return None
-
-
-def _follows(steps: Sequence[Step], z: Array, output: Array) -> bool:
-    """Whether the output is what ``steps`` make of z."""
-    value, tolerance = z.astype(np.float64), _tolerance(z, output)
-    for step in steps:
-        value = step(value) if isinstance(step, Rounding) else _step(step, value)
-        if isinstance(step, Rounding):
-            tolerance += step.scale / max(float(np.abs(output).max(initial=0)), 1e-12)
-    return difference(value, output) <= tolerance
-
-
-def _step(step: Link, value: Array) -> Array:
-    with np.errstate(all="ignore"):
-        if step in ("softmax", "log_softmax"):
-            value = value - value.max(axis=-1, keepdims=True)
-            log: Array = value - np.log(np.exp(value).sum(axis=-1, keepdims=True))
-            return log if step == "log_softmax" else np.exp(log)
-        if step == "sigmoid":
-            return 0.5 * (1 + np.tanh(value / 2))
-        return np.asarray(np.log(value) if step == "log" else value.argmax(axis=-1))
-
-
-def _tolerance(*values: Array) -> float:
-    return 5e-3 if any(v.dtype == np.float16 for v in values) else 1e-4
-
-
-def _are_probabilities(values: Array) -> bool:
-    """Rows of non-negative numbers that sum to 1; a single column within [0, 1]."""
-    p = values.astype(np.float64).reshape(len(values), -1)
-    p = p[np.isfinite(p).all(axis=1)]
-    inside = len(p) > 0 and bool(((p >= 0) & (p <= 1 + 1e-3)).all())
-    return inside and (p.shape[1] == 1 or bool(np.allclose(p.sum(axis=1), 1, atol=1e-3)))
-
-
-def _mismatch(values: Probe, found: Found, z: str) -> str:
-    """Why φ Wᵀ + b is not z on the probe; empty when it is."""
-    if found.phi not in values:
-        return "the positions that the outputs are taken from cannot be taken from its input"
-    phi, want, weight = values[found.phi], values[z], found.linear.weight
-    if phi.ndim < 2 or phi.size != len(want) * weight.shape[1]:
-        return f"its input has shape {phi.shape} and its weight {weight.shape}, not N×D and C×D"
-    phi = phi.reshape(len(want), -1)
-    with np.errstate(all="ignore"):
-        got = phi.astype(np.float64) @ weight.T + found.linear.bias
-    got = np.clip(got, found.low, found.high)
-    want = want.astype(np.float64).reshape(len(want), -1)
-    if got.shape != want.shape:
-        return f"it gives {got.shape} where the outputs are {want.shape}"
-    finite = np.isfinite(got).all(axis=1) & np.isfinite(want).all(axis=1)
-    if not finite.any():
-        return "no row gives finite values to check it by; give real rows"
-    got, want = got[finite], want[finite]
-    largest = max(float(np.abs(want).max()), 1e-12)
-    error = np.abs(got - want).max() / largest
-    tolerance = _PACKED if found.packed else _tolerance(phi, values[z])
-    if error <= tolerance + found.step / largest:
-        return ""
-    return f"φWᵀ + b differs from the outputs by {error:.1e}, relative to the largest"
 
 
 def _as_float32(proto: onnx.ModelProto, name: str, value: Array, what: str) -> str:

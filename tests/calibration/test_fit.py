@@ -298,7 +298,7 @@ def test_too_few_rows_name_the_part_that_is_empty(folder: Path, run: Fit, n: int
 def test_a_black_box_needs_scaling_alone(folder: Path, run: Fit) -> None:
     model = black_box(folder / "box.onnx")
     data = table(model)
-    with pytest.raises(FitError, match=r"laplace needs a linear head.*--method none"):
+    with pytest.raises(FitError, match=r"laplace needs a linear head.*--method loss or none"):
         run(model, data)
     with pytest.raises(FitError, match="OOD score 'rmds' does not fit this model; these do: gen"):
         run(model, data, method="none", ood="rmds")

@@ -209,6 +209,36 @@ def test_a_choice_that_the_features_do_not_allow_leaves_a_black_box():
     assert "not N×D" in f.notes[0] or "cannot be taken" in f.notes[0]
 
 
+def test_a_softmax_over_the_channels_of_one_pixel():
+    """Probabilities N×C×1×1, flattened last: z is what the softmax saw, as N×C."""
+    nodes = [
+        *BODY,
+        node("Reshape", ["phi", "map"], ["phi4"]),
+        node("Conv", ["phi4", "kernel", "b2"], ["z4"], name="head"),
+        node("Softmax", ["z4"], ["p4"], axis=1),
+        node("Flatten", ["p4"], ["y"]),
+    ]
+    f = open_frozen(model(nodes, extra=EXTRA), task="classification")
+    assert f.tail == ("Flatten", "Softmax") and f.notes == () and not f.z_is_probs
+    check_exposed(f, PHI, LOGITS)
+
+
+def test_outputs_written_with_the_rows_last_and_turned_round():
+    """The innermost tensor of z's values has the rows in axis 1 and cannot be z."""
+    for classes in (K, 8, 1):
+        rng = np.random.default_rng(0)
+        w = rng.normal(size=(classes, C)).astype(np.float32)
+        nodes = [
+            *BODY,
+            node("Transpose", ["phi"], ["columns"]),
+            node("MatMul", ["w", "columns"], ["zt"]),
+            node("Transpose", ["zt"], ["y"], perm=[1, 0]),
+        ]
+        f = open_frozen(model(nodes, extra={"w": w}), task="regression")
+        check_exposed(f, None, PHI @ w.T)
+        assert f.z == "y" and f.z_dim == classes
+
+
 def test_a_convolution_with_a_border_or_in_groups_is_no_head():
     for attributes in ({"pads": [1, 1, 1, 1]}, {"group": 2}):
         groups = attributes.get("group", 1)

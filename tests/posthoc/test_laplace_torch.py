@@ -62,9 +62,7 @@ def test_the_linearised_predictive_of_a_linear_regression_is_bayes() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 1, bias=False))
     net[0].weight.data = torch.as_tensor(np.linalg.lstsq(x, y, rcond=None)[0].T.astype(np.float32))
-    made = sample_weights(
-        net, x, y, task="regression", weights="all", samples=2, curvature="full"
-    )
+    made = sample_weights(net, x, y, task="regression", weights="all", samples=2, curvature="full")
     mean, variance = made.linearised(x[:7])
     residual = y - x @ net[0].weight.data.numpy().T
     noise = float((residual**2).mean())

@@ -10,7 +10,6 @@ def boom():
     called.append("boom")
 
 
-
 class Table(torch.nn.Module):
     """Four numbers a row to three logits; ``scale`` is an optional input."""
 

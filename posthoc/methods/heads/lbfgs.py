@@ -39,7 +39,7 @@ class Coordinates(Protocol):
 class Minimum:
     """Points ``x`` S×P, ``value`` S and ``gradient`` S, the norm of T' g: where T makes the
     Hessian the identity, half its square is the distance of the value from its minimum.
-    ``converged`` S says that this fell to the tolerance times the value."""
+    ``converged`` S says that this distance fell to the tolerance."""
 
     x: Array
     value: F64
@@ -56,8 +56,8 @@ def minimise(
     steps: int,
     tolerance: float,
 ) -> Minimum:
-    """Minimise S problems with positive values from ``start`` S×P, each until half the squared
-    norm of T' g is at most ``tolerance`` times its value, no step lowers it, or ``steps`` are done.
+    """Minimise S problems from ``start`` S×P, each until half the squared norm of T' g is at most
+    ``tolerance``, no step lowers its value, or ``steps`` are done.
 
     Holds 2·MEMORY + 8 arrays of S×P numbers of the start's type beside the objective's own.
     """
@@ -66,7 +66,7 @@ def minimise(
     u = coordinates.gradient(g)
     del g
     pairs = _Pairs(u)
-    active = ~_converged(u, value, tolerance)
+    active = _distance(u) > tolerance
     done = 0
     while done < steps and active.any():
         done += 1
@@ -101,8 +101,8 @@ def minimise(
             if not len(waiting):
                 break
         active[who[waiting]] = False  # stuck
-        active &= ~_converged(u, value, tolerance)
-    return Minimum(x, value, np.sqrt(_dot(u, u)), _converged(u, value, tolerance), done)
+        active &= _distance(u) > tolerance
+    return Minimum(x, value, np.sqrt(_dot(u, u)), _distance(u) <= tolerance, done)
 
 
 class _Pairs:
@@ -146,8 +146,8 @@ class _Pairs:
         return q
 
 
-def _converged(u: Array, value: F64, tolerance: float) -> Array:
-    return np.asarray(0.5 * _dot(u, u) <= tolerance * value)
+def _distance(u: Array) -> F64:
+    return 0.5 * _dot(u, u)
 
 
 def _column(values: F64, like: Array) -> Array:

@@ -26,7 +26,7 @@ LIMIT = 200_000_000  # numbers of all members together: 800 MB in the graph, whi
 MEMORY = 1 << 30  # bytes that the members fitted at one time may take
 ARRAYS = 2 * lbfgs.MEMORY + 12  # of the size of a member that a fit holds for it
 PILOT_STEPS = 30
-TOLERANCE = 1e-7  # of the loss
+TOLERANCE = 1e-7  # nats a row by which a member's loss may lie above its minimum
 
 
 class Refit(BaseModel):
@@ -60,7 +60,7 @@ def fit_classes(
     coordinates measured there. Members are fitted in groups that keep within MEMORY.
     """
     check_size(name, head, settings.members)
-    dtype = working_type(rows)
+    dtype, tolerance = working_type(rows), TOLERANCE * rows.n * mass
     c, d = head.weight.shape
     precision = settings.prior_precision or curvature.evidence(rows, head, dtype)
     pilot = lbfgs.minimise(
@@ -68,7 +68,7 @@ def fit_classes(
         np.zeros((1, (d + 1) * c), dtype),
         curvature.Plain(),
         steps=PILOT_STEPS,
-        tolerance=TOLERANCE,
+        tolerance=tolerance,
     ).x
     coordinates = curvature.around(rows, pilot[0], c, precision, mass)
     group = max(1, MEMORY // (ARRAYS * pilot.nbytes))
@@ -81,7 +81,7 @@ def fit_classes(
             np.repeat(pilot, some, 0),
             coordinates,
             steps=settings.iterations,
-            tolerance=TOLERANCE,
+            tolerance=tolerance,
         )
         heads = found.x.reshape(some, d + 1, c)
         weight[:, first : first + some] = (heads - heads.mean(2, keepdims=True)).swapaxes(0, 1)

@@ -16,9 +16,9 @@ MOST = 1.0  # nats, or mean squared errors: losses further apart count like this
 def ranking(u: Array, loss: Array, gap: float) -> tuple[float, F64]:
     """Mean over pairs of rows of max(0, gap - sign(l_i - l_j) (u_i - u_j)), for losses N×K.
 
-    Kirchhof et al. 2024, arXiv:2402.16569. A pair counts by |l_i - l_j|, at most `MOST`: nearly
-    all pairs are two rows that the model has right, and which of them has the loss of 1e-4 and
-    which 1e-5 says little. Equal losses do not count.
+    Kirchhof et al. 2024, arXiv:2402.16569. A pair counts by |l_i - l_j|, at most `MOST`: most
+    pairs are two rows that the model has right, and which of them has the loss of 1e-4 and which
+    1e-5 says little. Equal losses do not count.
     """
     u, loss = np.asarray(u, np.float64), np.asarray(loss, np.float64)
     apart = loss[:, None] - loss[None]

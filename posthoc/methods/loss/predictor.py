@@ -5,18 +5,21 @@ Kirchhof et al. 2024, arXiv:2402.16569) from the cached features, if there are a
 outputs. It predicts the expected loss on rows like those it was fitted on, noise and model error
 alike, and says nothing of how strange a row is.
 
-It is served as a widening. Classification: log v = a u + b m + constant, m the log-odds of the
+Classification: of the log loss l the confidence of the row already expects its entropy H, at the
+temperature T that fits held-out rows, and to rank l would be to rank H. What is ranked is the
+excess l - H, and it is served as a widening: log v = a u + b m + constant, m the log-odds of the
 predicted class, with a >= 0 and b of the largest likelihood of softmax(z / (T sqrt(v))) on
-held-out rows: a row whose predicted loss is larger than its own confidence admits is flattened,
-one whose loss is smaller sharpened. Regression: exp(a u + constant) times the mean squared error
-is the predicted squared error v. The strength that is fitted later mixes v with a constant, and 0
-is temperature scaling. The objective ``likelihood`` has no u: it trains log v by that likelihood.
+held-out rows. A row whose loss is larger than its confidence admits is flattened, one whose loss
+is smaller sharpened. Regression: the squared error of each output is ranked, and exp(a u +
+constant) times the mean squared error is the predicted squared error v. The strength that is
+fitted later mixes v with a constant, and 0 is temperature scaling. The objective ``likelihood``
+has no u: it trains log v by that likelihood.
 
 Outside the range of its rows a network may say anything. log v is kept inside the range that it
 had on held-out rows, and while a row's largest standardised input grows from R to 1.5 R (R: what
 999 of 1000 held-out rows stay below) it is raised to the average at least.
 
-Memory of a fit is one block of rows and the held-out fifth of them.
+Memory of a fit is one block of rows and the held-out ones, some 5,000 at most.
 """
 
 from __future__ import annotations
@@ -28,14 +31,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from posthoc import rows as blocks_of
 from posthoc.contract import F64, Array, Features, FitError, Info, LinearHead, Paper, State, Task
-from posthoc.folds import log_loss
-from posthoc.links import Spread, SpreadNames
+from posthoc.folds import log_softmax
+from posthoc.links import Spread, SpreadNames, entropy
 from posthoc.methods.loss import objective
 from posthoc.methods.loss.inputs import Inputs, measure
 from posthoc.methods.loss.perceptron import forward
 from posthoc.methods.loss.training import Batch, Objective, Recipe, fit_map, recut, train
 from posthoc.methods.temperature import fit_temperature
-from posthoc.rows import Rows
+from posthoc.rows import HELD_OUT, Rows
 
 INFO = Info(
     name="loss",
@@ -73,19 +76,22 @@ class Settings(BaseModel):
 
 
 FEWEST = 20  # rows
+HELD_MOST = 5000  # rows held out; memory stays bounded
+LEAST_SHARE = 1000  # and at least one row in so many is held out
 LARGEST = 25.0  # mean squared errors that one squared error may count
 BEYOND = 0.999  # of held-out rows stay below R
 
 
 def fit(rows: Rows, head: LinearHead | None, task: Task, settings: Settings) -> State:
-    """Train on four rows of five; the fifth says when to stop, and what u means.
+    """Train on four rows of five, the fifth (at most some 5,000 rows) says when to stop and what u
+    means.
 
     Raises FitError for fewer than 20 rows and for labels that a regressor predicts without error.
     """
     del head
     if rows.n < FEWEST:
         raise FitError(f"loss needs at least {FEWEST} rows and has {rows.n}")
-    kept, held = recut(rows).hold_out()
+    kept, held = recut(rows).hold_out(min(max(HELD_OUT, rows.n // HELD_MOST), LEAST_SHARE))
     inputs = measure(kept, task, settings.top)
     unit = _mean_square(rows) if task == "regression" else np.ones(1)
     t = fit_temperature(held.z, np.asarray(held.y)) if task == "classification" else 1.0
@@ -200,9 +206,11 @@ def _objective(task: Task, settings: Settings) -> Objective:
 
 
 def _losses(block: Features, task: Task, t: float, unit: F64) -> F64:
-    """Log losses N×1 in nats, or squared errors N×K in mean squared errors."""
+    """Log losses less the entropies, N×1 in nats, or squared errors, N×K in mean squared ones."""
     if task == "classification":
-        return log_loss(block.z, np.asarray(block.y), temperature=t)[:, None]
+        log_p = log_softmax(np.asarray(block.z, np.float64) / t)
+        own = np.take_along_axis(log_p, np.asarray(block.y, np.int64)[:, None], 1)
+        return np.asarray(-own - entropy(log_p)[:, None])
     error = np.asarray(block.y, np.float64) - np.asarray(block.z, np.float64)
     return np.minimum(error**2 / unit, LARGEST)
 
