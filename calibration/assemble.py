@@ -45,6 +45,7 @@ from posthoc.contract import Array, Features, FitError
 from posthoc.data import TableMapping
 from posthoc.frozen import Frozen
 from posthoc.logits import Link
+from posthoc.opening import remaining_modules
 from posthoc.runtime import open_session
 
 USES = {
@@ -150,7 +151,7 @@ def assemble(
         data={**data.summary, "head_max_difference": differences},
         evaluation=dict(evaluation or {}),
         versions=versions(),
-        notes=NOTES,
+        notes=(*NOTES, *_facts(fitted, frozen, options)),
     )
     files = {
         PREDICTOR: fused.model,
@@ -162,6 +163,17 @@ def assemble(
         EXAMPLES: _examples(golden),
     }
     return write_bundle(out, manifest, files)
+
+
+def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions) -> tuple[str, ...]:
+    """What the opening of the model and its module left to be said."""
+    said = list(frozen.notes)
+    if frozen.phi is None:
+        left = ", ".join(remaining_modules(frozen, options.task))
+        said.append(f"A black box: of the modules and scores these work on it: {left}.")
+    if fitted.module.settings.get("uncalibrated"):
+        said.append("The prior precision was chosen without labels; only scaling saw some.")
+    return tuple(said)
 
 
 def _answers(session: Any, fused: Fused, rows: Mapping[str, Array]) -> dict[str, Array]:

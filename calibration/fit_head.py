@@ -275,7 +275,10 @@ def _fit_score(name: str, linear: LinearHead | None, parts: Parts) -> Member:
         stats = page.update(stats, block)
     state = page.finish(stats, linear)
     clean = page.score(state, parts.calibration.phi, parts.calibration.z)
-    return Member(name, state, float(clean.mean()), float(clean.std()) or 1.0)
+    mean, scale = float(clean.mean()), float(clean.std())
+    # A score that hardly varies, such as GEN of an untrained network, would be blown up until the
+    # graph's float32 shows.
+    return Member(name, state, mean, max(scale, 0.03 * abs(mean)) or 1.0)
 
 
 def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:

@@ -34,10 +34,15 @@ def fit(
     id: str | None = None,
     name: str | None = None,
     version: str = "1",
+    source: dict[str, Any] | None = None,
     **options: Any,
 ) -> Bundle:
-    """Fit a bundle at ``out`` for a frozen model on labelled rows. ``options`` are those of
-    `calibration.fit_head.FitOptions`. Raises a HedgedError that names the object and the fix."""
+    """Fit a bundle at ``out`` for a frozen model on labelled rows.
+
+    ``options`` are those of `calibration.fit_head.FitOptions`; ``source`` what else is said of the
+    model: checkpoint, preprocess, example, trust_pickle, output, head (`posthoc.opening.Source`).
+    Raises a HedgedError that names the object and the fix.
+    """
     from calibration import fit as fitting
     from calibration.fit_head import FitOptions
 
@@ -56,6 +61,7 @@ def fit(
         columns=columns,
         name=name,
         version=version,
+        **(source or {}),
     )
 
 

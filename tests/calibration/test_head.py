@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from calibration.compile import check_head, compile_head
+from calibration.fit_head import FitOptions, Parts, fit_head
 from calibration.head import Head, reference
 from posthoc import links, registry
-from posthoc.contract import Features, State
+from posthoc.contract import Features, LinearHead, State
 from tests.calibration.heads import fitted, without_module
 
 
@@ -266,3 +268,21 @@ def test_a_module_that_says_nothing_adds_nothing() -> None:
     bare = reference(done.head.with_(module=None, eps=None), fresh.phi, fresh.z)
     np.testing.assert_allclose(got["probs"], bare["probs"], rtol=1e-12)
     np.testing.assert_allclose(got["epistemic"], 0, atol=1e-12)
+
+
+def test_a_score_that_hardly_varies_is_not_blown_up() -> None:
+    """An untrained network: all logits near zero, GEN near its maximum on every row."""
+    weight = np.random.default_rng(0).normal(size=(5, 16)) * 0.05
+
+    def rows(seed: int, n: int = 500) -> Features:
+        own = np.random.default_rng(seed)
+        phi = np.maximum(own.normal(size=(n, 16)), 0).astype(np.float32)
+        return Features(phi, (phi @ weight.T).astype(np.float32), own.integers(5, size=n))
+
+    for ood in ("auto", "gen"):
+        options = FitOptions(task="classification", ood=ood)
+        done = fit_head(LinearHead(weight, np.zeros(5)), Parts(rows(1), rows(2), rows(3)), options)
+        fresh = rows(4)
+        assert (
+            check_head(done.head, compile_head(done.head), fresh.phi, fresh.z)["ood_score"] < 1e-5
+        )

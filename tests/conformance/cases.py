@@ -115,7 +115,7 @@ class Case:
         return f"{self.name}-{self.task}"
 
 
-ORDERED = {"loss", "vbll", "vbll_generative", "bootstrap", "nptl", "mixup"}
+ORDERED = {"loss", "vbll", "bootstrap", "nptl", "mixup"}
 BUILDERS = {
     "vbll",
     "vbll_generative",

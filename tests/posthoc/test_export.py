@@ -97,9 +97,16 @@ def test_a_program_of_torch_export_is_taken_as_it_is():
 def test_several_inputs_and_outputs():
     a, b = rows(3, 4), rows(3, 4, seed=1)
     exported = export_torch(Two(), (a, b), input_names=["a", "b"])
-    total, product = open_session(exported.model).run(None, {"a": a.numpy(), "b": b.numpy()})
+    session = open_session(exported.model)
+    assert [o.name for o in session.get_outputs()] == ["sum", "product"]  # as the module calls them
+    total, product = session.run(None, {"a": a.numpy(), "b": b.numpy()})
     np.testing.assert_allclose(total, (a + b).numpy(), rtol=1e-6)
     np.testing.assert_allclose(product, (a * b).numpy(), rtol=1e-6)
+    # By name, in any order.
+    again = open_session(export_torch(Two(), {"b": b, "a": a}).model)
+    assert [i.name for i in again.get_inputs()] == ["b", "a"]
+    got = again.run(["product"], {"a": a.numpy(), "b": b.numpy()})[0]
+    np.testing.assert_allclose(got, (a * b).numpy(), rtol=1e-6)
     with pytest.raises(ModelError, match="1 input names"):
         export_torch(Two(), (a, b), input_names=["a"])
 

@@ -75,27 +75,27 @@ def evidence(rows: Rows, head: LinearHead, dtype: np.dtype[Any]) -> float:
     outer, curved, n = _factors(rows, frozen, weighted=False)
     mu = np.maximum(np.linalg.eigvalsh(outer), 0.0)
     lam = np.maximum(np.linalg.eigvalsh(curved / n), 0.0)
-    h, norm, precision = np.multiply.outer(mu, lam), centred_norm(head), 1.0
-    for _ in range(MAX_STEPS):
-        new = bounded(float((h / (h + precision)).sum()) / norm)
-        if abs(new - precision) <= 1e-8 * precision:
-            break
-        precision = new
-    return new
+    return fixed_point(np.multiply.outer(mu, lam), _centred_norm(head))
 
 
-def bounded(precision: float) -> float:
-    """Within BOUNDS."""
-    return float(np.clip(precision, *BOUNDS))
-
-
-def centred_norm(head: LinearHead) -> float:
-    """The squared norm of weights and biases less their means over classes."""
-    theta = np.concatenate([head.weight, head.bias[:, None]], 1)
-    norm = float(((theta - theta.mean(0)) ** 2).sum())
+def fixed_point(h: F64, norm: float) -> float:
+    """MacKay's d = gamma / norm with gamma = sum of h / (h + d) over curvatures h, and ``norm``
+    the squared norm of the weights; within BOUNDS. FitError for a norm of zero."""
     if norm == 0.0:
         raise FitError("the head's weights are all equal; it predicts nothing")
-    return norm
+    precision = 1.0
+    for _ in range(MAX_STEPS):
+        new = float(np.clip((h / (h + precision)).sum() / norm, *BOUNDS))
+        if abs(new - precision) <= 1e-8 * precision:
+            return new
+        precision = new
+    return precision
+
+
+def _centred_norm(head: LinearHead) -> float:
+    """The squared norm of weights and biases less their means over classes."""
+    theta = np.concatenate([head.weight, head.bias[:, None]], 1)
+    return float(((theta - theta.mean(0)) ** 2).sum())
 
 
 def _factors(rows: Rows, head: Array, *, weighted: bool) -> tuple[F64, F64, float]:

@@ -26,7 +26,7 @@ LIMIT = 200_000_000  # numbers of all members together: 800 MB in the graph, whi
 MEMORY = 1 << 30  # bytes that the members fitted at one time may take
 ARRAYS = 2 * lbfgs.MEMORY + 12  # of the size of a member that a fit holds for it
 PILOT_STEPS = 30
-TOLERANCE = 1e-7  # nats a row by which a member's loss may lie above its minimum
+TOLERANCE = 1e-8  # nats a row by which a member's loss may lie above its minimum
 
 
 class Refit(BaseModel):

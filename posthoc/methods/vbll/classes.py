@@ -1,7 +1,8 @@
-"""Gaussian classes with uncertain means: scores, their variance, and the bound with its gradients.
+"""Gaussian classes with uncertain means, in coordinates where a class has about unit covariance.
 
-Everything is in coordinates u N×D in which the classes have about unit variance: u | c ~ N(mu_c,
-diag(noise)), q(mu_c) = N(mean_c, diag(variance_c)), for K classes.
+u | c ~ N(mu_c, noise I) and mu_c ~ N(0, prior I) over D coordinates: with n_c rows of mean M_c the
+posterior is N(s_c M_c, v_c I) with s_c = n_c / (n_c + noise / prior) and v_c = s_c noise / n_c, and
+the prior variance has the closed form (sum_c |s_c M_c|² + D v_c) / (C D).
 """
 
 from __future__ import annotations
@@ -11,94 +12,93 @@ from dataclasses import dataclass
 import numpy as np
 
 from posthoc.contract import F64, I64
-from posthoc.folds import log_softmax
+
+STEPS = 100
+PRIORS = (1e-4, 1e4)  # the range of a learned prior variance
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Classes:
-    """Means K×D, the logarithms of their variances K×D and of the noise variance D, log prior
-    probabilities K, the prior variance of a mean, and how often the data count."""
+    """The posterior of K class means: ``noise`` and ``prior`` variance, ``counts`` K of rows."""
 
-    mean: F64
-    log_variance: F64
-    log_noise: F64
-    log_prior: F64
+    counts: F64
+    noise: float
     prior: float
-    emphasis: float
 
-    @property
+    def ridge(self) -> float:
+        """The rows that the prior is worth."""
+        return self.noise / self.prior
+
+    def shrink(self) -> F64:
+        """s K: the posterior mean of a class in units of its rows' mean."""
+        return self.counts / (self.counts + self.ridge())
+
     def variance(self) -> F64:
-        """Variances K×D of the means."""
-        return np.asarray(np.exp(self.log_variance))
-
-    @property
-    def noise(self) -> F64:
-        """Variances D within a class."""
-        return np.asarray(np.exp(self.log_noise))
-
-    def divergence(self) -> float:
-        """KL(q || prior) in nats."""
-        squares = float((self.mean**2).sum() + self.variance.sum())
-        of_one = squares / self.prior + self.mean.size * (np.log(self.prior) - 1.0)
-        return float(0.5 * (of_one - self.log_variance.sum()))
+        """v K: the posterior variance of a class mean in each coordinate."""
+        return self.noise / (self.counts + self.ridge())
 
 
-def scores(mean: F64, variance: F64, noise: F64, log_prior: F64, u: F64) -> F64:
-    """log N(u; mean_c, variance_c + noise) + log prior_c, N×K, without the constant of 2 pi."""
-    inverse = 1.0 / (variance + noise)
-    constant = (mean**2 * inverse - np.log(inverse)).sum(1)
-    square = u**2 @ inverse.T - 2.0 * (u @ (mean * inverse).T) + constant
-    return np.asarray(log_prior - 0.5 * square)
+def posterior(counts: I64, norms: F64, d: int, noise: float, prior: float | None) -> Classes:
+    """The posterior for a noise variance; ``norms`` K are the |M_c|², and the prior variance is
+    learned where it is None (in MacKay's form of its update)."""
+    n = counts.astype(np.float64)
+    if prior is not None:
+        return Classes(n, noise, prior)
+    here = Classes(n, noise, min(max(float(norms.mean()) / d, PRIORS[0]), PRIORS[1]))
+    for _ in range(STEPS):
+        known = d * float(here.shrink().sum())  # D C - sum_c D v_c / prior
+        new = float((here.shrink() ** 2 * norms).sum()) / known
+        here = Classes(n, noise, min(max(new, PRIORS[0]), PRIORS[1]))
+    return here
 
 
-def score_variance(mean: F64, variance: F64, noise: F64, u: F64) -> F64:
-    """Variance N×K of log N(u; mu_c, noise) under q."""
-    gain = variance / noise**2
-    constant = (mean**2 * gain + 0.5 * (variance / noise) ** 2).sum(1)
-    found = u**2 @ gain.T - 2.0 * (u @ (mean * gain).T) + constant
-    return np.asarray(np.maximum(found, 0.0))
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Of N rows u with classes y and K means M: |u|² N, u M' N×K, |M|² K, and with t = u - M_y also
+    u't N, M t N×K and |t|² N."""
+
+    square: F64
+    along: F64
+    norms: F64
+    own: F64
+    across: F64
+    inside: F64
 
 
-def bound(q: Classes, u: F64, y: I64) -> float:
-    """The sum over rows of the lower bound of E[log p(y | u)], for class indices y N below K."""
-    s = scores(q.mean, q.variance, q.noise, q.log_prior, u)
-    return float((_joint(q, u, y) - _log_sum_exp(s)).sum())
+def products(u: F64, y: I64, means: F64) -> Products:
+    """All that a leave-one-out loss needs of a block."""
+    t = u - means[y]
+    return Products(
+        (u**2).sum(1),
+        u @ means.T,
+        (means**2).sum(1),
+        (u * t).sum(1),
+        t @ means.T,
+        (t**2).sum(1),
+    )
 
 
-def gradients(q: Classes, u: F64, y: I64, share: float) -> tuple[F64, F64, F64]:
-    """Of the bound of these rows minus their share of the divergence, a row: by mean, log variance
-    and log noise."""
-    n, k = len(u), len(q.mean)
-    mean, variance, noise = q.mean, q.variance, q.noise
-    total = variance + noise
-    p = np.exp(log_softmax(scores(mean, variance, noise, q.log_prior, u)))
-    own = np.zeros((n, k))
-    own[np.arange(n), y] = 1.0
-    squares = u**2
-    by_mean, near = _moments(own, u, squares, mean)
-    own_count = own.sum(0)[:, None]
-    far_mean, far = _moments(p, u, squares, mean)
-    spreading = 0.5 * (p.sum(0)[:, None] - far / total) / total
-    by_mean = by_mean / noise - far_mean / total - (share / (q.emphasis * q.prior)) * mean
-    by_variance = spreading - 0.5 * own_count / noise
-    by_variance -= (0.5 * share / q.emphasis) * (1.0 / q.prior - 1.0 / variance)
-    inside = near.sum(0) + (own_count * variance).sum(0)
-    by_noise = spreading.sum(0) - 0.5 * (n - inside / noise) / noise
-    return by_mean / n, by_variance * variance / n, by_noise * noise / n
+def left_out_scores(found: Products, y: I64, classes: Classes, d: int, kept: float) -> F64:
+    """Scores N×K, each row's as if it had not been among the rows: log N(u; mean_c, v_c + noise) +
+    log prior_c without constants.
 
-
-def _moments(weight: F64, u: F64, squares: F64, mean: F64) -> tuple[F64, F64]:
-    """For weights N×K, each K×D: the weighted sums of u - mean and of its squares."""
-    count, first = weight.sum(0)[:, None], weight.T @ u
-    return first - count * mean, weight.T @ squares - mean * (2.0 * first - count * mean)
-
-
-def _joint(q: Classes, u: F64, y: I64) -> F64:
-    """E_q[log N(u; mu_y, noise)] + log prior_y, N, without the constant of 2 pi."""
-    noise = q.noise
-    squares = (u - q.mean[y]) ** 2 + q.variance[y]
-    return np.asarray(q.log_prior[y] - 0.5 * (squares / noise + q.log_noise).sum(1))
-
-
-def _log_sum_exp(s: F64) -> F64:
-    return np.asarray(s[:, 0] - log_softmax(s)[:, 0])
+    Its own class loses it, and so does the pooled covariance, which holds it with the weight
+    n_y / (n_y - 1) / N, times the share ``kept`` of shrinkage: by Sherman-Morrison a squared length
+    |e|² becomes |e|² + b (e't)² / (1 - b |t|²).
+    """
+    n, rows = classes.counts, np.arange(len(y))
+    s, v = classes.shrink(), classes.variance()
+    squares = found.square[:, None] - 2.0 * s * found.along + s**2 * found.norms
+    leaned = found.own[:, None] - s * found.across
+    mine, left = n[y], n[y] - 1.0 + classes.ridge()
+    all_, part = (mine + classes.ridge()) / left, mine / left
+    along = found.along[rows, y]
+    squares[rows, y] = all_**2 * found.square - 2.0 * all_ * part * along + part**2 * found.norms[y]
+    leaned[rows, y] = all_ * found.own - part * found.across[rows, y]
+    # A row alone in its class is its own mean, so that t = 0 and nothing is lost.
+    b = kept * mine / (np.maximum(mine - 1.0, 1.0) * n.sum())
+    squares += (b / (1.0 - b * found.inside))[:, None] * leaned**2
+    total = np.tile(v + classes.noise, (len(y), 1))
+    total[rows, y] = classes.noise / left + classes.noise
+    log_prior = np.log(n / n.sum())
+    return np.asarray(log_prior - 0.5 * (squares / total + d * np.log(total)))

@@ -137,10 +137,10 @@ def train(posterior: Posterior, rows: Rows, settings: Settings, epochs: int) -> 
     """Climb the bound, in place."""
     rng = np.random.default_rng(settings.seed)
     total = epochs * steps(rows.n, settings.batch_size)
-    adam = Adam([posterior.mean], [settings.learning_rate], total)
+    adam = Adam(posterior.mean, settings.learning_rate, total)
     for epoch in range(epochs):
         for batch in batches(rows, rng, settings.batch_size):
-            adam.step([step(posterior, batch, len(batch) / rows.n, settings.bound)])
+            adam.step(step(posterior, batch, len(batch) / rows.n, settings.bound))
         # Softmax ignores what all classes share; Adam, which weighs each weight, does not.
         posterior.mean -= posterior.mean.mean(0)
         posterior.covariance.settle()

@@ -1,4 +1,4 @@
-"""Mini-batches, Adam and the weight of the prior: what the two classifiers share."""
+"""Mini-batches, Adam, the prior variance and the weight of the data."""
 
 from __future__ import annotations
 
@@ -80,33 +80,28 @@ def _windows(rows: Rows) -> Iterator[Features]:
 
 
 class Adam:
-    """Ascent on arrays in place (Kingma & Ba 2015, arXiv:1412.6980), the learning rate falling to
-    zero along half a cosine over ``total`` steps; one learning rate an array."""
+    """Ascent on an array in place (Kingma & Ba 2015, arXiv:1412.6980), the learning rate falling to
+    zero along half a cosine over ``total`` steps."""
 
-    def __init__(self, parameters: list[F64], learning_rates: list[float], total: int):
-        self.parameters = parameters
-        self._rates, self._total, self._step = learning_rates, total, 0
-        self._first = [np.zeros_like(p) for p in parameters]
-        self._second = [np.zeros_like(p) for p in parameters]
+    def __init__(self, parameter: F64, learning_rate: float, total: int):
+        self._parameter = parameter
+        self._rate, self._total, self._step = learning_rate, total, 0
+        self._first, self._second = np.zeros_like(parameter), np.zeros_like(parameter)
 
-    def step(self, gradients: list[F64]) -> None:
-        """One step along the gradients, which may be overwritten."""
-        a, b = BETAS
-        fall = 0.5 * (1.0 + math.cos(math.pi * self._step / self._total))
+    def step(self, gradient: F64) -> None:
+        """One step along the gradient, which is overwritten."""
+        (a, b), first, second = BETAS, self._first, self._second
+        rate = self._rate * 0.5 * (1.0 + math.cos(math.pi * self._step / self._total))
         self._step += 1
-        fall /= 1.0 - a**self._step
-        unbias = 1.0 / (1.0 - b**self._step)
-        arrays = (self.parameters, gradients, self._first, self._second, self._rates)
-        for parameter, gradient, first, second, rate in zip(*arrays, strict=True):
-            first *= a
-            first += (1.0 - a) * gradient
-            second *= b
-            np.square(gradient, out=gradient)
-            gradient *= 1.0 - b
-            second += gradient
-            np.multiply(second, unbias, out=gradient)
-            np.sqrt(gradient, out=gradient)
-            gradient += TINY
-            np.divide(first, gradient, out=gradient)
-            gradient *= rate * fall
-            parameter += gradient
+        first *= a
+        first += (1.0 - a) * gradient
+        second *= b
+        np.square(gradient, out=gradient)
+        gradient *= 1.0 - b
+        second += gradient
+        np.multiply(second, 1.0 / (1.0 - b**self._step), out=gradient)
+        np.sqrt(gradient, out=gradient)
+        gradient += TINY
+        np.divide(first, gradient, out=gradient)
+        gradient *= rate / (1.0 - a**self._step)
+        self._parameter += gradient

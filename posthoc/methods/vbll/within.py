@@ -1,5 +1,5 @@
-"""The coordinates of Gaussian classes: those in which they have unit variance, and how many rows
-and what mean each class has there."""
+"""Gaussian classes as they are: their counts and means, in the coordinates in which the pooled
+covariance within classes is the identity."""
 
 from __future__ import annotations
 
@@ -46,12 +46,21 @@ def within_of(tensors: dict[str, Array]) -> Within:
     return Within(affine_of(tensors), tensors.get("rotation"))
 
 
-def measure_classes(rows: Rows, classes: int, dense: bool) -> tuple[Within, I64, F64]:
-    """(coordinates, rows of each class C, their means C×D there, zero without rows).
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The map to coordinates u; rows ``counts`` C of each class and their ``means`` C×D there, zero
+    without rows; ``kept`` is the share of the rows' own correlation that shrinkage left."""
 
-    Two passes. ``dense`` estimates the pooled within-class correlation, D² numbers, and shrinks it
-    towards the identity as in Chen, Wiesel, Eldar & Hero 2010, "Shrinkage algorithms for MMSE
-    covariance estimation", eq. 23 (OAS).
+    within: Within
+    counts: I64
+    means: F64
+    kept: float
+
+
+def measure_classes(rows: Rows, classes: int, dense: bool) -> Measured:
+    """Two passes. ``dense`` estimates the pooled within-class correlation, D² numbers, and shrinks
+    it towards the identity by the oracle approximating shrinkage of Chen, Wiesel, Eldar & Hero
+    2010, "Shrinkage algorithms for MMSE covariance estimation"; else only variances count.
     """
     affine = measure(rows)
     d = len(affine.centre)
@@ -74,19 +83,19 @@ def measure_classes(rows: Rows, classes: int, dense: bool) -> tuple[Within, I64,
     ratio = inverse / affine.inverse
     scaled = Affine(affine.centre, inverse)
     if not dense:
-        return Within(scaled, None), counts, means * ratio
+        return Measured(Within(scaled, None), counts, means * ratio, 0.0)
     pooled[np.diag_indices(d)] = variance
     correlation = pooled * np.multiply.outer(ratio, ratio)
-    values, basis = np.linalg.eigh(_shrunk(correlation, n - int((counts > 0).sum())))
+    kept = 1.0 - _shrinkage(correlation, n - int((counts > 0).sum()))
+    values, basis = np.linalg.eigh(kept * correlation + (1.0 - kept) * np.eye(d))
     rotation = basis / np.sqrt(values)
-    return Within(scaled, rotation), counts, (means * ratio) @ rotation
+    return Measured(Within(scaled, rotation), counts, (means * ratio) @ rotation, kept)
 
 
-def _shrunk(correlation: F64, n: int) -> F64:
-    """The OAS estimate for n degrees of freedom, of a matrix with mean diagonal 1."""
+def _shrinkage(correlation: F64, n: int) -> float:
+    """The share of the identity that is best for n degrees of freedom."""
     p = len(correlation)
-    square, mean = float((correlation**2).sum()), float(np.trace(correlation)) / p
-    above = (1.0 - 2.0 / p) * square + (p * mean) ** 2
-    below = (n + 1.0 - 2.0 / p) * (square - p * mean**2)
-    share = 1.0 if below <= 0 else min(1.0, above / below)
-    return np.asarray((1.0 - share) * correlation + share * mean * np.eye(p))
+    square = float((correlation**2).sum())
+    above = (1.0 - 2.0 / p) * square + p**2
+    below = (n + 1.0 - 2.0 / p) * (square - p)
+    return 1.0 if below <= 0 else min(1.0, above / below)
