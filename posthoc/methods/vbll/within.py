@@ -30,10 +30,14 @@ class Within:
         x = self.affine(phi)
         return x if self.rotation is None else x @ self.rotation
 
-    def emit(self, g: Fragment, phi: str) -> str:
-        """The same as a graph fragment."""
-        x = self.affine.emit(g, phi)
-        return x if self.rotation is None else g.op("MatMul", x, g.const(self.rotation))
+    def turned(self, weights: F64) -> F64:
+        """Weights K×D of u as those of affine(phi), which a graph rounds once less."""
+        return weights if self.rotation is None else weights @ self.rotation.T
+
+    def emit_square(self, g: Fragment, x: str) -> str:
+        """|u|², N×1, of x = affine(phi)."""
+        u = x if self.rotation is None else g.op("MatMul", x, g.const(self.rotation))
+        return g.sum(g.op("Mul", u, u), 1, keepdims=True)
 
     def tensors(self) -> dict[str, Array]:
         """For a state; `within_of` reads them."""
