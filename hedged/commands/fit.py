@@ -23,7 +23,8 @@ Examples:
   hedged fit boosted.onnx --data held-out.npz --task classification \\
       --target y --method none -o bundle
   hedged fit mine:make_net --checkpoint net.safetensors --data held-out.npz \\
-      --task classification --target y --method vbll --prediction module -o bundle
+      --task classification --target y --method vbll --prediction module \\
+      -o bundle
 
 Each option is also a variable: HEDGED_FIT_METHOD for --method.
 """

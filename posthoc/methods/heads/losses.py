@@ -15,6 +15,7 @@ import numpy as np
 
 from posthoc.contract import F64, I64, Array
 from posthoc.methods.heads.blocks import Block, blocks
+from posthoc.methods.heads.lbfgs import dot
 from posthoc.rows import Rows
 
 WORK = 8_000_000  # logits N×S×C at a time, of which a loss may hold four arrays
@@ -38,7 +39,7 @@ class Penalised:
         """Values S and gradients S×P of some problems at some points."""
         d, c = self.shape
         heads = x.reshape(len(x), d, c)
-        value = 0.5 * self.precision * np.einsum("sp,sp->s", x, x).astype(np.float64)
+        value = 0.5 * self.precision * dot(x, x)
         gradient = heads * heads.dtype.type(self.precision)
         for block in blocks(self.rows, x.dtype):
             z = centred(block.z).astype(x.dtype)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from posthoc.graph import Fragment
 
 LIMIT = 200_000_000  # numbers of all members together: 800 MB in the graph, which holds 2 GB
-MEMORY = 1 << 30  # bytes that the members fitted at one time may take
+MEMORY = 3 << 28  # bytes for the members fitted at one time, which keeps a fit below 1 GB
 ARRAYS = 2 * lbfgs.MEMORY + 12  # of the size of a member that a fit holds for it
 PILOT_STEPS = 30
 TOLERANCE = 1e-8  # nats a row by which a member's loss may lie above its minimum

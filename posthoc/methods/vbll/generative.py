@@ -152,8 +152,8 @@ def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
         place[present] = np.arange(len(present))
         index = g.const(place, "int64")
         own, theirs = (
-            g.op("Gather", g.op("Concat", x, _emit_total(g, x), axis=1), index, axis=1)
-            for x in (own, theirs)
+            g.op("Gather", g.op("Concat", part, _emit_total(g, part), axis=1), index, axis=1)
+            for part in (own, theirs)
         )
     shift = g.op("Sub", own, theirs)
     shift = g.op("Sub", shift, g.reduce("ReduceMean", shift, 1, keepdims=True))
