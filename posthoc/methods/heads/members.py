@@ -35,7 +35,7 @@ class Refit(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     members: int = Field(default=20, ge=2)
     prior_precision: float | None = Field(default=None, gt=0)
-    iterations: int = Field(default=40, ge=1)
+    iterations: int = Field(default=50, ge=1)
     seed: int = Field(default=0, ge=0)
 
 
@@ -57,7 +57,9 @@ def fit_classes(
     average.
 
     A pilot, the member with mean weights, is fitted first: the others start from it, in
-    coordinates measured there. Members are fitted in groups that keep within MEMORY.
+    coordinates measured there. Members are fitted in groups that keep within MEMORY. The state's
+    settings say how many ``converged`` and the ``largest_gradient``, half whose square is about
+    the nats by which that member's loss lies above its minimum.
     """
     check_size(name, head, settings.members)
     dtype, tolerance = working_type(rows), TOLERANCE * rows.n * mass
@@ -89,8 +91,8 @@ def fit_classes(
         converged += int(found.converged.sum())
         gradient = max(gradient, float(found.gradient.max()))
     said = {
+        **settings.model_dump(),
         "task": "classification",
-        "members": settings.members,
         "prior_precision": precision,
         "rows": rows.n,
         "steps": steps,

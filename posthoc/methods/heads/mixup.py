@@ -20,7 +20,7 @@ from pydantic import Field
 
 from posthoc.contract import F64, I64, Array, Info, LinearHead, Paper, State, Task
 from posthoc.methods.heads.blocks import Block, stream
-from posthoc.methods.heads.losses import log_loss, normalise
+from posthoc.methods.heads.losses import Loss, log_loss, normalise
 from posthoc.methods.heads.members import Refit, emit, fit_classes, spread
 from posthoc.rows import Rows
 
@@ -55,14 +55,20 @@ class Settings(Refit):
 
 def fit(rows: Rows, head: LinearHead, task: Task, settings: Settings) -> State:
     """The members. FitError for more of them than the graph should hold."""
+    mass = 1.0 + settings.mixup_share * settings.mixup_weight
+    return fit_classes(INFO.name, rows, head, mixed(settings), mass, settings)
+
+
+def mixed(settings: Settings) -> Loss:
+    """The log loss of each member over the rows and over its own pseudo-rows."""
 
     def loss(block: Block, logits: Array, members: I64) -> tuple[F64, Array]:
         slope, lost = np.zeros_like(logits), np.zeros(len(members))
         for k, m in enumerate(members.tolist()):
-            for i, j, t in pairs(settings, block.index, len(block), m):
-                t = t.astype(logits.dtype)
-                mixed = t * logits[i, k] + (1 - t) * logits[j, k]
-                value, back = _mixed_loss(mixed, block.y[i], block.y[j], t)
+            for i, j, share in pairs(settings, block.index, len(block), m):
+                t = share.astype(logits.dtype)
+                between = t * logits[i, k] + (1 - t) * logits[j, k]
+                value, back = _mixed_loss(between, block.y[i], block.y[j], t)
                 lost[k] += settings.mixup_weight * value
                 back *= settings.mixup_weight
                 slope[i, k] += t * back
@@ -70,8 +76,7 @@ def fit(rows: Rows, head: LinearHead, task: Task, settings: Settings) -> State:
         real, back = log_loss(logits, block.y, np.ones(logits.shape[:2], logits.dtype))
         return real + lost, np.add(back, slope, out=slope)
 
-    mass = 1.0 + settings.mixup_share * settings.mixup_weight
-    return fit_classes(INFO.name, rows, head, loss, mass, settings)
+    return loss
 
 
 def pairs(

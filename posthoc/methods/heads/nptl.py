@@ -18,9 +18,9 @@ from pydantic import Field
 from posthoc.contract import F64, I64, Array, Info, LinearHead, Paper, State, Task
 from posthoc.links import softmax
 from posthoc.methods.heads.blocks import Block
-from posthoc.methods.heads.losses import normalise
+from posthoc.methods.heads.losses import Loss, normalise
 from posthoc.methods.heads.members import Refit, emit, fit_classes, spread
-from posthoc.methods.heads.weights import dirichlet
+from posthoc.methods.heads.weights import Weights, dirichlet
 from posthoc.rows import Rows
 
 __all__ = ["INFO", "Settings", "emit", "fit", "spread"]
@@ -52,12 +52,18 @@ class Settings(Refit):
 def fit(rows: Rows, head: LinearHead, task: Task, settings: Settings) -> State:
     """The members. FitError for more of them than the graph should hold."""
     weights = dirichlet(settings.seed, rows.n, settings.members, settings.alpha)
+    mass = 1.0 + settings.alpha / rows.n
+    return fit_classes(INFO.name, rows, head, weighted(weights), mass, settings)
+
+
+def weighted(weights: Weights) -> Loss:
+    """The loss of each member over labels and the frozen head's soft labels."""
 
     def loss(block: Block, logits: Array, members: I64) -> tuple[F64, Array]:
         w, v = weights.of(block.index, len(block), members.tolist())
         return _soft_loss(logits, block.y, softmax(block.z), w, v)
 
-    return fit_classes(INFO.name, rows, head, loss, 1.0 + settings.alpha / rows.n, settings)
+    return loss
 
 
 def _soft_loss(logits: Array, y: Array, soft: F64, w: F64, v: F64) -> tuple[F64, Array]:

@@ -49,8 +49,8 @@ def fit_values(name: str, rows: Rows, head: LinearHead, weights: Weights, settin
     gamma = (h / (h + precision)).sum(0)
     noise = np.maximum(left / np.maximum(rows.n - gamma, 1.0), FLOOR * frozen)
     said = {
+        **settings.model_dump(),
         "task": "regression",
-        "members": settings.members,
         "prior_precision": precision,
         "rows": rows.n,
         "noise_variance": [float(v) for v in noise],

@@ -36,8 +36,12 @@ class Softmax:
 def softmax_bound(m: F64, v: F64, y: I64, kind: Bound) -> Softmax:
     """The bound of log p(y) under logits with means m and variances v, N×C, for labels y N."""
     tilt = np.zeros_like(m) if kind == "jensen" else _tilt(m, v)
-    total, q = _upper(m, v, tilt)
-    value = m[np.arange(len(y)), y] - total
+    own = np.arange(len(y)), y
+    more = (0.5 - tilt) * v
+    log_q = log_softmax(m + more)
+    # The difference of a mean and a logsumexp, without taking one from the other.
+    value = log_q[own] - more[own] - 0.5 * (tilt**2 * v).sum(1)
+    q = np.exp(log_q)
     return Softmax(value, q, (tilt - q) ** 2 + q * (1.0 - q))
 
 

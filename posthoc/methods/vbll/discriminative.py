@@ -1,15 +1,15 @@
 """The discriminative classifier: q(w_k) = N(m_k, S_k) for the weights of each logit.
 
-Harrison, Willes & Snoek 2024, arXiv:2404.11599, section 3.2, on frozen features. What is learned
-is the deviation from the frozen head: logits are z + m'x with x the standardised features and a
-1 for the bias, and the prior of every weight of the deviation is N(0, tau²), so that without data
-the frozen head is left. The logit noise of the paper is left out: the bound can only shrink it, and
-the temperature that is fitted afterwards does its work.
+Harrison, Willes & Snoek 2024, arXiv:2404.11599, on frozen features. What is learned is the
+deviation from the frozen head: logits are z + m'x with x the standardised features and a 1 for the
+bias, and the prior of every weight of the deviation is N(0, tau²), so that without data the frozen
+head is left. The logit noise of the paper is left out: the bound can only shrink it, and the
+temperature that is fitted afterwards does its work.
 
-The means climb the bound by Adam over mini-batches, 600 steps or more. Diagonal and dense
-covariances have a closed form given the curvature of the bound, and tau² one given both:
-tau² = (|m|² + tr S) / D. The last is applied in the form of MacKay 1992, tau² = |m|² / (D - tr S /
-tau²), which has the same fixed point and reaches it in a few epochs instead of thousands.
+The means climb the bound by Adam over mini-batches, 600 steps or more. The covariances have a
+closed form given the curvature of the bound, which each epoch gathers, and tau² has one given both:
+tau² = (|m|² + tr S) / D. It is applied in the form of MacKay 1992, tau² = |m|² / (D - tr S / tau²),
+which has the same fixed point and reaches it in a few epochs instead of thousands.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from posthoc.methods.vbll.covariance import (
     check_dense,
     quadratic,
 )
-from posthoc.methods.vbll.training import Adam, batches, emphasis, epochs_for, learned_prior, steps
+from posthoc.methods.vbll.training import (
+    Adam,
+    Objective,
+    batches,
+    emphasis,
+    epochs_for,
+    learned_prior,
+    steps,
+)
 from posthoc.rows import Rows
 
 if TYPE_CHECKING:
@@ -96,7 +104,7 @@ def fit(rows: Rows, settings: Settings) -> State:
             "task": "classification",
             "covariance": kind,
             "bound": settings.bound,
-            "objective": settings.objective,
+            "objective": objective(settings),
             "emphasis": posterior.emphasis,
             "prior_scale": posterior.prior * features,
             "epochs": epochs,
@@ -105,6 +113,14 @@ def fit(rows: Rows, settings: Settings) -> State:
             "classes_without_rows": int((counts == 0).sum()),
         },
     )
+
+
+def objective(settings: Settings) -> Objective:
+    """The data-emphasised bound by default: q knows neither how the classes' weights depend on each
+    other nor, unless dense, how an output's do, and where there are more weights than rows the
+    plain bound then underfits. On the three such sets of the developer suite the emphasised one had
+    the better NLL, accuracy and OOD AUROC; with more rows than weights the two are the same."""
+    return settings.objective or "de_elbo"
 
 
 def start(rows: Rows, settings: Settings) -> tuple[Posterior, I64]:
@@ -123,7 +139,7 @@ def start(rows: Rows, settings: Settings) -> tuple[Posterior, I64]:
         counts = counts + found if counts.size else found
     outputs, features = curvature.shape
     prior = (1.0 if settings.prior_scale is None else settings.prior_scale) / features
-    kappa = emphasis(settings.objective, outputs * features, rows.n)
+    kappa = emphasis(objective(settings), outputs * features, rows.n)
     covariance: Covariance
     if settings.covariance == "lowrank":
         covariance = LowRank(curvature, settings.rank, np.random.default_rng(settings.seed))

@@ -1,6 +1,6 @@
 """Variational Bayesian last layer, generative: ``vbll_generative``.
 
-Harrison, Willes & Snoek 2024, arXiv:2404.11599, section 3.3: phi | c ~ N(mu_c, Sigma),
+Harrison, Willes & Snoek 2024, arXiv:2404.11599: phi | c ~ N(mu_c, Sigma),
 q(mu_c) = N(m_c, S_c), prior N(0, tau²) about the mean of all rows. The score of a class has a
 closed form, log N(phi; m_c, S_c + Sigma) + log pi_c; the frozen head is no limit of it.
 

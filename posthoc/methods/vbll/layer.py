@@ -44,7 +44,7 @@ class Settings(BaseModel):
     ``prior_scale`` is the prior variance of an output's deviation at a typical row, in squared
     units of the output; None learns it in closed form, and towards 0 the frozen head is left.
     ``objective`` elbo, or de_elbo, which counts the data weights / rows times where there are more
-    weights than rows.
+    weights than rows; None is de_elbo for a classifier and elbo for a regression.
 
     A classifier's alone: ``bound`` of the expected log softmax, tilted (Knowles & Minka) or
     jensen (the paper's; it is far looser with many features); ``epochs``, by default as many as
@@ -55,7 +55,7 @@ class Settings(BaseModel):
     covariance: Kind | None = None
     rank: int = Field(default=3, ge=1)
     prior_scale: float | None = Field(default=None, gt=0)
-    objective: Objective = "elbo"
+    objective: Objective | None = None
     bound: Bound = "tilted"
     epochs: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=0.01, gt=0, le=1)
@@ -79,7 +79,7 @@ def fit(rows: Rows, head: LinearHead, task: Task, settings: Settings) -> State:
         found,
         covariance=settings.covariance,
         rank=settings.rank,
-        objective=settings.objective,
+        objective=settings.objective or "elbo",
         prior_scale=settings.prior_scale,
     )
 

@@ -1,6 +1,6 @@
 """The regression: q(w_k) = N(m_k, S_k) for each output, with noise variances sigma_k².
 
-Harrison, Willes & Snoek 2024, arXiv:2404.11599, section 3.1, on frozen features. The outputs are
+Harrison, Willes & Snoek 2024, arXiv:2404.11599, on frozen features. The outputs are
 z + w'x + noise with x the standardised features and a 1 for the bias, w ~ N(0, tau_k²) and the
 precision of the noise under a Wishart prior, which for a diagonal noise is a Gamma for each output.
 For each output k of its own, in nats:

@@ -15,7 +15,7 @@ from posthoc.rows import Rows
 if TYPE_CHECKING:
     from posthoc.graph import Fragment
 
-LEAST = 0.01  # of a feature's variance counts as variance within classes, whatever the rows say
+LEAST = 1e-3  # of a feature's variance counts as variance within classes, whatever the rows say
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,9 @@ def measure_classes(rows: Rows, classes: int, dense: bool) -> Measured:
     means = sums / np.maximum(counts, 1)[:, None]
     between = (sums.T @ means) if dense else (sums * means).sum(0)
     pooled = (outer - between) / n
-    variance = np.maximum(np.diag(pooled) if dense else pooled, 0.0) + LEAST
+    total, inner = (np.diag(outer), np.diag(pooled)) if dense else (outer, pooled)
+    # A feature that is constant stays in the units of the affine map.
+    variance = np.where(total > 0, np.maximum(inner, 0.0) + LEAST * total / n, 1.0)
     inverse = (affine.inverse / np.sqrt(variance)).astype(np.float32).astype(np.float64)
     ratio = inverse / affine.inverse
     scaled = Affine(affine.centre, inverse)

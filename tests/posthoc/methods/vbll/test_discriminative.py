@@ -108,7 +108,7 @@ def package_loss(state: State, rows: Features) -> tuple[float, DiscClassificatio
         package.noise_logdiag.fill_(-10.0)
     loss = package(torch.tensor(x)).train_loss_fn(torch.tensor(rows.y))
     loss.backward()
-    return float(loss), package
+    return float(loss.detach()), package
 
 
 def test_the_learned_prior_is_the_best_of_its_neighbours() -> None:
@@ -165,7 +165,7 @@ def test_classes_without_rows_are_counted() -> None:
     state = fit(take(rows, rows.y != 2), head)
     assert state.settings["classes_without_rows"] == 1
     shift = layer.spread(state, rows.phi, rows.z).shift
-    assert (shift[:, 2] < shift[:, :2].mean(1)).mean() > 0.9
+    assert shift[:, 2].mean() < -0.5
 
 
 def test_dense_beyond_the_limit_is_refused() -> None:

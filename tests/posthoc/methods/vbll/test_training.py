@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ def numbered(n: int) -> Features:
 
 def in_pieces(rows: Features, sizes: list[int]) -> Rows:
     edges = np.cumsum([0, *sizes])
-    pieces = [take(rows, slice(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [take(rows, slice(a, b)) for a, b in pairwise(edges)]
     return Rows(lambda: iter(pieces), len(rows))
 
 
