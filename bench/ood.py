@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.suite import load, suite
 from calibration.fit import parts_of, split
-from calibration.fit_head import DEFAULT_SCORES, FitOptions, fit_ood
+from calibration.fit_ood import DEFAULT_SCORES, fit_ood
 from calibration.metrics.ranking import auroc
 from posthoc import registry
 from posthoc.links import softmax
@@ -35,7 +35,11 @@ def run(quick: bool) -> dict[str, Any]:
             parts, test = parts_of(known.material, split(known.material, seed))
             for score in (*singles, default):
                 ood = fit_ood(
-                    known.material.linear, parts, FitOptions(task="classification", ood=score)
+                    known.material.linear,
+                    parts.module,
+                    parts.calibration,
+                    task="classification",
+                    ood=score,
                 )
                 assert ood is not None
                 inside, outside = (ood.score(r.phi, r.z) for r in (test, known.outside))

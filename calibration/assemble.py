@@ -171,6 +171,15 @@ def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions) -> tuple[str, ..
     if frozen.phi is None:
         left = ", ".join(remaining_modules(frozen, options.task))
         said.append(f"A black box: of the modules and scores these work on it: {left}.")
+    if fitted.head.module is not None and fitted.head.strength == 0.0:
+        said.append(
+            f"The calibration rows gave {fitted.module.name} no strength: what is served is the "
+            "frozen model with a temperature, and every epistemic part is zero."
+        )
+    elif fitted.head.prediction == "module":
+        said.append(
+            f"The label, or the mean, is that of {fitted.module.name}, not of the frozen model."
+        )
     if fitted.module.settings.get("uncalibrated"):
         said.append("The prior precision was chosen without labels; only scaling saw some.")
     return tuple(said)
@@ -185,7 +194,8 @@ def _answers(session: Any, fused: Fused, rows: Mapping[str, Array]) -> dict[str,
 
 def _check_end_to_end(head: Head, fused: Fused, session: Any, data: Dataset) -> None:
     """The fused graph on raw rows agrees with the float64 reference over the same rows' cached
-    features, and its label is the frozen argmax; FitError naming the field where not."""
+    features, and its label is the frozen argmax where that is served; FitError naming the field
+    where not."""
     got = _answers(session, fused, data.rows)
     want = reference(head, data.features.phi, data.features.z)
     if fused.logits is not None and head.task == "classification":

@@ -57,6 +57,7 @@ def evaluate(
         "model": f"{manifest.name} {manifest.version} ({manifest.frozen.file})",
         "bundle": predictor.bundle.identity,
         "module": manifest.module.name,
+        "answer": "the module's" if manifest.prediction == "module" else "the frozen model's",
         "rows": f"{len(y)} evaluated, {dropped} dropped (seen by the fit, or faulty)",
         "splits": ", ".join(f"{k} {v}" for k, v in manifest.splits.rows.items()),
     }

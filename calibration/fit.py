@@ -104,6 +104,8 @@ def prepare(
     trust_pickle, output, head.
     """
     columns = columns or Columns()
+    if columns.classes is not None and options.task == "regression":
+        raise DataError("--classes names the classes of a classifier; this is a regression")
     samples = Samples(
         data, columns.target, columns.inputs, split_by=columns.split_by, id=columns.id
     )
@@ -218,6 +220,11 @@ def fit(
     if (sampling is not None) != (options.method == "weights"):
         raise FitError("the method weights and --weights all|subnetwork go together")
     check_options(options)
+    if laplace is not None and (options.method != "laplace" or options.settings):
+        raise FitError(
+            "an imported posterior stands in place of --method and has its own settings; "
+            "leave --method and --set out"
+        )
     material = prepare(
         model,
         data,
@@ -233,8 +240,6 @@ def fit(
 
 
 def _imported(path: str | Path, material: Material, options: FitOptions) -> tuple[str, State]:
-    if options.settings:
-        raise FitError("an imported posterior has its own settings; leave --set out")
     if material.linear is None:
         raise FitError(f"{path} is a last-layer posterior, and no linear head was found")
     return import_laplace(path, material.linear, options.task)

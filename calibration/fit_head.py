@@ -31,23 +31,16 @@ from calibration.conformal.intervals import (
     signed_residuals,
 )
 from calibration.conformal.scores import METHODS, choose_raps
-from calibration.head import Head, Member, Ood, Prediction, reference
+from calibration.fit_ood import fit_ood, flag
+from calibration.head import Head, Prediction, reference
 from calibration.scaling import Scaling, fit_classification, fit_regression
-from calibration.threshold import (
-    fit_abstention,
-    neyman_pearson_rank,
-    neyman_pearson_rows,
-    pvalue_table,
-)
+from calibration.threshold import fit_abstention, neyman_pearson_rows
 from posthoc import links, registry
 from posthoc import rows as blocks_of
 from posthoc.contract import F64, Array, Features, FitError, LinearHead, State, Task
 from posthoc.runtime import open_session
 
-DEFAULT_SCORES: dict[Task, tuple[str, ...]] = {
-    "classification": ("gen", "mahalanobis"),
-    "regression": ("mahalanobis",),
-}
+_NUMBERS = 4_000_000  # N×S×C of one run of the compiled head
 
 
 class FitOptions(BaseModel):
@@ -55,8 +48,9 @@ class FitOptions(BaseModel):
 
     ``method`` none is scaling alone, ``settings`` are the method's own; ``prediction`` module is
     needed by a method that refits the head. ``predictive`` is the way from Gaussian logits to
-    probabilities, ``draws`` the number of fixed logit draws (even; default 16, 64 for mc).
-    ``ood`` auto chooses.
+    probabilities, ``draws`` the number of fixed logit draws (even; default 16, 64 for mc) where a
+    module has none of its own. ``ood`` auto chooses. What does not go together is refused by
+    `check_options`, and by `fit_head` where only the fitted module can tell.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,7 +68,7 @@ class FitOptions(BaseModel):
     max_error: float | None = Field(default=0.05, gt=0, lt=1)
     error_delta: float = Field(default=0.05, gt=0, lt=1)
     tolerance: float | None = Field(default=None, gt=0)  # regression: wrong beyond it
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +116,20 @@ def fit_head(
         raise FitError("a temperature needs labels of at least two classes and has 1")
     module = posterior or _fit_module(linear, parts.module, options)
     spread = None if module is None else _spread(module, parts.calibration)
+    if module is not None and spread is not None:
+        _check_spread(module[0], spread, options)
     noise = _noise(module, parts.module) if options.task == "regression" else None
     eps = _draws(spread, options)
     scaling = _fit_scaling(parts.calibration, spread, noise, module, options, eps)
-    ood = fit_ood(linear, parts, options)
+    ood = fit_ood(
+        linear,
+        parts.module,
+        parts.calibration,
+        task=options.task,
+        ood=options.ood,
+        sampled=options.method != "none"
+        and "weight_samples" in registry.info(options.method).needs,
+    )
     head = Head(
         task=options.task,
         width=parts.module.z.shape[1],
@@ -160,11 +164,20 @@ def check_options(options: FitOptions) -> None:
                 f"{options.method} refits the head, so that its answer may differ from the frozen "
                 "model's; ask for it with --prediction module"
             )
+        if info.preserves and options.prediction == "module" and options.predictive == "probit":
+            raise FitError(
+                f"{options.method} keeps the frozen model's answer; leave --prediction module out"
+            )
         registry.settings(options.method, options.settings)
-    elif options.settings:
-        raise FitError("--set belongs to a module; there is none with --method none")
-    if options.predictive != "probit" and options.task == "regression":
-        raise FitError(f"the link {options.predictive!r} is for classification")
+    else:
+        _check_no_module(options)
+    if options.task == "regression":
+        if options.predictive != "probit":
+            raise FitError(f"the link {options.predictive!r} is for classification")
+        if options.draws is not None:
+            raise FitError("--draws is for classification; error bars of a regression need none")
+    elif options.tolerance is not None:
+        raise FitError("--tolerance is for regression; a class is right or wrong")
     known = METHODS if options.task == "classification" else ("residual",)
     if options.conformal not in (None, *known):
         raise FitError(
@@ -177,6 +190,36 @@ def check_options(options: FitOptions) -> None:
     for alpha in options.alphas:
         if not 0 < alpha < 1:
             raise FitError(f"alpha must lie strictly between 0 and 1, not {alpha}")
+
+
+def _check_no_module(options: FitOptions) -> None:
+    for flag_, given in (
+        ("--set", bool(options.settings)),
+        ("--prediction module", options.prediction == "module"),
+        (f"--predictive {options.predictive}", options.predictive != "probit"),
+        ("--draws", options.draws is not None),
+    ):
+        if given:
+            raise FitError(f"{flag_} belongs to a module; there is none with --method none")
+
+
+def _check_spread(name: str, spread: links.Spread, options: FitOptions) -> None:
+    """The options that only the fitted module can tell to be meaningless."""
+    if options.task == "regression":
+        return
+    if options.draws is not None and spread.directions is None:
+        raise FitError(f"{name} has draws of its own or none; leave --draws out")
+    if options.predictive == "probit":
+        return
+    if spread.variance is None:
+        raise FitError(
+            f"{name} is a mixture, whose members' probabilities are averaged; leave --predictive "
+            f"{options.predictive} out"
+        )
+    if options.predictive == "mc" and not spread.decomposes:
+        raise FitError(f"{name} has no draws to average; leave --predictive mc out")
+    if options.predictive != "mc":
+        links.class_variance(spread)
 
 
 def _fit_module(
@@ -236,51 +279,6 @@ def _fit_scaling(
     return fit_regression(np.asarray(rows.y, np.float64) - rows.z, noise, spread, df)
 
 
-def fit_ood(linear: LinearHead | None, parts: Parts, options: FitOptions) -> Ood | None:
-    """The scores named (a+b: their mean) or the default, fitted on module rows and standardised on
-    calibration rows; thresholds follow later.
-
-    Without data on strange rows no score is best everywhere. The default is generalised entropy
-    and, with features, their Mahalanobis distance: on the six sets of `bench.suite` with strange
-    rows it never fell below maximum softmax, whereas relative Mahalanobis ranked one upside down.
-    """
-    if options.ood == "none":
-        return None
-    sampled = options.method != "none" and "weight_samples" in registry.info(options.method).needs
-    # What stands for features is then the copies' outputs.
-    have = {"labels"} | ({"features"} if parts.module.phi is not None and not sampled else set())
-    have |= {"linear_head"} if linear is not None else set()
-    fitting = registry.applicable(registry.SCORES, options.task, have)
-    if options.ood == "auto":
-        wanted = [n for n in DEFAULT_SCORES[options.task] if n in fitting]
-        if not wanted:
-            return None
-    else:
-        wanted = options.ood.split("+")
-        for name in wanted:
-            if name not in fitting:
-                raise FitError(
-                    f"the OOD score {name!r} does not fit this model; these do: "
-                    f"{', '.join(fitting) or 'none'}"
-                )
-    members = tuple(_fit_score(name, linear, parts) for name in wanted)
-    return Ood(members, np.zeros(0), np.ones(1))
-
-
-def _fit_score(name: str, linear: LinearHead | None, parts: Parts) -> Member:
-    page = registry.page(name)
-    width = 0 if parts.module.phi is None else parts.module.phi.shape[1]
-    stats = page.init(parts.module.z.shape[1], width)
-    for block in blocks_of.of(parts.module):
-        stats = page.update(stats, block)
-    state = page.finish(stats, linear)
-    clean = page.score(state, parts.calibration.phi, parts.calibration.z)
-    mean, scale = float(clean.mean()), float(clean.std())
-    # A score that hardly varies, such as GEN of an untrained network, would be blown up until the
-    # graph's float32 shows.
-    return Member(name, state, mean, max(scale, 0.03 * abs(mean)) or 1.0)
-
-
 def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:
     method = options.conformal or "lac"
     if method == "lac":
@@ -292,11 +290,15 @@ def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:
 
 
 def run_head(head: Head, rows: Features) -> dict[str, Array]:
-    """Every output of the compiled head, ``set_scores`` included, on cached rows in float32."""
+    """Every output of the compiled head, ``set_scores`` included, on cached rows in float32.
+
+    Blocks are so small that the draws of one, N×S×C, are at most a few million numbers.
+    """
     session = open_session(compile_head(head, scores=True))
     names = [o.name for o in session.get_outputs()]
     made: dict[str, list[Array]] = {n: [] for n in names}
-    for block in blocks_of.of(rows):
+    numbers = head.width * (links.N_DRAWS if head.eps is None else len(head.eps))
+    for block in blocks_of.of(rows, min(blocks_of.BLOCK, max(16, _NUMBERS // numbers))):
         feed = {"z": np.asarray(block.z, np.float32)}
         if head.features is not None:
             feed["phi"] = np.asarray(block.phi, np.float32)
@@ -338,7 +340,8 @@ def _thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scaling)
     ood_record = None
     if head.ood is not None:
         scores["ood"] = np.sort(out["ood_score"])
-        head, ood_record = _flag(head, scores["ood"], options)
+        found, ood_record = flag(head.ood, scores["ood"], options.ood_alpha, options.ood_delta)
+        head = head.with_(ood=found)
     abstain = None
     if head.abstains:
         grid = run_head(head, parts.calibration)[sureness]
@@ -365,24 +368,6 @@ def _guarantee(sorted_scores: Array, alpha: float) -> Guarantee:
         threshold=None if math.isinf(q) else q,
         n_needed=math.ceil(round(1 / alpha, 9)) - 1,
     )
-
-
-def _flag(head: Head, scores: Array, options: FitOptions) -> tuple[Head, OodRecord]:
-    assert head.ood is not None
-    table, p = pvalue_table(scores)
-    rank = neyman_pearson_rank(len(scores), options.ood_alpha, options.ood_delta)
-    threshold = math.inf if rank is None else float(scores[rank - 1])
-    members = head.ood.members
-    settings = {m.name: {**m.state.settings, "mean": m.mean, "scale": m.scale} for m in members}
-    record = OodRecord(
-        score=FittedRecord(name="+".join(m.name for m in members), settings=settings),
-        alpha=options.ood_alpha,
-        delta=options.ood_delta,
-        n=len(scores),
-        n_needed=neyman_pearson_rows(options.ood_alpha, options.ood_delta),
-        threshold=None if rank is None else threshold,
-    )
-    return head.with_(ood=Ood(members, table, p, threshold)), record
 
 
 def _abstain(

@@ -20,7 +20,7 @@ from posthoc.links import softmax
 
 
 def classification_totals(p: Array, label: Array, y: Array) -> ClassificationTotals:
-    """Additive statistics of probabilities N×C whose ``label`` is what the frozen model said."""
+    """Additive statistics of probabilities N×C of which ``label`` is what was said."""
     confidence = p[np.arange(len(p)), label]
     return update_classification(
         ClassificationTotals(), confidence=confidence, label=label, y=y, probs=p
@@ -36,7 +36,7 @@ def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
     levels = {}
     if fitted.head.task == "classification":
         y = np.asarray(test.y, np.int64)
-        label = out["label"]
+        label, said = out["label"], test.z.argmax(1)
         true = out["set_scores"][np.arange(len(y)), y]
         for g in fitted.conformal.guarantees:
             q = np.inf if g.threshold is None else g.threshold
@@ -46,7 +46,7 @@ def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
                 "empty": float(((out["set_scores"] <= q).sum(1) == 0).mean()),
             }
         rows = {
-            "frozen": _classification(classification_totals(softmax(test.z), label, y)),
+            "frozen": _classification(classification_totals(softmax(test.z), said, y)),
             "hedged": _classification(classification_totals(out["probs"], label, y)),
         }
         return {"rows": len(test), **rows, "levels": levels}
@@ -61,6 +61,7 @@ def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
         }
     return {
         "rows": len(test),
+        "frozen": {"rmse": float(np.sqrt(((y - test.z) ** 2).mean()))},
         "hedged": {"rmse": totals.rmse, "crps": totals.crps, "nll": totals.log_loss},
         "levels": levels,
     }

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import minimize_scalar
 from scipy.special import gammaln
 
 from posthoc import links
 from posthoc.contract import F64, Array, FitError
-from posthoc.folds import log_loss, log_softmax
+from posthoc.folds import log_loss
 from posthoc.links import PROBIT, Predictive, Spread
+from posthoc.methods import temperature
 
-LOG_T = (-5.0, 5.0)  # the naive unbracketed search fails on some tables
 # The likelihood is often flat in s (on magika over four decades, within 0.0005 nats) and then says
 # nothing about the module. Of the strengths it cannot tell from the best, the largest is kept, so
 # that the epistemic share is the posterior's and not an accident of the split.
@@ -33,8 +33,10 @@ MAX_WIDENING = 1.0  # of pi/8 s median(v)
 _GRID = np.concatenate([[0.0], np.logspace(-4, 0, 25)])
 _WIDE = np.concatenate([_GRID, np.logspace(0.25, 3, 12)])  # where nothing is called epistemic
 _SHARES = np.asarray([0.0, 0.05, 0.1, 0.25, 0.5, 1.0])  # of the way from the frozen head to its own
-_STEPS = 13  # of a golden-section search over log T: 1/500 of the first bracket
-_WORK = 4_000_000  # numbers N×S×C that one look at a mixture may take; more rows are not read
+_CLOSE = 2e-3  # of log T, where it is searched: within 1e-6 nats of the best
+# Numbers N×S×C that one look at a mixture takes, on rows drawn from all; more only to have
+# LEAST_ROWS, and then at most so many.
+_WORK, LEAST_ROWS, _MOST = 4_000_000, 500, 16_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +57,11 @@ def mean_nll(z: Array, y: Array) -> float:
     return float(log_loss(z, y).mean())
 
 
-def fit_temperature(z: Array, y: Array) -> tuple[float, float]:
-    """(T, mean NLL), T the root of the derivative by Brent's method; the NLL is convex in 1/T, and
-    where it has no minimum within LOG_T the better end is taken. Guo et al. 2017."""
+def fit_temperature(z: Array, y: Array, start: float = 1.0) -> tuple[float, float]:
+    """(T, mean NLL) by `posthoc.methods.temperature.fit_temperature`, which smooths the labels by a
+    tenth of a row: without it rows that are all predicted right would make every probability 1."""
     z = np.asarray(z, np.float64)
-    z = z - z.mean(1, keepdims=True)
-    true = z[np.arange(len(z)), np.asarray(y)].mean()
-
-    def slope(log_t: float) -> float:
-        p = np.exp(log_softmax(z * np.exp(-log_t)))
-        return float((p * z).sum(1).mean() - true)
-
-    lo, hi = LOG_T
-    # slope > 0: too sharp, so the temperature must rise.
-    if slope(lo) <= 0:
-        log_t = lo
-    elif slope(hi) >= 0:
-        log_t = hi
-    else:
-        log_t = float(brentq(slope, lo, hi, xtol=1e-12, rtol=1e-12))
-    t = math.exp(log_t)
+    t = temperature.fit_temperature(z, y, start)
     return t, mean_nll(z / t, y)
 
 
@@ -102,22 +89,40 @@ def fit_classification(
     if spread is None:
         return Scaling(t0, 0.0, t0, nll0, nll0)
     if predictive == "probit" and spread.variance is not None and spread.shift is None:
-        v = np.asarray(spread.variance, np.float64)
-        unit = _unit(v)
-        found = [
-            (s * unit, *fit_temperature(z / np.sqrt(1.0 + PROBIT * s * unit * v)[:, None], y))
-            for s in (_GRID if spread.decomposes else _WIDE)
-        ]
+        found = _walk(z, y, spread, t0)
     else:
         found = _search(z, y, spread, predictive, eps, t0)
+    # Temperature scaling gives s = 1 / T² to the head that the module describes.
+    strength, t, nll = _keep(found, spread, lambda s, t: s * t**2)
+    return Scaling(t, strength, t0, nll, found[0][2])
+
+
+def _keep(
+    found: list[tuple[float, float, float]], spread: Spread, own: Callable[[float, float], float]
+) -> tuple[float, float, float]:
+    """Of the (s, T, NLL) within FLAT of the best the one of the largest strength, though not above
+    the module's ``own``, of which it gives the share."""
     best = min(nll for _, _, nll in found)
-    strength, t, nll = [f for f in found if f[2] <= best + FLAT][-1]
-    return Scaling(t, float(strength), t0, nll, nll0)
+    flat = [f for f in found if f[2] <= best + FLAT]
+    if not spread.decomposes:
+        return flat[-1]
+    within = [f for f in flat if own(f[0], f[1]) <= 1.0 + 1e-9]
+    return within[-1] if within else flat[0]
 
 
 def _unit(v: F64) -> float:
     """The strength at which the module widens the median row's logits as far as it may."""
     return MAX_WIDENING / (PROBIT * max(float(np.median(v)), np.finfo(np.float64).tiny))
+
+
+def _walk(z: F64, y: Array, spread: Spread, t0: float) -> list[tuple[float, float, float]]:
+    """(s, T, NLL) for rising strengths under the probit link with one variance a row."""
+    v = np.asarray(spread.variance, np.float64)
+    found, t = [], t0
+    for s in (_GRID if spread.decomposes else _WIDE) * _unit(v):
+        t, nll = fit_temperature(z / np.sqrt(1.0 + PROBIT * s * v)[:, None], y, t)
+        found.append((float(s), t, nll))
+    return found
 
 
 def _search(
@@ -128,23 +133,34 @@ def _search(
     eps: Array | None,
     t0: float,
 ) -> list[tuple[float, float, float]]:
-    """(s, T, NLL) for rising strengths, T by golden section on log T, from s = 0 up."""
-    c = z.shape[1]
-    draws = 1
-    if spread.variance is None or predictive == "mc":
-        draws = len(eps) if spread.draws is None and eps is not None else _members(spread)
-    keep = slice(0, max(500, _WORK // (draws * c)))
-    z, y, spread = z[keep], y[keep], _rows(spread, keep)
+    """(s, T, NLL) for rising strengths from s = 0 up, under any link. Where not all rows are read,
+    T is corrected by what the rows read do to the temperature alone."""
+    drawn = spread.variance is None or predictive == "mc"
     moves = spread.variance is None or spread.shift is not None
+    unit = 1.0 if moves else _unit(np.asarray(spread.variance))
+    n, c = z.shape
+    members = _draws(spread, eps) if drawn else 1
+    most = max(_WORK // (members * c), min(LEAST_ROWS, _MOST // (members * c)), 1)
+    correction = 1.0
+    if most < n:
+        keep = np.sort(np.random.default_rng(0).permutation(n)[:most])
+        z, y, spread = z[keep], y[keep], _rows(spread, keep)
+        here, _ = fit_temperature(z, y, t0)
+        correction, t0 = t0 / here, here
+    if drawn:
+        spread = Spread(None, draws=links.deviations(spread, eps))
+    elif predictive != "probit":
+        spread = replace(spread, class_variance=links.class_variance(spread))
+    smoothing = temperature.SMOOTHING / (len(z) + temperature.SMOOTHING)
 
     def nll(strength: float, t: float) -> float:
         log_p = links.log_probs(z, spread, t, strength, predictive, eps)
-        return float(-log_p[np.arange(len(y)), y].mean())
+        true = float(log_p[np.arange(len(y)), y].mean())
+        return -(1 - smoothing) * true - smoothing * float(log_p.mean())
 
-    found = [(0.0, t0, mean_nll(z / t0, y))]
-    grid = _SHARES[1:] if moves else _GRID[1::3] * _unit(np.asarray(spread.variance))
+    found = [(0.0, t0 * correction, nll(0.0, t0))]
     centre = math.log(t0)
-    for step in grid:
+    for step in _SHARES[1:] if moves else _GRID[1::3] * unit:
 
         def strength(t: float, step: float = float(step)) -> float:
             return (step / t) ** 2 if moves else step
@@ -152,36 +168,28 @@ def _search(
         def at(log_t: float, strength: Callable[[float], float] = strength) -> float:
             return nll(strength(math.exp(log_t)), math.exp(log_t))
 
-        centre = _golden(at, centre)
-        t = math.exp(centre)
+        centre = _minimum(at, centre, temperature.LOG_T)
+        t = math.exp(centre) * correction
         found.append((strength(t), t, at(centre)))
     return found
 
 
-def _golden(f: Callable[[float], float], centre: float) -> float:
-    """The minimum of a unimodal function within a factor e of ``centre`` in T, kept in LOG_T."""
-    lo, hi = max(centre - 1.0, LOG_T[0]), min(centre + 1.0, LOG_T[1])
-    ratio = (math.sqrt(5) - 1) / 2
-    a, b = hi - ratio * (hi - lo), lo + ratio * (hi - lo)
-    fa, fb = f(a), f(b)
-    for _ in range(_STEPS):
-        if fa <= fb:
-            hi, b, fb = b, a, fa
-            a = hi - ratio * (hi - lo)
-            fa = f(a)
-        else:
-            lo, a, fa = a, b, fb
-            b = lo + ratio * (hi - lo)
-            fb = f(b)
-    return (lo + hi) / 2
+def _minimum(
+    f: Callable[[float], float], centre: float, within: tuple[float, float] = (-math.inf, math.inf)
+) -> float:
+    """Where a unimodal function has its minimum, at most one from ``centre``: Brent's method."""
+    bounds = max(centre - 1.0, within[0]), min(centre + 1.0, within[1])
+    return float(minimize_scalar(f, bounds=bounds, method="bounded", options={"xatol": _CLOSE}).x)
 
 
-def _members(spread: Spread) -> int:
-    assert spread.draws is not None
-    return int(spread.draws.shape[1])
+def _draws(spread: Spread, eps: Array | None) -> int:
+    if spread.draws is not None:
+        return int(spread.draws.shape[1])
+    assert eps is not None
+    return len(eps)
 
 
-def _rows(spread: Spread, keep: slice) -> Spread:
+def _rows(spread: Spread, keep: Array) -> Spread:
     """The spread of some of the rows."""
     cut = {
         name: None if (value := getattr(spread, name)) is None else value[keep]
@@ -210,12 +218,16 @@ def fit_regression(
     the module adds or None; ``df`` of a Student-t predictive.
 
     For a given s the best f² of a Gaussian is the mean of error² / (noise + s v). Raises FitError
-    for no rows.
+    for no rows, errors that are not finite or all zero, and for a noise that is not above zero.
     """
     error = np.asarray(error, np.float64)
     if len(error) == 0:
         raise FitError("no calibration rows to fit a scale on")
+    if not np.isfinite(error).all():
+        raise FitError("a mean of the frozen model or a target is not finite on a calibration row")
     noise = np.asarray(noise, np.float64)
+    if not ((noise > 0).all() and error.any()):
+        raise FitError("the model predicts the targets without error; check for leakage")
     v = np.zeros_like(error)
     shift = None
     if spread is not None:
@@ -227,7 +239,7 @@ def fit_regression(
         total: F64 = noise + s * v
         f2 = max(float((e**2 / total).mean()), np.finfo(np.float64).tiny)
         if math.isfinite(df):
-            log_f = _golden(
+            log_f = _minimum(
                 lambda u: float(student_nll(e, math.exp(2 * u) * total, df).mean()),
                 0.5 * math.log(f2),
             )
@@ -240,9 +252,10 @@ def fit_regression(
     if shift is not None:
         strengths = _SHARES**2
     else:
-        unit = float(np.median(noise)) / max(float(np.median(v)), np.finfo(np.float64).tiny)
+        unit = 1.0 / max(float(np.median(v / noise)), np.finfo(np.float64).tiny)
         strengths = (_GRID if spread.decomposes else _WIDE) * unit
+        if unit > 1.0:
+            strengths = np.sort(np.append(strengths, 1.0))
     tried = [(float(s), *at(float(s))) for s in strengths]
-    best = min(nll for _, _, nll in tried)
-    strength, f, nll = [x for x in tried if x[2] <= best + FLAT][-1]
+    strength, f, nll = _keep(tried, spread, lambda s, _: s)
     return Scaling(f, strength, f0, nll, nll0)

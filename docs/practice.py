@@ -7,17 +7,28 @@ heart, so it is far surer of itself than it should be, as deployed networks tend
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from posthoc.export import export_torch
 
 CLASSES = ("ok", "worn", "broken")
+NET = '''"""The practice model as a torch module, for `hedged fit net:make`."""
+
+from torch import nn
+
+
+def make() -> nn.Module:
+    layers = [nn.BatchNorm1d(3), nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(32, 3))
+'''
 RNG = np.random.default_rng(0)
 
 
@@ -42,8 +53,7 @@ def save(name: str, x: np.ndarray, y: np.ndarray) -> None:
 def train(x: np.ndarray, y: np.ndarray) -> nn.Module:
     """The network, trained in float64 so that it comes out the same on every machine."""
     torch.manual_seed(0)
-    layers = [nn.BatchNorm1d(3), nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Linear(32, 3)).double()
+    model = made().double()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(300):
         optimizer.zero_grad()
@@ -52,10 +62,22 @@ def train(x: np.ndarray, y: np.ndarray) -> nn.Module:
     return model.float().eval()
 
 
+def made() -> nn.Module:
+    """What net.py makes."""
+    Path("net.py").write_text(NET)
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, ".")
+    from net import make
+
+    network: nn.Module = make()
+    return network
+
+
 def main() -> None:
-    """Write model.onnx, classes.txt and three tables."""
+    """Write model.onnx, the same as net.py with net.safetensors, classes.txt and three tables."""
     x, y = machines(400)
     model = train(x, y)
+    save_file(model.state_dict(), "net.safetensors")
     exported = export_torch(model, (x,), input_names=["sensors"])
     Path("model.onnx").write_bytes(exported.model)
     Path("classes.txt").write_text("\n".join(CLASSES) + "\n")

@@ -15,8 +15,12 @@ def describe(bundle: Bundle) -> None:
     say(f"[bold]{m.name}[/] version {m.version} · {m.task} · {bundle.path}")
     say(f"identity {bundle.identity}")
     say(f"frozen model {m.frozen.file} sha256 {m.frozen.sha256[:16]}… ({m.frozen.size:,} bytes)")
-    head = m.frozen.head or "none found: a black box, outputs only"
-    say(f"linear head: {head}" + (f", {m.frozen.features} features" if m.frozen.features else ""))
+    if m.module.name == "weights":
+        say(f"beside it {m.module.settings['samples']} copies with sampled weights")
+    else:
+        head = m.frozen.head or "none found: a black box, outputs only"
+        width = f", {m.frozen.features} features" if m.frozen.features else ""
+        say(f"linear head: {head}{width}")
     rows = ", ".join(f"{k} {v:,}" for k, v in m.splits.rows.items())
     say(f"rows: {rows}")
     if m.splits.items is not None:
@@ -25,6 +29,10 @@ def describe(bundle: Bundle) -> None:
     scaling = ", ".join(f"{k} {v:.4g}" for k, v in m.scaling.items())
     prior = m.module.settings.get("prior_precision")
     say(f"module {m.module.name}" + (f", prior precision {prior:.4g}" if prior else ""))
+    if m.prediction == "module":
+        say("the answer is the module's, not the frozen model's")
+    if m.module.name != "none" and m.task == "classification":
+        say(f"logits to probabilities: {m.predictive}")
     say(f"scaling: {scaling}")
     _promises(bundle)
     _measured(bundle)

@@ -15,7 +15,7 @@ from calibration.scaling import (
     student_nll,
 )
 from posthoc.contract import FitError
-from posthoc.links import PROBIT, Spread, probit_scale
+from posthoc.links import PROBIT, Spread, probit_scale, softmax
 
 
 def drawn(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,8 +35,27 @@ def test_a_grid_finds_no_better_temperature() -> None:
     z, y = drawn(500, 2.0)
     t, nll = fit_temperature(z, y)
     grid = np.exp(np.linspace(-3, 3, 2001))
-    assert nll <= min(mean_nll(z / g, y) for g in grid) + 1e-9
+    # The fit smooths the labels by a tenth of a row.
+    assert nll <= min(mean_nll(z / g, y) for g in grid) + 1e-6
     assert nll == pytest.approx(mean_nll(z / t, y))
+
+
+@pytest.mark.parametrize("n", [5, 50, 2000])
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_rows_without_an_error_are_no_certainty(n: int, classes: int) -> None:
+    """All predicted right by any margin: T = 0 has the least NLL and would serve probability 1."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(n, classes))
+    y = z.argmax(1)
+    t, _ = fit_temperature(z, y)
+    p = softmax(z / t)[np.arange(n), y]
+    assert 0.5 < np.median(p) and p.mean() < 1 - 0.01 / n
+
+
+def test_a_model_worse_than_chance_gets_the_uniform_distribution() -> None:
+    z, y = drawn(500, 1.0)
+    p = softmax(-z / fit_temperature(-z, y)[0])
+    np.testing.assert_allclose(p, 1 / z.shape[1], atol=0.01)
 
 
 def test_scaled_logits_scale_the_temperature() -> None:
@@ -72,6 +91,48 @@ def test_a_spread_that_says_nothing_costs_next_to_nothing() -> None:
     assert with_module <= mean_nll(fresh_z / found.temperature_alone, fresh_y) + 0.002
 
 
+@pytest.mark.parametrize("predictive", ["probit", "mc"])
+def test_more_than_the_posterior_says_is_not_made_of_a_flat_likelihood(predictive: str) -> None:
+    """A variance that no row shows in the likelihood: the epistemic share stays the module's."""
+    z, y = drawn(2000, 2.0)
+    v = np.full(len(z), 0.01)
+    spread = Spread(v, amplitude=np.sqrt(v)[:, None] / 2, directions=np.eye(5)[:1])
+    eps = np.random.default_rng(0).normal(size=(16, 1))
+    found = fit_classification(z, y, spread, predictive, eps)
+    assert 0.1 < found.strength * found.temperature**2 <= 1 + 1e-9
+    error = np.random.default_rng(1).normal(size=(2000, 1))
+    found = fit_regression(error, np.ones(1), Spread(v[:, None], amplitude=np.sqrt(v)[:, None]))
+    assert found.strength == 1.0
+
+
+def test_the_unit_of_an_output_does_not_matter() -> None:
+    rng = np.random.default_rng(0)
+    v = rng.gamma(0.5, 2.0, (3000, 2))
+    error = rng.normal(size=v.shape) * np.sqrt(1 + v)
+    one = fit_regression(error, np.ones(2), Spread(v, amplitude=np.sqrt(v)))
+    unit = np.asarray([1.0, 1e4])
+    other = fit_regression(error * unit, unit**2, Spread(v * unit**2, amplitude=np.sqrt(v) * unit))
+    assert other.strength == pytest.approx(one.strength)
+    assert other.temperature == pytest.approx(one.temperature)
+
+
+def test_rows_in_the_order_of_their_classes() -> None:
+    """The search under other links reads some of the rows: not the first ones, which here are of
+    the classes that the model knows best."""
+    rng = np.random.default_rng(0)
+    c, n = 100, 3000
+    z = rng.normal(size=(n, c))
+    z[np.arange(n), rng.integers(c, size=n)] += 8
+    order = np.argsort(z.argmax(1), kind="stable")
+    z = z[order]
+    y = z.argmax(1)
+    wrong = (y >= c // 2) & (rng.random(n) < 0.6)
+    y[wrong] = rng.integers(c, size=int(wrong.sum()))
+    draws = 1e-3 * rng.normal(size=(n, 64, c))
+    found = fit_classification(z, y, Spread(np.full(n, 1e-6), draws=draws), "mc")
+    assert found.temperature == pytest.approx(found.temperature_alone, rel=0.05)
+
+
 def test_one_scale_mends_a_wrong_noise() -> None:
     rng = np.random.default_rng(0)
     error = rng.normal(size=(5000, 1)) * 3
@@ -86,6 +147,22 @@ def test_a_heteroscedastic_regression_gets_its_strength() -> None:
     found = fit_regression(error, np.ones(1), Spread(v, amplitude=np.sqrt(v)))
     assert found.nll < found.nll_alone - 0.02
     assert 0.2 < found.strength < 5
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+def test_a_student_noise_may_be_wrong_by_orders_of_magnitude(factor: float) -> None:
+    error = factor * stats.t.rvs(5, size=(4000, 1), random_state=np.random.default_rng(0))
+    found = fit_regression(error, np.ones(1), None, df=5.0)
+    assert found.temperature == pytest.approx(factor * np.sqrt(5 / 3), rel=0.05)
+
+
+def test_targets_without_an_error_are_an_error() -> None:
+    with pytest.raises(FitError, match="without error"):
+        fit_regression(np.zeros((50, 1)), np.ones(1), None)
+    with pytest.raises(FitError, match="without error"):
+        fit_regression(np.ones((50, 1)), np.zeros(1), None)
+    with pytest.raises(FitError, match="not finite"):
+        fit_regression(np.full((50, 1), np.nan), np.ones(1), None)
 
 
 def test_unusable_rows_are_an_error() -> None:

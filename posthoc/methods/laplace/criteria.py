@@ -18,6 +18,7 @@ from posthoc.contract import F64, Array, Features, FitError, LinearHead, State
 from posthoc.folds import class_index, log_softmax
 from posthoc.links import PROBIT, probit_scale
 from posthoc.methods.laplace.prior import (
+    RANGE,
     Criterion,
     Spectrum,
     by_epsilon,
@@ -32,9 +33,10 @@ from posthoc.rows import join, take
 # scale by at most sqrt(2), as in `calibration.scaling`.
 MAX_WIDENING = 1.0
 _LOG_T = (-5.0, 5.0)
+_ALONE = 1e150  # a precision beside which no curvature counts
 _WORK = 1_000_000  # outputs N×C that one look at a precision may take (features: 8 times that)
 
-OF_RULES = ("prior", "epsilon", "uncalibrated")  # what a state keeps of how its prior was found
+OF_RULES = ("prior", "epsilon", "uncalibrated", "prior_unlimited")  # what a state keeps of how its prior was found
 Said = dict[str, Any]
 S = TypeVar("S")
 P = TypeVar("P", bound=Prior)
@@ -102,11 +104,12 @@ def choose_classification(
         return variance(fixed, precision)
 
     z = np.asarray(rows.z, np.float64)
+    low, high = _range(at(_ALONE))
     if settings.prior == "epsilon":
-        return _label_free(settings, _total_variation(z, at))
+        return _label_free(settings, _total_variation(z, at), low)
     y = class_index(_labels(rows), z.shape[1])
-    least = by_epsilon(lambda d: PROBIT * float(np.median(at(d))), MAX_WIDENING)
-    return said(settings, by_held_out(_log_loss(z, y, at), least))
+    least = by_epsilon(lambda d: PROBIT * float(np.median(at(d))), MAX_WIDENING, low)
+    return _searched(settings, by_held_out(_log_loss(z, y, at), least, max(high, least)), low)
 
 
 def choose_regression(
@@ -122,9 +125,10 @@ def choose_regression(
         return said(settings, settings.prior_precision)
     rows = _some(rows)
     fixed = squares(real(rows.phi))
+    low, high = _range(variance(fixed, _ALONE) / noise(_ALONE))
     if settings.prior == "epsilon":
         return _label_free(
-            settings, lambda d: _gaussian_variation(1.0 + variance(fixed, d) / noise(d))
+            settings, lambda d: _gaussian_variation(1.0 + variance(fixed, d) / noise(d)), low
         )
     squared = (np.asarray(_labels(rows), np.float64) - np.asarray(rows.z, np.float64)) ** 2
 
@@ -133,7 +137,7 @@ def choose_regression(
         factor = max(float((squared / total).mean()), np.finfo(np.float64).tiny)
         return float(0.5 * (np.log(total).mean() + np.log(factor)))
 
-    return said(settings, by_held_out(loss))
+    return _searched(settings, by_held_out(loss, low, high), low)
 
 
 def said(settings: Prior, precision: float, **more: Any) -> tuple[float, Said]:
@@ -149,9 +153,23 @@ def _width(block: Features) -> int:
     return 0 if block.phi is None else int(block.phi.shape[1])
 
 
-def _label_free(settings: Prior, distance: Criterion) -> tuple[float, Said]:
-    found = by_epsilon(distance, settings.epsilon)
-    return said(settings, found, epsilon=settings.epsilon, uncalibrated=True)
+def _range(alone: F64) -> tuple[float, float]:
+    """The precisions between which a rule searches, for the variances at `_ALONE`."""
+    unit = float(np.median(alone)) * _ALONE
+    return RANGE[0] * unit, RANGE[1] * unit
+
+
+def _searched(settings: Prior, found: float, low: float, **more: Any) -> tuple[float, Said]:
+    """As `said`; ``prior_unlimited`` where the rule is content with the smallest precision that it
+    may choose, so that the rows set no prior."""
+    if found <= low:
+        more["prior_unlimited"] = True
+    return said(settings, found, **more)
+
+
+def _label_free(settings: Prior, distance: Criterion, low: float) -> tuple[float, Said]:
+    found = by_epsilon(distance, settings.epsilon, low)
+    return _searched(settings, found, low, epsilon=settings.epsilon, uncalibrated=True)
 
 
 def _labels(rows: Features) -> Array:

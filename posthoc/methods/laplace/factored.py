@@ -1,7 +1,7 @@
 """A posterior of all parameters of a small head, as a factor F of their covariance F F'.
 
 The state of `posthoc.methods.laplace.full` for a classification, and of a full posterior that was
-imported. ``factor`` is C×K×J for K = D + 1 parameters a class (the bias last); ``draws`` S×C×K are
+imported. ``centre`` D is what a graph takes off the features first. ``factor`` is C×K×J for K = D + 1 parameters a class (the bias last); ``draws`` S×C×K are
 fixed draws of the head; ``roots`` C×K×K and ``root`` K×K are roots of the quadratic forms that give
 the variance of each logit, and the mean over pairs of classes of the variance of a difference: a
 sum of squares loses less in float32 than a product with a covariance.
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from posthoc.graph import Fragment
 
 
-def tensors(factor: F64, draws: int, seed: int) -> dict[str, Array]:
+def tensors(factor: F64, centre: F64, draws: int, seed: int) -> dict[str, Array]:
     """The tensors of a state, with so many draws from a random seed."""
     c, k, j = factor.shape
     drawn = factor.reshape(c * k, j) @ normal_draws(j, seed, draws).T
     roots = np.stack([triangle(f.T) for f in factor])
     made: dict[str, Array] = {
+        "centre": centre,
         "factor": factor,
         "draws": np.ascontiguousarray(drawn.T).reshape(draws, c, k),
         "roots": roots,
@@ -53,10 +54,11 @@ def spread(state: State, phi: Array) -> Spread:
 def emit(g: Fragment, state: State, phi: str) -> SpreadNames:
     """The same as a graph fragment."""
     t = state.tensors
+    centred = g.op("Sub", phi, g.const(t["centre"]))
 
     def project(table: Array) -> str:
         """[phi, 1] @ table, for K×anything."""
-        return g.op("Gemm", phi, g.const(table[:-1]), g.const(table[-1]))
+        return g.op("Gemm", centred, g.const(table[:-1]), g.const(_at(t["centre"], table)))
 
     s, c, k = t["draws"].shape
     y = project(t["roots"].transpose(1, 0, 2).reshape(k, c * k))
@@ -68,6 +70,10 @@ def emit(g: Fragment, state: State, phi: str) -> SpreadNames:
     y = project(t["root"])
     variance = g.sum(g.op("Mul", y, y), 1, keepdims=True)
     return SpreadNames(variance, draws=drawn, class_variance=alone)
+
+
+def _at(centre: F64, table: Array) -> F64:
+    return np.asarray(centre @ table[:-1] + table[-1])
 
 
 def joint(state: State, phi: Array) -> F64:

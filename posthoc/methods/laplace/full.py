@@ -76,12 +76,13 @@ class Settings(Curvature):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Sums over ``n`` rows of a classification: ``pairs`` K×K for each pair of classes c <= d in
-    the order of `numpy.triu_indices`; those of c = d are zero under ggn, being minus the sum of the
-    others of the class."""
+    """Sums over ``n`` rows of a classification: ``total`` D of features, and ``pairs`` K×K for each
+    pair of classes c <= d in the order of `numpy.triu_indices`; those of c = d are zero under ggn,
+    being minus the sum of the others of the class."""
 
     empirical: bool
     n: int
+    total: F64
     pairs: F64
 
 
@@ -99,7 +100,8 @@ def init(head: LinearHead, task: Task, settings: Settings) -> Stats | kron.Stats
             f"laplace_full: the head has {c * k} parameters and the limit is "
             f"{settings.max_parameters} (max_parameters); use laplace (Kronecker) or laplace_diag"
         )
-    return Stats(settings.fisher == "empirical", 0, np.zeros((c * (c + 1) // 2, k, k)))
+    pairs = np.zeros((c * (c + 1) // 2, k, k))
+    return Stats(settings.fisher == "empirical", 0, np.zeros(k - 1), pairs)
 
 
 def update(stats: Stats | kron.Stats, batch: Features) -> Stats | kron.Stats:
@@ -120,7 +122,8 @@ def _add(stats: Stats, batch: Features) -> Stats:
             elif c != d:
                 weighted = phi * np.sqrt(of[:, c] * of[:, d])[:, None]
                 pairs[at] += weighted.T @ weighted
-        stats = replace(stats, n=stats.n + len(block), pairs=pairs)
+        total = stats.total + phi[:, :-1].sum(0)
+        stats = replace(stats, n=stats.n + len(block), total=total, pairs=pairs)
     return stats
 
 
@@ -130,7 +133,7 @@ def merge(a: Stats | kron.Stats, b: Stats | kron.Stats) -> Stats | kron.Stats:
         assert isinstance(b, kron.Stats)
         return kron.merge(a, b)
     assert isinstance(b, Stats)
-    return replace(a, n=a.n + b.n, pairs=a.pairs + b.pairs)
+    return replace(a, n=a.n + b.n, total=a.total + b.total, pairs=a.pairs + b.pairs)
 
 
 def finish(
@@ -170,7 +173,8 @@ def _posterior(
     )
     lower = factored.triangle((vectors.reshape(len(h), -1) / np.sqrt(known.values + precision)).T)
     factor = np.tensordot(basis.T, lower.reshape(len(basis), k, -1), 1)
-    tensors = factored.tensors(factor, settings.draws, settings.seed)
+    centre = sums.centre(stats.total, stats.n)
+    tensors = factored.tensors(factor, centre, settings.draws, settings.seed)
     more = {**settings.described(stats.n), "draws": settings.draws, "seed": settings.seed}
     return State(tensors, {"task": "classification", **said, **more})
 

@@ -140,6 +140,7 @@ def _kron(factors: Any, scale: float, precision: F64, head: LinearHead) -> dict[
             shrink, offset = np.pad(shrink, ((0, 0), (0, c))), np.zeros((1, 2 * c))
         offset[0, -c:] = 1.0 / (scale * np.maximum(along, 0.0) + precision[-1])
     return {
+        "centre": np.zeros(d),
         "basis": np.pad(basis, ((0, 0), (0, 1))),
         "offset": np.eye(d + 1)[-1],
         "shrink": np.concatenate([shrink, offset]),
@@ -169,7 +170,7 @@ def _full(curvature: Any, scale: float, precision: F64, head: LinearHead) -> dic
     factor[:, :d] = root[: c * d].reshape(c, d, p)
     if p > c * d:
         factor[:, d] = root[c * d :]
-    return factored.tensors(factor, N_DRAWS, 0)
+    return factored.tensors(factor, np.zeros(d), N_DRAWS, 0)
 
 
 def _by_parameter(precision: F64, parameters: int) -> F64:

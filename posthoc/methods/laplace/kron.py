@@ -124,9 +124,11 @@ def _posterior(
 
         precision, said = choose_classification(settings, known, heldout, squares, variance)
         shrink = 1.0 / (known.values + precision)
+    centre = sums.centre(stats.gram[-1, :-1], stats.n)
     tensors: dict[str, Array] = {
+        "centre": centre,
         "basis": basis[:-1],
-        "offset": basis[-1],
+        "offset": centre @ basis[:-1] + basis[-1],
         "shrink": shrink,
         "directions": directions,
     }
@@ -142,8 +144,7 @@ def spectrum(stats: Stats, head: LinearHead, settings: Settings) -> Spectrum:
 def spread(state: State, phi: Array, z: Array) -> Spread:
     """What the posterior adds to the outputs of N rows (float64 definition)."""
     t = state.tensors
-    projected = np.asarray(phi, np.float64) @ t["basis"] + t["offset"]
-    g = projected**2 @ t["shrink"]
+    g = _projected(state, phi) ** 2 @ t["shrink"]
     directions = np.asarray(t["directions"], np.float64)
     if state.settings["task"] == "regression":
         return Spread(g @ directions**2, np.sqrt(g), directions)
@@ -153,7 +154,8 @@ def spread(state: State, phi: Array, z: Array) -> Spread:
 def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
     """The same as a graph fragment."""
     t = state.tensors
-    projected = g.op("Gemm", phi, g.const(t["basis"]), g.const(t["offset"]))
+    centred = g.op("Sub", phi, g.const(t["centre"]))
+    projected = g.op("Gemm", centred, g.const(t["basis"]), g.const(t["offset"]))
     variance = g.op("MatMul", g.op("Mul", projected, projected), g.const(t["shrink"]))
     directions = np.asarray(t["directions"], np.float64)
     amplitude = g.op("Sqrt", variance)
@@ -168,8 +170,12 @@ def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
 def joint(state: State, phi: Array) -> F64:
     """Covariance N×C×N×C of the outputs of N rows together."""
     t = state.tensors
-    projected = np.asarray(phi, np.float64) @ t["basis"] + t["offset"]
-    return joint_of.directions(projected, t["shrink"], t["directions"])
+    return joint_of.directions(_projected(state, phi), t["shrink"], t["directions"])
+
+
+def _projected(state: State, phi: Array) -> F64:
+    t = state.tensors
+    return np.asarray((np.asarray(phi, np.float64) - t["centre"]) @ t["basis"] + t["offset"])
 
 
 def _features(stats: Stats, settings: Settings) -> tuple[F64, F64]:
@@ -191,4 +197,6 @@ def _classes(stats: Stats, settings: Settings) -> tuple[F64, F64]:
         mean = mean + (2.0 * np.trace(mean) or 1.0) / len(mean)
     lam, vectors = np.linalg.eigh(mean)
     keep = slice(None, -1 if settings.fold_bias else None)
-    return np.maximum(lam[keep], 0.0), np.ascontiguousarray(vectors[:, keep].T)
+    # Without any curvature what is left of the lift is rounding.
+    lam = np.maximum(lam, 0.0) if np.trace(stats.curvature) > 0 else np.zeros(len(lam))
+    return lam[keep], np.ascontiguousarray(vectors[:, keep].T)

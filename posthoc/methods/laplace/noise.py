@@ -1,8 +1,8 @@
 """Noise variance of a regression's outputs, with the precision of the prior.
 
-MacKay's two updates alternate: the precision is gamma / |theta|² and the noise of an output its
-squared error over rows minus effective parameters (Bishop 2006, PRML 3.5.2). Each output has its
-own noise; the curvature of output k is ``mu / noise_k`` with mu the spectrum of the features.
+MacKay's two updates: the precision is gamma / |theta|² and the noise of an output its squared error
+over rows minus effective parameters (Bishop 2006, PRML 3.5.2). Each output has its own noise; the
+curvature of output k is ``mu / noise_k`` with mu the spectrum of the features.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from posthoc.contract import F64, Array, Features, FitError
 from posthoc.methods.laplace.criteria import Said, choose_regression, said
-from posthoc.methods.laplace.prior import MAX_STEPS, PRECISION_BOUNDS
+from posthoc.methods.laplace.prior import CLOSE, MAX_STEPS
 from posthoc.methods.laplace.settings import Curvature
 from posthoc.methods.laplace.sums import Errors
 
@@ -35,19 +35,37 @@ def fit_noise(
     ``fresh``: the rows are not those that the head was trained on, so that no effective parameter
     is taken off. Raises FitError without labels, or when the residuals are zero.
     """
-    noise, d = mean_square(errors), precision or 1.0
+    start = mean_square(errors)
     if norm == 0.0 and precision is None:
         raise FitError("the head's weights are all zero; give prior_precision")
+    d = precision or float((np.divide.outer(mu, start)).sum() / norm) ** 0.5
     for step in range(1, MAX_STEPS + 1):
+        noise = start if fresh else _noise_at(errors, mu, d)
+        if precision is not None:
+            break
         h = np.divide.outer(mu, noise)
-        gamma = (h / (h + d)).sum(0)
-        new = precision or float(np.clip(gamma.sum() / norm, *PRECISION_BOUNDS))
-        left = np.maximum(errors.n - (0.0 if fresh else gamma), 1.0)
-        found = errors.squared / left
-        if abs(new - d) <= 1e-10 * d and np.allclose(found, noise, rtol=1e-10, atol=0):
-            return new, found, step
-        d, noise = new, found
-    return d, noise, MAX_STEPS
+        # The fixed point's right side falls in log d with a slope between 0 and -1, so that half a
+        # step halves the distance at least.
+        move = 0.5 * np.log(float((h / (h + d)).sum()) / (norm * d))
+        if abs(move) <= CLOSE:
+            break
+        d *= float(np.exp(move))
+    return d, noise, step
+
+
+def _noise_at(errors: Errors, mu: F64, precision: float) -> F64:
+    """The noise K for a precision: the root of s (n - gamma(s)) = squared error, by Newton's method
+    in log s, where the slope lies between 1 and 2 and the root is the only one."""
+    noise = mean_square(errors)
+    for _ in range(MAX_STEPS):
+        known = mu[:, None] / (mu[:, None] + noise * precision)
+        left = errors.n - known.sum(0)
+        slope = 1.0 + np.where(left > 1.0, (known * (1.0 - known)).sum(0), 0.0) / left.clip(1.0)
+        move = np.log(errors.squared / (noise * left.clip(1.0))) / slope
+        noise = noise * np.exp(move)
+        if np.abs(move).max() <= CLOSE:
+            break
+    return noise
 
 
 def posterior(

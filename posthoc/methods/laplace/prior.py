@@ -13,8 +13,14 @@ import numpy as np
 
 from posthoc.contract import F64, FitError
 
-PRECISION_BOUNDS = (1e-8, 1e12)
-MAX_STEPS = 1_000
+# The range of the precision that the rules search, in units of the one at which the prior alone
+# gives the median row a variance of one: the posterior is flat below and the frozen model above,
+# and the answer does not depend on the unit of the features.
+RANGE = (1e-10, 1e10)
+CLOSE = 1e-10  # a relative step of the precision that counts as none
+MAX_STEPS = 100
+# Effective parameters below which a fit has none, and the evidence rises to the end of any range.
+LEAST_KNOWN = 1e-6
 # Held-out likelihood is often flat over decades of the precision and then says nothing. Of the
 # precisions it cannot tell from the best, the smallest is kept, as the largest module strength is
 # (`calibration.scaling`): the epistemic share is then the posterior's and not an accident.
@@ -45,27 +51,39 @@ def log_evidence(spectrum: Spectrum, precision: float, log_likelihood: float) ->
 def by_evidence(spectrum: Spectrum) -> tuple[float, int]:
     """(precision, steps) of MacKay's fixed point d = gamma / |theta|², gamma = sum h / (h + d).
 
-    It is where the derivative of `log_evidence` is zero. Raises FitError when every parameter is
-    zero: the evidence then has no maximum.
+    It is where the derivative of `log_evidence` is zero, and the only one. In log d the right side
+    falls with a slope between 0 and -1, near -1 where the rows say little: repeating it then swings
+    for thousands of steps, while Newton's method converges from anywhere. Raises FitError where the
+    evidence has no maximum: every parameter is zero, or the model is certain of every row.
     """
-    if spectrum.norm == 0.0:
+    h, norm = spectrum.values, spectrum.norm
+    if norm == 0.0:
         raise FitError(
             "the head's weights are all equal over classes: it predicts nothing, and the evidence "
             "says nothing of the prior; give prior_precision"
         )
-    h, d = spectrum.values, 1.0
+    if h.sum() * norm < LEAST_KNOWN**2:
+        raise FitError(
+            "the model is certain of every row, so that the evidence says nothing of the prior; "
+            "take prior=heldout or give prior_precision"
+        )
+    d = float(np.sqrt(h.sum() / norm))  # the fixed point where the rows say little
     for step in range(1, MAX_STEPS + 1):
-        new = float(np.clip((h / (h + d)).sum() / spectrum.norm, *PRECISION_BOUNDS))
-        if abs(new - d) <= 1e-10 * d:
-            return new, step
-        d = new
-    return d, MAX_STEPS
+        known = h / (h + d)
+        gamma = float(known.sum())
+        slope = -float((known * (1.0 - known)).sum()) / gamma
+        move = (np.log(gamma / norm) - np.log(d)) / (1.0 - slope)
+        d *= float(np.exp(move))
+        if abs(move) <= CLOSE:
+            break
+    return d, step
 
 
-def by_held_out(loss: Criterion, least: float = PRECISION_BOUNDS[0]) -> float:
-    """The smallest precision from ``least`` on that is within ``FLAT`` of the best ``loss``, with
-    nothing worse between the two: a grid of half decades, refined by golden section."""
-    lo, hi = np.log(least), np.log(PRECISION_BOUNDS[1])
+def by_held_out(loss: Criterion, least: float, most: float) -> float:
+    """The smallest precision from ``least`` to ``most`` that is within ``FLAT`` of the best
+    ``loss``, with nothing worse between the two: a grid of half decades, refined by golden
+    section."""
+    lo, hi = np.log(least), np.log(most)
     grid = np.linspace(lo, hi, int(np.ceil((hi - lo) / np.log(10) * 2)) + 1)
     losses = [loss(float(np.exp(x))) for x in grid]
     i = int(np.argmin(losses))
@@ -77,13 +95,15 @@ def by_held_out(loss: Criterion, least: float = PRECISION_BOUNDS[0]) -> float:
     return _first(lambda d: loss(d) <= limit, float(grid[worse[-1]]), float(grid[worse[-1] + 1]))
 
 
-def by_epsilon(distance: Criterion, epsilon: float) -> float:
-    """The smallest precision within bounds at which ``distance``, which falls as the precision
-    rises, is at most ``epsilon``."""
-    if distance(PRECISION_BOUNDS[0]) <= epsilon:
-        return PRECISION_BOUNDS[0]
-    lo, hi = np.log(PRECISION_BOUNDS)
-    return _first(lambda d: distance(d) <= epsilon, float(lo), float(hi))
+def by_epsilon(distance: Criterion, epsilon: float, least: float) -> float:
+    """The smallest precision from ``least`` on at which ``distance``, which falls to nothing as the
+    precision rises, is at most ``epsilon``."""
+    if distance(least) <= epsilon:
+        return least
+    most = least
+    while distance(most) > epsilon:
+        most *= 1e4
+    return _first(lambda d: distance(d) <= epsilon, float(np.log(most / 1e4)), float(np.log(most)))
 
 
 def _first(holds: Callable[[float], bool], lo: float, hi: float) -> float:

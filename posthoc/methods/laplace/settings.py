@@ -18,7 +18,7 @@ class Prior(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     prior_precision: float | None = Field(default=None, gt=0)
     prior: Rule = "evidence"
-    epsilon: float = Field(default=0.01, gt=0, lt=1)
+    epsilon: float = Field(default=0.01, ge=1e-9, lt=1)
 
     # Validators of a field run only where it is given, so that nothing given is ever ignored.
     @field_validator("prior")

@@ -86,13 +86,32 @@ def gradients(batch: Features) -> Array:
 
 
 def gram(phi: Array) -> F64:
-    """Sum of phi~ phi~' (K×K, K = D + 1) over rows N×D, where phi~ has a 1 appended."""
-    d = phi.shape[1]
-    out = np.empty((d + 1, d + 1))
-    out[:d, :d] = phi.T @ phi
-    out[d, :d] = out[:d, d] = np.ones(len(phi), phi.dtype) @ phi
-    out[d, d] = len(phi)
+    """Sum of phi~ phi~' (K×K, K = D + 1) over rows N×D, where phi~ has a 1 appended.
+
+    The rows are centred first and their mean is put back in float64: in float32 the products of
+    features far from zero keep nothing of how these vary.
+    """
+    n, d = phi.shape
+    out = np.zeros((d + 1, d + 1))
+    if n == 0:
+        return out
+    centre = np.append(phi.mean(0), phi.dtype.type(1))
+    away = phi - centre[:d]
+    out[:d, :d] = away.T @ away
+    centre = centre.astype(np.float64)
+    # Of the rounded mean: what is left of the sum goes once with it, and the mean n times.
+    left = np.append(away.sum(0, dtype=np.float64), 0.0) + (0.5 * n) * centre
+    crossed = np.multiply.outer(centre, left)
+    out += crossed
+    out += crossed.T
     return out
+
+
+def centre(total: F64, n: int) -> F64:
+    """The mean D of features with this sum over n rows, in numbers that float32 holds exactly: a
+    graph that subtracts it subtracts what the definition subtracts, and what it projects is small
+    however far the features lie from zero."""
+    return np.asarray((total / n).astype(np.float32), np.float64)
 
 
 def softmax_curvature(p: Array) -> F64:

@@ -14,7 +14,7 @@ from posthoc import links, registry
 from posthoc.contract import Features, FitError, LinearHead, State
 from posthoc.links import Spread
 from posthoc.methods.laplace import criteria, identity
-from posthoc.methods.laplace.prior import FLAT, PRECISION_BOUNDS, log_evidence
+from posthoc.methods.laplace.prior import FLAT, log_evidence
 from posthoc.rows import of, take
 from tests.posthoc.methods.laplace.material import PAGES, fitted, material, summed
 
@@ -35,9 +35,7 @@ def test_the_precision_found_maximises_the_evidence(structure: str, given: dict[
     stats, settings = summed(page, head, rows, "classification", **given)
     state = page.finish(stats, head, settings)
     best = state.settings["prior_precision"]
-    low, high = PRECISION_BOUNDS
-    assert low * 10 < best < high / 10
-    assert state.settings["fixed_point_steps"] < 100
+    assert state.settings["fixed_point_steps"] < 20
     spectrum = page.spectrum(stats, head, settings)
     at = [log_evidence(spectrum, best * f, 0.0) for f in (0.98, 1.0, 1.02)]
     assert at[1] > at[0] and at[1] > at[2]
@@ -133,7 +131,7 @@ def test_held_out_likelihood_of_a_regression(structure: str) -> None:
     found = np.log(state.settings["prior_precision"])
     best = min(loss(x) for x in np.linspace(found - 1, found + 12, 60))
     assert loss(found) <= best + FLAT + 1e-5
-    assert loss(found - 0.05) > best + FLAT - 1e-4 or found < np.log(PRECISION_BOUNDS[0]) + 1e-3
+    assert loss(found - 0.05) > best + FLAT - 1e-4 or state.settings["prior_unlimited"]
 
 
 @structures
