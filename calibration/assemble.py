@@ -174,7 +174,7 @@ def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions) -> tuple[str, ..
     if fitted.head.module is not None and fitted.head.strength == 0.0:
         said.append(
             f"The calibration rows gave {fitted.module.name} no strength: what is served is the "
-            "frozen model with a temperature, and every epistemic part is zero."
+            "frozen model with scaling alone, and every epistemic part is zero."
         )
     elif fitted.head.prediction == "module":
         said.append(

@@ -27,9 +27,9 @@ from posthoc.frozen import Frozen, expose
 from posthoc.laplace_torch import Sampled
 from posthoc.methods.laplace.importing import import_laplace
 from posthoc.opening import Source, open_model
-from posthoc.probe import difference
+from posthoc.model.probe import difference
 from posthoc.runtime import open_session
-from posthoc.samples import Samples
+from posthoc.model.samples import Samples
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_SPLIT = {"module": 0.3, "calibration": 0.2, "conformal": 0.25, "test": 0.25}

@@ -139,7 +139,8 @@ def fit_head(
         strength=scaling.strength,
         noise=noise,
         eps=eps,
-        predictive=options.predictive,
+        # The mean over members is all that a mixture has.
+        predictive="mc" if spread is not None and spread.variance is None else options.predictive,
         prediction=options.prediction,
         ood=ood,
         abstains=options.max_error is not None

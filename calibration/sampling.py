@@ -24,7 +24,7 @@ from posthoc.folds import log_loss_of_probs
 from posthoc.frozen import Frozen, open_frozen
 from posthoc.laplace_torch import Sampled, Which, sample_weights
 from posthoc.opening import Source
-from posthoc.samples import Samples
+from posthoc.model.samples import Samples
 
 _READ = 1024
 
@@ -112,7 +112,7 @@ def linearised(sampled: Sampled, x: Array, y: Array) -> dict[str, float]:
 
 def _module(source: Source) -> Any:
     """The torch module of ``module:factory``, its weights loaded."""
-    from posthoc import torch_models
+    from posthoc.model import torch_models
 
     spec = str(source.model)
     if ":" not in spec or Path(spec).exists():

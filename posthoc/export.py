@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from posthoc.contract import Array, ModelError
-from posthoc.renaming import rename_tensors, tensor_names
+from posthoc.model.renaming import rename_tensors, tensor_names
 from posthoc.runtime import open_session
 
 OPSET = 20

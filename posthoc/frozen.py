@@ -17,11 +17,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from posthoc.agreement import are_probabilities, believed, mismatch
 from posthoc.contract import Array, LinearHead, ModelError, Task, TensorSpec
-from posthoc.heads import Walk, walk, walks_from
-from posthoc.models import load_model, modernised, opset_of
-from posthoc.probe import (
+from posthoc.model.agreement import are_probabilities, believed, mismatch
+from posthoc.model.files import load_model, modernised, opset_of
+from posthoc.model.heads import Walk, walk, walks_from
+from posthoc.model.probe import (
     Probe,
     Sample,
     check_inputs,
@@ -29,7 +29,7 @@ from posthoc.probe import (
     neighbour_effect,
     with_outputs,
 )
-from posthoc.reader import Graph
+from posthoc.model.reader import Graph
 from posthoc.runtime import open_session, session_specs
 
 # Kernels for other batch sizes round differently, by up to 1e-3; integer scales taken over a

@@ -20,11 +20,11 @@ from posthoc import registry
 from posthoc.contract import Array, ModelError, Task, TensorSpec
 from posthoc.export import export_torch
 from posthoc.frozen import Frozen, open_frozen
-from posthoc.models import load_model
-from posthoc.preprocess import fuse
-from posthoc.probe import check_inputs
+from posthoc.model.files import load_model
+from posthoc.model.preprocess import fuse
+from posthoc.model.probe import check_inputs
+from posthoc.model.samples import Givers, Samples, example
 from posthoc.runtime import open_session, session_specs
-from posthoc.samples import Givers, Samples, example
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".safetensors")
@@ -63,9 +63,9 @@ def open_model(source: Source, *, task: Task, samples: Samples | None = None) ->
     The inputs of a factory's module are the parameters of its ``forward`` (those with a default
     only where a column, ``samples.inputs`` or ``example`` has their name). Their shapes and types
     are those of ``example``, else the first reading of the columns on which the module runs: see
-    `posthoc.samples.Samples.choices`. The export is checked against the torch model on real rows,
+    `posthoc.model.samples.Samples.choices`. The export is checked against the torch model on real rows,
     and its largest difference is among the notes. Raises ModelError as `open_frozen`,
-    `export_torch`, `fuse` and the loaders in `posthoc.torch_models` do, before any pass over the
+    `export_torch`, `fuse` and the loaders in `posthoc.model.torch_models` do, before any pass over the
     data; DataError where the table cannot fill the inputs.
     """
     kind = _kind(source)
@@ -174,7 +174,7 @@ def _exported(
     source: Source, kind: str, front: _Front | None, rows: Givers, notes: list[str]
 ) -> bytes:
     """The ONNX bytes of a torch model; how far they are from it goes into the notes."""
-    from posthoc import torch_models
+    from posthoc.model import torch_models
 
     made = {s.name for s in front.outputs} if front is not None else set[str]()
     with torch_models.working_directory():

@@ -15,7 +15,7 @@ NOWHERE = {"pickle", "cloudpickle", "dill", "joblib"}
 ONLY_IN = {
     "torch": (
         "posthoc/export.py",
-        "posthoc/torch_models.py",
+        "posthoc/model/torch_models.py",
         "posthoc/laplace_torch.py",
         "posthoc/methods/laplace/importing.py",
     ),

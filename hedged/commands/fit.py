@@ -10,7 +10,6 @@ import typer
 from hedged.commands import console
 from hedged.commands.console import option
 
-DEFAULT_METHOD = "laplace"
 _MORE = """The rows must be labelled and must not be those that the model was trained on. They are
 split four ways by a hash: to fit the module, to calibrate it, for the conformal ranks, to measure.
 
@@ -53,8 +52,9 @@ def fit(
         str, option(help="Shares of module, calibration, conformal and test rows")
     ] = ".3,.2,.25,.25",
     method: Annotated[
-        str, option(help="Module (see hedged modules), or none: scaling alone")
-    ] = DEFAULT_METHOD,
+        str | None,
+        option(help="Module (see hedged modules), or none: scaling alone; default: laplace"),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         option("--set", help="KEY=VALUE (repeatable): the module's own, see hedged modules NAME"),
@@ -74,7 +74,9 @@ def fit(
         str | None,
         option(help="Torch models: all or subnetwork, sampled through laplace-torch"),
     ] = None,
-    samples: Annotated[int, option(help="Weight sets that --weights draws")] = 10,
+    samples: Annotated[
+        int | None, option(help="Weight sets that --weights draws; default 10")
+    ] = None,
     curvature: Annotated[
         str | None, option(help="Of --weights: kron, diag or full; default kron, subnetwork full")
     ] = None,
@@ -141,12 +143,19 @@ def fit(
         raise typer.BadParameter(f"--split takes four positive shares that sum to 1, not {split}")
     own = dict(console.pairs(settings or [], "--set"))
     for key, value in (("prior_precision", prior_precision), ("train_rows", train_rows)):
+        if value is not None and key in own:
+            raise typer.BadParameter(
+                f"--{key.replace('_', '-')} and --set {key} say the same twice"
+            )
         if value is not None:
             own[key] = str(value)
+    _together(
+        method=method, weights=weights, samples=samples, curvature=curvature, of=import_laplace
+    )
     options = _options(
         FitOptions,
         task=task,
-        method="weights" if weights is not None and method == DEFAULT_METHOD else method,
+        method=method or ("laplace" if weights is None else "weights"),
         settings=own,
         prediction=prediction,
         predictive=predictive,
@@ -163,7 +172,8 @@ def fit(
     )
     sampling = None
     if weights is not None:
-        sampling = _options(Sampling, weights=weights, samples=samples, curvature=curvature)
+        asked = {} if samples is None else {"samples": samples}
+        sampling = _options(Sampling, weights=weights, curvature=curvature, **asked)
     named = console.pairs(inputs or [], "--inputs")
     columns = fitting.Columns(
         target=target.split(","),
@@ -205,6 +215,26 @@ def fit(
 
 
 fit.__doc__ = f"{fit.__doc__}\n\n{_MORE}"
+
+
+def _together(
+    *,
+    method: str | None,
+    weights: str | None,
+    samples: int | None,
+    curvature: str | None,
+    of: Path | None,
+) -> None:
+    """A usage error for options that would be ignored beside the others."""
+    for name, given in (("--samples", samples), ("--curvature", curvature)):
+        if given is not None and weights is None:
+            raise typer.BadParameter(f"{name} belongs to --weights")
+    if weights is not None and method not in (None, "weights"):
+        raise typer.BadParameter(f"--weights stands in place of --method {method}; leave one out")
+    if of is not None and (method is not None or weights is not None):
+        raise typer.BadParameter(
+            "--import-laplace stands in place of --method and --weights; leave them out"
+        )
 
 
 def _options(model: Any, **values: Any) -> Any:

@@ -20,7 +20,7 @@ from onnxruntime.quantization import (
 from scipy.special import softmax
 
 from posthoc.frozen import expose, open_frozen
-from posthoc.quantised import as_float, rounding
+from posthoc.model.quantised import as_float, rounding
 from tests.posthoc.networks import BODY, HEAD, B, C, K, W, X, model, node, run
 
 KERNEL = np.ascontiguousarray(W.T)[:, :, None, None]

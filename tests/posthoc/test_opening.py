@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from posthoc import registry
 from posthoc.contract import DataError, ModelError
 from posthoc.frozen import expose, open_frozen
+from posthoc.model.samples import Samples
 from posthoc.opening import Source, open_model, remaining_modules
 from posthoc.runtime import open_session
-from posthoc.samples import Samples
 from tests.posthoc import torch_nets
 from tests.posthoc.networks import AXES, BODY, HEAD, LOGITS, PHI, check_exposed, model, node
 from tests.posthoc.test_torch_models import Bomb
@@ -89,7 +89,7 @@ def test_the_same_factory_gives_the_same_bytes_in_another_process(tmp_path):
     samples = table(tmp_path)
     here = open_model(Source(f"{HERE}:Table"), task="classification", samples=samples)
     code = (
-        "from posthoc.opening import Source, open_model\nfrom posthoc.samples import Samples\n"
+        "from posthoc.opening import Source, open_model\nfrom posthoc.model.samples import Samples\n"
         f"s = Samples({str(samples.data)!r}, 'y', {{'x': list('abcd')}})\n"
         f"print(open_model(Source('{HERE}:Table'), task='classification', samples=s).sha256)\n"
     )

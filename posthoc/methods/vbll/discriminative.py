@@ -43,7 +43,7 @@ from posthoc.methods.vbll.training import (
 from posthoc.rows import Rows
 
 if TYPE_CHECKING:
-    from posthoc.methods.vbll.layer import Settings
+    from posthoc.methods.vbll.settings import Settings
 
 
 @dataclass(slots=True)

@@ -10,15 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from posthoc.contract import Array, Info, LinearHead, Paper, State, Task
+from posthoc.contract import Array, FitError, Info, LinearHead, Paper, State, Task
 from posthoc.links import Spread, SpreadNames, per_difference
 from posthoc.methods.vbll import discriminative, regression, sums
-from posthoc.methods.vbll.bound import Bound
 from posthoc.methods.vbll.coordinates import affine_of, with_one
-from posthoc.methods.vbll.covariance import Kind, emit_quadratic, quadratic
-from posthoc.methods.vbll.training import Objective
+from posthoc.methods.vbll.covariance import emit_quadratic, quadratic
+from posthoc.methods.vbll.settings import CLASSIFIER_ONLY, Settings
 from posthoc.rows import Rows
 
 if TYPE_CHECKING:
@@ -36,41 +34,16 @@ INFO = Info(
 )
 
 
-class Settings(BaseModel):
-    """Options of both tasks:
-
-    ``covariance`` of each output's weights: diagonal, lowrank (diagonal plus ``rank`` directions)
-    or dense; None is diagonal for a classifier and dense, which is exact, for a regression.
-    ``prior_scale`` is the prior variance of an output's deviation at a typical row, in squared
-    units of the output; None learns it in closed form, and towards 0 the frozen head is left.
-    ``objective`` elbo, or de_elbo, which counts the data weights / rows times where there are more
-    weights than rows; None is de_elbo for a classifier and elbo for a regression.
-
-    A classifier's alone: ``bound`` of the expected log softmax, tilted (Knowles & Minka) or
-    jensen (the paper's; it is far looser with many features); ``epochs``, by default as many as
-    make 600 steps of Adam and at least 10; ``learning_rate`` at the start, for standardised
-    features; ``batch_size``; ``seed`` of their order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    covariance: Kind | None = None
-    rank: int = Field(default=3, ge=1)
-    prior_scale: float | None = Field(default=None, gt=0)
-    objective: Objective | None = None
-    bound: Bound = "tilted"
-    epochs: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=0.01, gt=0, le=1)
-    batch_size: int = Field(default=128, ge=1)
-    seed: int = Field(default=0, ge=0)
-
-
 def fit(rows: Rows, head: LinearHead, task: Task, settings: Settings) -> State:
     """The posterior. A regression takes one pass over the rows.
 
     Raises FitError where a dense covariance is too large, and for a regression whose outputs equal
-    the labels.
+    the labels or that is given a classifier's setting.
     """
     if task == "classification":
         return discriminative.fit(rows, settings)
+    if alien := sorted(settings.model_fields_set & CLASSIFIER_ONLY):
+        raise FitError(f"vbll, setting {alien[0]}: it is for classifiers; a regression is exact")
     outputs, features = head.weight.shape
     found = sums.empty(features, outputs)
     for block in rows:

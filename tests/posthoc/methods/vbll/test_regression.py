@@ -185,3 +185,13 @@ def test_labels_equal_to_the_outputs_are_an_error() -> None:
     y[:, 1] = rows.z[:, 1]
     with pytest.raises(FitError, match="output 1 without error"):
         fit(Features(rows.phi, rows.z, y), head)
+
+
+def test_a_classifiers_setting_is_refused_in_a_regression() -> None:
+    rng = np.random.default_rng(0)
+    head = LinearHead(rng.normal(size=(1, 3)), np.zeros(1))
+    phi = rng.normal(size=(50, 3))
+    z = phi @ head.weight.T
+    rows = of(Features(phi, z, z + rng.normal(size=z.shape)))
+    with pytest.raises(FitError, match=r"epochs: it is for classifiers"):
+        registry.fit("vbll", head, "regression", rows, {"epochs": 3})

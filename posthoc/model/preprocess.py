@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 
 from posthoc.contract import Array, ModelError, TensorSpec
-from posthoc.models import OLDEST_OPSET, converted, inlined, opset_of
-from posthoc.probe import Sample, close, first_that_runs
-from posthoc.renaming import free_name, rename_tensors, tensor_names
+from posthoc.model.files import OLDEST_OPSET, converted, inlined, opset_of
+from posthoc.model.probe import Sample, close, first_that_runs
+from posthoc.model.renaming import free_name, rename_tensors, tensor_names
 from posthoc.runtime import open_session, session_specs
 
 _PREFIX = "pre/"

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from posthoc.contract import Array
-from posthoc.quantised import as_float
+from posthoc.model.quantised import as_float
 from posthoc.runtime import open_session
 
 # Operators that leave the values alone, or only move them about.
@@ -24,7 +24,7 @@ _DEPTH = 64  # of constant expressions
 
 
 class Graph:
-    """The top level of a model, quantised operators read as float ones (`posthoc.quantised`).
+    """The top level of a model, quantised operators read as float ones (`posthoc.model.quantised`).
 
     ``makers`` maps a tensor to the node that makes it in this reading.
     """

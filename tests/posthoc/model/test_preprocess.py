@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 
 from posthoc.contract import ModelError
 from posthoc.frozen import open_frozen
-from posthoc.preprocess import fuse
+from posthoc.model.preprocess import fuse
 from posthoc.runtime import open_session, session_specs
 from tests.posthoc.networks import BODY, HEAD, LOGITS, PHI, D, X, check_exposed, model, node
 

@@ -1,6 +1,6 @@
 """Whether what the graph suggests is what the model did on the probe.
 
-Values are those of the tensors that the walks name, on the rows of `posthoc.probe`.
+Values are those of the tensors that the walks name, on the rows of `posthoc.model.probe`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from posthoc.contract import Array, ModelError, Task
-from posthoc.heads import Link, Step, Walk
-from posthoc.linear import Found
-from posthoc.probe import Probe, difference
-from posthoc.quantised import Rounding
+from posthoc.model.heads import Link, Step, Walk
+from posthoc.model.linear import Found
+from posthoc.model.probe import Probe, difference
+from posthoc.model.quantised import Rounding
 
 _PACKED = 1e-2  # relative; 2e-3 was seen with eight-bit weights
 

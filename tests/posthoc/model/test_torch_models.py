@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file, save_model
 
 from posthoc.contract import ModelError
-from posthoc.torch_models import (
+from posthoc.model.torch_models import (
     float_type,
     input_names,
     load_program,

@@ -12,8 +12,8 @@ import onnx
 from onnx import helper
 
 from posthoc.contract import F64, Array, LinearHead
-from posthoc.quantised import Rounding, rounding
-from posthoc.reader import SHAPES, Graph
+from posthoc.model.quantised import Rounding, rounding
+from posthoc.model.reader import SHAPES, Graph
 
 # Operators that pick or average positions: they commute with a layer that acts on each position.
 _POSITIONS = ("Gather", "GatherND", "Slice", "ReduceMean", "GlobalAveragePool")

@@ -12,9 +12,9 @@ from typing import Literal
 import onnx
 
 from posthoc.contract import ModelError
-from posthoc.linear import Found, find_linear, passes_on, requantised
-from posthoc.quantised import Rounding
-from posthoc.reader import SHAPES, Graph
+from posthoc.model.linear import Found, find_linear, passes_on, requantised
+from posthoc.model.quantised import Rounding
+from posthoc.model.reader import SHAPES, Graph
 
 Link = Literal["softmax", "log_softmax", "sigmoid", "log", "argmax"]
 Step = Link | Rounding

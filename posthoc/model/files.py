@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from posthoc.contract import ModelError, TensorSpec
-from posthoc.probe import close, first_that_runs
+from posthoc.model.probe import close, first_that_runs
 from posthoc.runtime import open_session
 
 OLDEST_OPSET = 13  # heads are written for this opset and newer

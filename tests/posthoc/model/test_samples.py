@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from posthoc.contract import DataError, ModelError, TensorSpec
-from posthoc.samples import Givers, Samples, example
+from posthoc.model.samples import Givers, Samples, example
 
 
 def written(folder, n=40, **columns):
