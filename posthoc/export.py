@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +13,7 @@ import numpy as np
 import onnx
 
 from posthoc.contract import Array, ModelError
+from posthoc.model.quiet import quiet
 from posthoc.model.renaming import rename_tensors, tensor_names
 from posthoc.runtime import open_session
 
@@ -244,21 +243,3 @@ def _evaluating(module: Any) -> Iterator[None]:
     finally:
         if training:
             module.train()
-
-
-@contextlib.contextmanager
-def quiet(logger: str) -> Iterator[None]:
-    """Keeps torch's progress, its remarks on torchvision and its warnings to itself."""
-    log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

@@ -63,10 +63,10 @@ def open_model(source: Source, *, task: Task, samples: Samples | None = None) ->
     The inputs of a factory's module are the parameters of its ``forward`` (those with a default
     only where a column, ``samples.inputs`` or ``example`` has their name). Their shapes and types
     are those of ``example``, else the first reading of the columns on which the module runs: see
-    `posthoc.model.samples.Samples.choices`. The export is checked against the torch model on real rows,
-    and its largest difference is among the notes. Raises ModelError as `open_frozen`,
-    `export_torch`, `fuse` and the loaders in `posthoc.model.torch_models` do, before any pass over the
-    data; DataError where the table cannot fill the inputs.
+    `posthoc.model.samples.Samples.choices`. The export is checked against the torch model on real
+    rows, and its largest difference is among the notes. Raises ModelError as `open_frozen`,
+    `export_torch`, `fuse` and the loaders in `posthoc.model.torch_models` do, before any pass over
+    the data; DataError where the table cannot fill the inputs.
     """
     kind = _kind(source)
     given = None if source.example is None else example(source.example)

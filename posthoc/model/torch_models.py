@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from posthoc.contract import Array, ModelError, TensorSpec
-from posthoc.export import quiet
+from posthoc.model.quiet import quiet
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _NESTED = ("state_dict", "model")

@@ -23,8 +23,8 @@ from posthoc.model.samples import Samples
 from posthoc.opening import Source, open_model, remaining_modules
 from posthoc.runtime import open_session
 from tests.posthoc import torch_nets
+from tests.posthoc.model.test_torch_models import Bomb
 from tests.posthoc.networks import AXES, BODY, HEAD, LOGITS, PHI, check_exposed, model, node
-from tests.posthoc.test_torch_models import Bomb
 
 HERE = "tests.posthoc.torch_nets"
 N = 40
@@ -89,7 +89,8 @@ def test_the_same_factory_gives_the_same_bytes_in_another_process(tmp_path):
     samples = table(tmp_path)
     here = open_model(Source(f"{HERE}:Table"), task="classification", samples=samples)
     code = (
-        "from posthoc.opening import Source, open_model\nfrom posthoc.model.samples import Samples\n"
+        "from posthoc.opening import Source, open_model\n"
+        "from posthoc.model.samples import Samples\n"
         f"s = Samples({str(samples.data)!r}, 'y', {{'x': list('abcd')}})\n"
         f"print(open_model(Source('{HERE}:Table'), task='classification', samples=s).sha256)\n"
     )
