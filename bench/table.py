@@ -50,7 +50,7 @@ def render(result: dict[str, Any]) -> str:
         columns = [c for c in _COLUMNS[chosen.task] if any(c in r for r in rows)]
         lines = [
             (f"`{r['module']}`", *(_cell(r, c) for c in columns), "; ".join(r.get("errors", ())))
-            for r in sorted(rows, key=lambda r: (r["module"] != BASELINE, r["nll_difference"]))
+            for r in sorted(rows, key=_order)
         ]
         titles = ("module", *(_TITLES[c] for c in columns), "")
         parts += [f"## {chosen.name}", f"{chosen.about} ({chosen.task}).", _table(titles, lines)]
@@ -76,6 +76,12 @@ def summary(table: Sequence[dict[str, Any]]) -> list[str]:
         titles = (task, "NLL − scaling alone, mean over sets", "better on", "worse on", "of")
         found.append(_table(titles, [line for _, line in sorted(lines)]))
     return found
+
+
+def _order(r: dict[str, Any]) -> tuple[bool, bool, float]:
+    """The system to beat, the others from the best on, those without a figure last."""
+    unknown = math.isnan(r["nll_difference"])
+    return r["module"] != BASELINE, unknown, 0.0 if unknown else r["nll_difference"]
 
 
 def _two_errors(r: dict[str, Any]) -> float:
