@@ -67,6 +67,8 @@ def summary(table: Sequence[dict[str, Any]]) -> list[str]:
         lines = []
         for module in dict.fromkeys(r["module"] for r in rows):
             own = [r for r in rows if r["module"] == module and not math.isnan(r["nll_difference"])]
+            if not own:
+                continue
             mean = sum(r["nll_difference"] for r in own) / len(own)
             better = sum(r["nll_difference"] < -_two_errors(r) for r in own)
             worse = sum(r["nll_difference"] > _two_errors(r) for r in own)

@@ -26,10 +26,10 @@ from posthoc.features import Cache, build_cache, default_cache_dir
 from posthoc.frozen import Frozen, expose
 from posthoc.laplace_torch import Sampled
 from posthoc.methods.laplace.importing import import_laplace
-from posthoc.opening import Source, open_model
 from posthoc.model.probe import difference
-from posthoc.runtime import open_session
 from posthoc.model.samples import Samples
+from posthoc.opening import Source, open_model
+from posthoc.runtime import open_session
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_SPLIT = {"module": 0.3, "calibration": 0.2, "conformal": 0.25, "test": 0.25}
@@ -242,6 +242,8 @@ def fit(
 def _imported(path: str | Path, material: Material, options: FitOptions) -> tuple[str, State]:
     if material.linear is None:
         raise FitError(f"{path} is a last-layer posterior, and no linear head was found")
+    if not Path(path).is_file():
+        raise FitError(f"{path}: no such file")
     return import_laplace(path, material.linear, options.task)
 
 

@@ -41,6 +41,7 @@ from posthoc.contract import F64, Array, Features, FitError, LinearHead, State, 
 from posthoc.runtime import open_session
 
 _NUMBERS = 4_000_000  # N×S×C of one run of the compiled head
+_ROUNDING = 1e-6  # of the outputs: float32 says no more
 
 
 class FitOptions(BaseModel):
@@ -115,9 +116,7 @@ def fit_head(
     if options.task == "classification" and len(np.unique(np.asarray(parts.calibration.y))) < 2:
         raise FitError("a temperature needs labels of at least two classes and has 1")
     module = posterior or _fit_module(linear, parts.module, options)
-    spread = None if module is None else _spread(module, parts.calibration)
-    if module is not None and spread is not None:
-        _check_spread(module[0], spread, options)
+    spread = None if module is None else _spread(module, parts.calibration, options)
     noise = _noise(module, parts.module) if options.task == "regression" else None
     eps = _draws(spread, options)
     scaling = _fit_scaling(parts.calibration, spread, noise, module, options, eps)
@@ -127,8 +126,7 @@ def fit_head(
         parts.calibration,
         task=options.task,
         ood=options.ood,
-        sampled=options.method != "none"
-        and "weight_samples" in registry.info(options.method).needs,
+        sampled=module is not None and "weight_samples" in registry.info(module[0]).needs,
     )
     head = Head(
         task=options.task,
@@ -191,6 +189,9 @@ def check_options(options: FitOptions) -> None:
     for alpha in options.alphas:
         if not 0 < alpha < 1:
             raise FitError(f"alpha must lie strictly between 0 and 1, not {alpha}")
+    for what, given in (("alpha", options.alphas), ("OOD score", options.ood.split("+"))):
+        if len(set(given)) < len(given):
+            raise FitError(f"the same {what} is named twice")
 
 
 def _check_no_module(options: FitOptions) -> None:
@@ -242,11 +243,12 @@ def _fit_module(
     )
 
 
-def _spread(module: tuple[str, State], rows: Features) -> links.Spread:
+def _spread(module: tuple[str, State], rows: Features, options: FitOptions) -> links.Spread:
     name, state = module
     parts: list[links.Spread] = [
         registry.page(name).spread(state, b.phi, b.z) for b in blocks_of.of(rows)
     ]
+    _check_spread(name, parts[0], options)
     return links.join(parts)
 
 
@@ -277,7 +279,10 @@ def _fit_scaling(
     if noise is None:
         return fit_classification(rows.z, rows.y, spread, options.predictive, eps)
     df = math.inf if module is None else float(module[1].settings.get("df", math.inf))
-    return fit_regression(np.asarray(rows.y, np.float64) - rows.z, noise, spread, df)
+    error = np.asarray(rows.y, np.float64) - rows.z
+    if (error**2).mean() <= _ROUNDING**2 * (np.asarray(rows.z, np.float64) ** 2).mean():
+        raise FitError("the model predicts the targets without error; check for leakage")
+    return fit_regression(error, noise, spread, df)
 
 
 def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:

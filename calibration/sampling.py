@@ -23,8 +23,8 @@ from posthoc.export import export_torch
 from posthoc.folds import log_loss_of_probs
 from posthoc.frozen import Frozen, open_frozen
 from posthoc.laplace_torch import Sampled, Which, sample_weights
-from posthoc.opening import Source
 from posthoc.model.samples import Samples
+from posthoc.opening import Source
 
 _READ = 1024
 

@@ -24,9 +24,10 @@ from posthoc.links import PROBIT, Predictive, Spread
 from posthoc.methods import temperature
 
 # The likelihood is often flat in s (on magika over four decades, within 0.0005 nats) and then says
-# nothing about the module. Of the strengths it cannot tell from the best, the largest is kept, so
-# that the epistemic share is the posterior's and not an accident of the split.
+# nothing about the module. Of the strengths it cannot tell from the best, the largest up to the
+# module's own is kept, so that the epistemic share is the posterior's and no accident of the split.
 FLAT = 5e-4  # nats
+_RATIO = 1.92  # nats over all rows: the 95 % point of the likelihood ratio of one parameter
 # The probit link holds while s v is moderate: at the median calibration row the module may widen
 # the logits' scale by at most sqrt(2). Beyond it T and s only trade against each other.
 MAX_WIDENING = 1.0  # of pi/8 s median(v)
@@ -93,21 +94,31 @@ def fit_classification(
     else:
         found = _search(z, y, spread, predictive, eps, t0)
     # Temperature scaling gives s = 1 / T² to the head that the module describes.
-    strength, t, nll = _keep(found, spread, lambda s, t: s * t**2)
+    strength, t, nll = _keep(found, spread, lambda s, t: s * t**2, len(z))
     return Scaling(t, strength, t0, nll, found[0][2])
 
 
 def _keep(
-    found: list[tuple[float, float, float]], spread: Spread, own: Callable[[float, float], float]
+    found: list[tuple[float, float, float]],
+    spread: Spread,
+    own: Callable[[float, float], float],
+    n: int,
 ) -> tuple[float, float, float]:
-    """Of the (s, T, NLL) within FLAT of the best the one of the largest strength, though not above
-    the module's ``own``, of which it gives the share."""
+    """Which of the (s, T, NLL), for rising s, is taken; ``own`` of s and T is the share of the
+    module's own strength, ``n`` the rows of the NLL.
+
+    Of those within FLAT of the best up to the module's own strength, the largest. More than its own
+    only where the likelihood ratio says so, and then the least. Where nothing is called epistemic,
+    the least within FLAT.
+    """
     best = min(nll for _, _, nll in found)
-    flat = [f for f in found if f[2] <= best + FLAT]
     if not spread.decomposes:
-        return flat[-1]
-    within = [f for f in flat if own(f[0], f[1]) <= 1.0 + 1e-9]
-    return within[-1] if within else flat[0]
+        return next(f for f in found if f[2] <= best + FLAT)
+    within = [f for f in found if own(f[0], f[1]) <= 1.0 + 1e-9]
+    reached = min(nll for _, _, nll in within)
+    if reached - best > max(FLAT, _RATIO / n):
+        return next(f for f in found if f[2] <= best + FLAT)
+    return [f for f in within if f[2] <= reached + FLAT][-1]
 
 
 def _unit(v: F64) -> float:
@@ -257,5 +268,5 @@ def fit_regression(
         if unit > 1.0:
             strengths = np.sort(np.append(strengths, 1.0))
     tried = [(float(s), *at(float(s))) for s in strengths]
-    strength, f, nll = _keep(tried, spread, lambda s, _: s)
+    strength, f, nll = _keep(tried, spread, lambda s, _: s, len(error))
     return Scaling(f, strength, f0, nll, nll0)

@@ -186,6 +186,7 @@ def describe(model: Model) -> dict[str, Any]:
             "identity": model.identity,
             "task": model.task,
             "method": manifest.module.name,
+            "prediction": manifest.prediction,
             "conformal": manifest.conformal.method,
             "levels": list(model.levels.values()),
             "columns": friendly.input_columns(manifest.mapping),

@@ -1,4 +1,4 @@
-"""The temperature of logits: on calibration rows, or on rows that a page held out within its fit."""
+"""The temperature of logits: on calibration rows, or on rows that a page held out in its fit."""
 
 from __future__ import annotations
 

@@ -62,6 +62,26 @@ def test_fit_inspect_and_verify_for_a_person(
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--samples", "5"], "--samples belongs to --weights"),
+        (["--curvature", "kron"], "--curvature belongs to --weights"),
+        (["--weights", "all", "--method", "laplace"], "in place of --method laplace"),
+        (["--import-laplace", "x.pt", "--method", "laplace"], "in place of --method"),
+        (["--import-laplace", "x.pt", "--weights", "all"], "in place of --method"),
+        (["--prior-precision", "1", "--set", "prior_precision=2"], "the same twice"),
+        (["--seed", "-1"], "--seed"),
+    ],
+)
+def test_fit_refuses_options_that_would_be_ignored(
+    call: Call, fit_arguments: list[object], options: list[str], message: str
+) -> None:
+    done = call(*fit_arguments, *options)
+    assert done.code == 2
+    assert message in " ".join(done.err.split())
+
+
 def test_verify_says_which_file_was_changed(
     call: Call, classification_bundle: Path, tmp_path: Path
 ) -> None:
