@@ -217,12 +217,13 @@ def _emit_classes(
         drawn = link_graph.emit_draws(g, z, names, head.eps, t, s)
     log_p, p = link_graph.emit_probs(g, z, names, t, s, head.predictive, drawn, head.width)
     own = head.prediction == "module"
-    label = g.op("ArgMax", p if own else z, axis=1, keepdims=0)
+    label = top = g.op("ArgMax", p if own else z, axis=1, keepdims=0)
     if own or names is None or (head.predictive == "probit" and names.keeps_argmax):
         confidence = g.reduce("ReduceMax", p, 1)  # of the label too, and cheaper than picking it
     else:
         chosen = g.op("GatherElements", p, g.unsqueeze(label, 1), axis=1)
         confidence = g.op("Squeeze", chosen, g.const([1], "int64"))
+        top = g.op("ArgMax", p, axis=1, keepdims=0)  # under such a link it may be another class
     out = {
         "label": label,
         "probs": p,
@@ -231,7 +232,7 @@ def _emit_classes(
     }
     if drawn is not None:
         out["aleatoric"], out["epistemic"] = link_graph.emit_decomposition(g, drawn)
-    score = emit_class_scores(g, head.conformal, head.conformal_settings, p, label, head.width)
+    score = emit_class_scores(g, head.conformal, head.conformal_settings, p, top, head.width)
     out["set_scores"] = score
     out["set"] = g.op("LessOrEqual", score, q)
     out["set_size"] = g.sum(g.cast(out["set"], "int64"), 1)

@@ -61,13 +61,13 @@ def class_scores(method: str, settings: Mapping[str, Any], p: Array, u: Array | 
 
 
 def emit_class_scores(
-    g: Fragment, method: str, settings: Mapping[str, Any], p: str, label: str, classes: int
+    g: Fragment, method: str, settings: Mapping[str, Any], p: str, top: str, classes: int
 ) -> str:
-    """The same as a graph fragment over probabilities N×C; ``label`` is the argmax, N."""
+    """The same as a graph fragment over probabilities N×C; ``top`` is their argmax, N."""
     if method == "lac":
-        top = g.op("Equal", g.unsqueeze(label, 1), g.const(range(classes), "int64"))
-        others = g.sum(g.op("Where", top, g.const(0.0), p), 1, keepdims=True)
-        return g.op("Where", top, others, g.op("Sub", g.const(1.0), p))
+        here = g.op("Equal", g.unsqueeze(top, 1), g.const(range(classes), "int64"))
+        others = g.sum(g.op("Where", here, g.const(0.0), p), 1, keepdims=True)
+        return g.op("Where", here, others, g.op("Sub", g.const(1.0), p))
     ranked, order = g.op2("TopK", p, g.const([classes], "int64"), axis=-1)
     below = g.op("CumSum", ranked, g.const(1, "int64"), reverse=1, exclusive=1)
     ranks = np.arange(1, classes + 1)

@@ -17,8 +17,7 @@ ROW = "row"
 
 DESCRIPTIONS = {
     "row": "index of the row in its source file, from 0",
-    "label": "the answer, the frozen model's or, where the bundle says so, the module's: a class name or "
-    "index",
+    "label": "answer of the frozen model (or the module, see the bundle): class name or index",
     "probs": "calibrated probability of each class",
     "confidence": "calibrated probability that the label is right",
     "entropy": "entropy of probs, nats",
@@ -26,8 +25,7 @@ DESCRIPTIONS = {
     "epistemic": "part of the entropy that more data would remove, nats",
     "set": "classes of the conformal prediction set",
     "set_size": "number of classes in the set",
-    "mean": "the answer, the frozen model's or, where the bundle says so, the module's, in units of "
-    "the target",
+    "mean": "answer of the frozen model (or the module), in units of the target",
     "std": "total standard deviation, in units of the target",
     "aleatoric_std": "standard deviation that more data would not remove, in units of the target",
     "epistemic_std": "standard deviation that more data would remove, in units of the target",

@@ -11,7 +11,8 @@ import pytest
 from calibration.bundle import load_bundle
 from calibration.evaluate import evaluate
 from calibration.fit import Columns, fit
-from calibration.fit_head import FitOptions, Fitted, Parts, check_options, fit_head
+from calibration.fit_head import FitOptions, Fitted, Parts, check_options, fit_head, run_head
+from calibration.head import reference
 from calibration.quality import summary
 from posthoc.contract import DataError, Features, FitError, LinearHead, Task
 from tests import factory
@@ -84,6 +85,19 @@ def test_a_model_without_error_is_refused() -> None:
     exact = Features(module.phi, module.z, module.phi.astype(np.float64) @ head.weight.T)
     with pytest.raises(FitError, match="without error"):
         fit_head(head, Parts(exact, exact, exact), FitOptions(task="regression", method="none"))
+
+
+def test_a_saturated_class_keeps_its_score_where_the_label_is_another() -> None:
+    """The frozen label under a link that moves the argmax: 1 - p of the sure class is not zero."""
+    done = fitted(moved=1.5, method="bootstrap", prediction="module")
+    _, test = rows("classification", 400, 4, moved=1.5)
+    head = done.head.with_(prediction="frozen", strength=100.0, temperature=0.1)
+    want = reference(head, test.phi, test.z)
+    score, found = want["set_scores"], run_head(head, test)["set_scores"]
+    other = want["probs"].argmax(1) != want["label"]
+    small = other[:, None] & (score > 1e-20) & (score < 1e-8)
+    assert small.any()
+    np.testing.assert_allclose(found[small], score[small], rtol=1e-2)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
