@@ -36,7 +36,8 @@ _LOG_T = (-5.0, 5.0)
 _ALONE = 1e150  # a precision beside which no curvature counts
 _WORK = 1_000_000  # outputs N×C that one look at a precision may take (features: 8 times that)
 
-OF_RULES = ("prior", "epsilon", "uncalibrated", "prior_unlimited")  # what a state keeps of how its prior was found
+# What a state keeps of how its prior was found.
+OF_RULES = ("prior", "epsilon", "uncalibrated", "prior_unlimited")
 Said = dict[str, Any]
 S = TypeVar("S")
 P = TypeVar("P", bound=Prior)

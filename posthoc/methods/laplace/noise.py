@@ -39,7 +39,9 @@ def fit_noise(
     if norm == 0.0 and precision is None:
         raise FitError("the head's weights are all zero; give prior_precision")
     d = precision or float((np.divide.outer(mu, start)).sum() / norm) ** 0.5
-    for step in range(1, MAX_STEPS + 1):
+    steps = 0
+    while steps < MAX_STEPS:
+        steps += 1
         noise = start if fresh else _noise_at(errors, mu, d)
         if precision is not None:
             break
@@ -50,7 +52,7 @@ def fit_noise(
         if abs(move) <= CLOSE:
             break
         d *= float(np.exp(move))
-    return d, noise, step
+    return d, noise, steps
 
 
 def _noise_at(errors: Errors, mu: F64, precision: float) -> F64:

@@ -68,7 +68,9 @@ def by_evidence(spectrum: Spectrum) -> tuple[float, int]:
             "take prior=heldout or give prior_precision"
         )
     d = float(np.sqrt(h.sum() / norm))  # the fixed point where the rows say little
-    for step in range(1, MAX_STEPS + 1):
+    steps = 0
+    while steps < MAX_STEPS:
+        steps += 1
         known = h / (h + d)
         gamma = float(known.sum())
         slope = -float((known * (1.0 - known)).sum()) / gamma
@@ -76,7 +78,7 @@ def by_evidence(spectrum: Spectrum) -> tuple[float, int]:
         d *= float(np.exp(move))
         if abs(move) <= CLOSE:
             break
-    return d, step
+    return d, steps
 
 
 def by_held_out(loss: Criterion, least: float, most: float) -> float:
