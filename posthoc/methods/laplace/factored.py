@@ -2,9 +2,10 @@
 
 The state of `posthoc.methods.laplace.full` for a classification, and of a full posterior that was
 imported. ``centre`` D is what a graph takes off the features first. ``factor`` is C×K×J for
-K = D + 1 parameters a class (the bias last); ``draws`` S×C×K are fixed draws of the head; ``roots`` C×K×K and ``root`` K×K are roots of the quadratic forms that give
-the variance of each logit, and the mean over pairs of classes of the variance of a difference: a
-sum of squares loses less in float32 than a product with a covariance.
+K = D + 1 parameters a class (the bias last); ``draws`` S×C×K are fixed draws of the head;
+``roots`` C×K×K and ``root`` K×K are roots of the quadratic forms that give the variance of each
+logit, and the mean over pairs of classes of the variance of a difference: a sum of squares loses
+less in float32 than a product with a covariance.
 """
 
 from __future__ import annotations
