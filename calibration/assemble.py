@@ -151,7 +151,7 @@ def assemble(
         data={**data.summary, "head_max_difference": differences},
         evaluation=dict(evaluation or {}),
         versions=versions(),
-        notes=(*NOTES, *_facts(fitted, frozen, options)),
+        notes=(*NOTES, *_facts(fitted, frozen, options, data)),
     )
     files = {
         PREDICTOR: fused.model,
@@ -165,7 +165,7 @@ def assemble(
     return write_bundle(out, manifest, files)
 
 
-def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions) -> tuple[str, ...]:
+def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions, data: Dataset) -> tuple[str, ...]:
     """What the opening of the model and its module left to be said."""
     said = list(frozen.notes)
     if frozen.phi is None:
@@ -179,6 +179,11 @@ def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions) -> tuple[str, ..
     elif fitted.head.prediction == "module":
         said.append(
             f"The label, or the mean, is that of {fitted.module.name}, not of the frozen model."
+        )
+    if among := data.summary.get("rows_among_training_rows"):
+        said.append(
+            f"{among:,} rows of the data are among the training rows too, by content: the figures "
+            "flatter the model if that is no coincidence."
         )
     if fitted.module.settings.get("uncalibrated"):
         said.append("The prior precision was chosen without labels; only scaling saw some.")

@@ -6,6 +6,7 @@ fit the head → measure it on the test rows → compile, check, write.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from posthoc.methods.laplace.importing import import_laplace
 from posthoc.model.probe import difference
 from posthoc.model.samples import Samples
 from posthoc.opening import Source, open_model
+from posthoc.rows import BLOCK, Rows
 from posthoc.runtime import open_session
 
 Progress = Callable[[str, int, int], None]
@@ -64,6 +66,8 @@ class Material:
     cache: Cache
     usable: Array  # rows without a fault
     sampled: Sampled | None = None
+    train: Rows | None = None  # that the network was trained on
+    overlap: int = 0  # usable rows that are among them, by content
 
     def features(self, rows: Array) -> Features:
         """The cached rows, outputs as logits."""
@@ -93,12 +97,16 @@ def prepare(
     progress: Progress | None = None,
     sampling: Sampling | None = None,
     fractions: Mapping[str, float] = DEFAULT_SPLIT,
+    train_data: str | Path | None = None,
     **source: Any,
 ) -> Material:
     """Open the model and cache its features over the data, in one resumable pass.
 
     With ``sampling`` the weights of a torch model are sampled first, on the rows that ``fractions``
     and the seed of ``options`` make module rows, and the features are the copies' outputs.
+
+    ``train_data`` are rows that the network was trained on, in columns of the same names: the
+    curvature may come from them, and nothing else.
 
     ``source`` are the further fields of `posthoc.opening.Source`: checkpoint, preprocess, example,
     trust_pickle, output, head.
@@ -132,19 +140,16 @@ def prepare(
         raise DataError(
             f"--classes names {len(columns.classes)} classes and the model has {width} outputs"
         )
-    cache = build_cache(
-        frozen,
-        table,
-        mapping,
-        task=options.task,
-        classes=columns.classes,
-        cache_dir=cache_dir or default_cache_dir(),
-        batch_size=batch_size,
-        device=device,
-        threads=threads,
-        max_bytes=max_cache_bytes,
-        progress=None if progress is None else lambda done, total: progress("cache", done, total),
-    )
+    how: dict[str, Any] = {
+        "cache_dir": cache_dir or default_cache_dir(),
+        "batch_size": batch_size,
+        "device": device,
+        "threads": threads,
+        "max_bytes": max_cache_bytes,
+    }
+    if progress is not None:
+        how["progress"] = lambda done, total: progress("cache", done, total)
+    cache = build_cache(frozen, table, mapping, task=options.task, classes=columns.classes, **how)
     usable = np.setdiff1d(np.arange(cache.n_rows), np.fromiter(cache.bad, np.int64))
     if len(usable) == 0:
         row, fault = min(cache.bad.items())
@@ -155,7 +160,19 @@ def prepare(
     linear = frozen.head
     if linear is not None and link == "sigmoid":
         linear = logits.two_class_head(linear)
-    return Material(frozen, linear, link, mapping, columns.classes, cache, usable, sampled)
+    material = Material(frozen, linear, link, mapping, columns.classes, cache, usable, sampled)
+    if train_data is None:
+        return material
+    inputs = mapping.inputs_only()
+    seen = build_cache(frozen, open_table(train_data), inputs, task=options.task, **how)
+    good = np.setdiff1d(np.arange(seen.n_rows), np.fromiter(seen.bad, np.int64))
+    blocks = [good[i : i + BLOCK] for i in range(0, len(good), BLOCK)]
+    other = dataclasses.replace(material, cache=seen)
+    return dataclasses.replace(
+        material,
+        train=Rows(lambda: map(other.features, blocks), len(good)),
+        overlap=int(np.isin(cache.content_hashes[usable], seen.content_hashes[good]).sum()),
+    )
 
 
 def _are_probabilities(z: Array) -> bool:
@@ -225,6 +242,8 @@ def fit(
             "an imported posterior stands in place of --method and has its own settings; "
             "leave --method and --set out"
         )
+    if how.get("train_data") is not None and (laplace is not None or options.method == "none"):
+        raise FitError("--train-data is for a module that is fitted here; leave it out")
     material = prepare(
         model,
         data,
@@ -256,7 +275,7 @@ def fit_material(
     """(fitted head, test rows, role of every usable row) for the seed in ``options``."""
     roles = split(material, options.seed, fractions)
     parts, test = parts_of(material, roles)
-    return fit_head(material.linear, parts, options, posterior), test, roles
+    return fit_head(material.linear, parts, options, posterior, material.train), test, roles
 
 
 def write(
@@ -300,6 +319,7 @@ def write(
             "bad_rows": len(material.cache.bad),
             "link": material.link,
             "sources": dict(material.frozen.sources),
+            "rows_among_training_rows": material.overlap,
         },
     )
     return assemble(

@@ -99,9 +99,11 @@ def fit_head(
     parts: Parts,
     options: FitOptions,
     posterior: tuple[str, State] | None = None,
+    train: blocks_of.Rows | None = None,
 ) -> Fitted:
     """Fit module, scaling, conformal thresholds, OOD flag and abstention. A ``posterior`` (module
-    and state) fitted elsewhere takes the place of the module's own fit.
+    and state) fitted elsewhere takes the place of the module's own fit; ``train`` are rows that the
+    network was trained on, for the curvature.
 
     Raises FitError when a method is unknown or does not fit the model, when a part is empty or
     without labels, or when an interval is asked for at a level that the rows cannot support.
@@ -115,7 +117,7 @@ def fit_head(
             raise FitError("a fit needs labels: name their column with --target")
     if options.task == "classification" and len(np.unique(np.asarray(parts.calibration.y))) < 2:
         raise FitError("a temperature needs labels of at least two classes and has 1")
-    module = posterior or _fit_module(linear, parts.module, options)
+    module = posterior or _fit_module(linear, parts.module, options, train)
     spread = None if module is None else _spread(module, parts.calibration, options)
     noise = _noise(module, parts.module) if options.task == "regression" else None
     eps = _draws(spread, options)
@@ -225,7 +227,7 @@ def _check_spread(name: str, spread: links.Spread, options: FitOptions) -> None:
 
 
 def _fit_module(
-    linear: LinearHead | None, rows: Features, options: FitOptions
+    linear: LinearHead | None, rows: Features, options: FitOptions, train: blocks_of.Rows | None
 ) -> tuple[str, State] | None:
     if options.method == "none":
         return None
@@ -237,10 +239,8 @@ def _fit_module(
             f"{' or '.join([*others, 'none'])} (scaling, conformal sets and output scores still "
             "work)"
         )
-    rows_of = blocks_of.of(rows)
-    return options.method, registry.fit(
-        options.method, linear, options.task, rows_of, options.settings
-    )
+    name, own = options.method, blocks_of.of(rows)
+    return name, registry.fit(name, linear, options.task, own, options.settings, train)
 
 
 def _spread(module: tuple[str, State], rows: Features, options: FitOptions) -> links.Spread:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from posthoc.contract import FitError, HedgedError, Info, LinearHead, State, Task
-from posthoc.rows import Rows, check
+from posthoc.rows import Rows, check, join, unlabelled
 
 MODULES = {
     "laplace": "posthoc.methods.laplace.kron",
@@ -70,9 +71,15 @@ def settings(name: str, given: Mapping[str, Any]) -> BaseModel:
 
 
 def fit(
-    name: str, head: LinearHead | None, task: Task, rows: Rows, given: Mapping[str, Any]
+    name: str,
+    head: LinearHead | None,
+    task: Task,
+    rows: Rows,
+    given: Mapping[str, Any],
+    train: Rows | None = None,
 ) -> State:
-    """Fit a module on rows: one pass of its fold, or its own iterations.
+    """Fit a module on rows: one pass of its fold, or its own iterations. ``train`` are rows that
+    the network was trained on: their features, never their labels, give the curvature.
 
     Raises FitError where the module needs a linear head, where a setting is wrong, and for rows
     that `posthoc.rows.check` or the page cannot use.
@@ -81,14 +88,37 @@ def fit(
     if head is None and "linear_head" in info(name).needs:
         raise FitError(f"{name} needs a linear head and this model is a black box")
     check(rows, info(name), task)
+    if train is not None:
+        _check_train(name, chosen, train, task)
     if hasattr(module, "fit"):
         done: State = module.fit(rows, head, task, chosen)
         return done
     held = None
-    if getattr(chosen, "needs_held_out", False):
+    choosing = getattr(chosen, "needs_held_out", False)
+    if train is not None and task == "classification":
+        # The given rows are all fresh then: they judge, and have no part in the sums.
+        held, rows = (join(list(rows)) if choosing else None), Rows(lambda: iter(()), 0)
+    elif choosing:
         rows, held = rows.hold_out()
     stats = module.init(head, task, chosen)
-    for block in rows:
+    for block in chain(() if train is None else map(unlabelled, train), rows):
         stats = module.update(stats, block)
     state: State = module.finish(stats, head, chosen, held)
-    return state
+    if train is None:
+        return state
+    return State(state.tensors, {**state.settings, "training_rows": train.n})
+
+
+def _check_train(name: str, chosen: BaseModel, train: Rows, task: Task) -> None:
+    """Only a curvature may come from rows that the network was trained on."""
+    own = info(name)
+    if hasattr(page(name), "fit") or "labels" in own.needs:
+        raise FitError(
+            f"{name} learns more than a curvature from its rows, which must be fresh ones; leave "
+            "--train-data out"
+        )
+    if getattr(chosen, "fisher", "ggn") == "empirical":
+        raise FitError("fisher=empirical needs labels, and those of training rows are not used")
+    if getattr(chosen, "train_rows", None) is not None:
+        raise FitError("--train-data and train_rows say the same twice; leave one out")
+    check(train, own, task)

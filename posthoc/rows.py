@@ -107,6 +107,11 @@ def take(rows: Features, index: Array | slice) -> Features:
     )
 
 
+def unlabelled(rows: Features) -> Features:
+    """The rows without their labels."""
+    return Features(rows.phi, rows.z)
+
+
 def join(parts: list[Features]) -> Features:
     """Blocks as one; every block has labels and features, or none has."""
     first = parts[0]

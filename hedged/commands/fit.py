@@ -98,6 +98,10 @@ def fit(
     tolerance: Annotated[
         float | None, option(help="Regression: a larger error is wrong; without it none abstain")
     ] = None,
+    train_data: Annotated[
+        Path | None,
+        option(help="Rows the network was trained on, for the curvature only; labels not needed"),
+    ] = None,
     train_rows: Annotated[
         int | None, option(help="Rows the network was trained on; short for --set train_rows=N")
     ] = None,
@@ -200,6 +204,7 @@ def fit(
             preprocess=preprocess,
             trust_pickle=trust_pickle,
             laplace=import_laplace,
+            train_data=train_data,
             sampling=sampling,
             batch_size=batch_size,
             device=device,

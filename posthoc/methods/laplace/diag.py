@@ -100,7 +100,8 @@ def _posterior(
 ) -> State:
     known = spectrum(stats, head, settings)
     if stats.task == "regression":
-        fresh = settings.scale(stats.n) != 1.0
+        # The labelled rows are no training rows where the curvature comes from others.
+        fresh = settings.scale(stats.n) != 1.0 or stats.errors.n < stats.n
         mu, norm = known.values[:, 0], known.norm
         shrink, said = noise.posterior(settings, stats.errors, mu, norm, fresh, heldout, _squares)
     else:

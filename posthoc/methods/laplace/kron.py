@@ -112,7 +112,8 @@ def _posterior(
     if stats.task == "regression":
         directions = np.eye(len(head.bias))
         norm = sums.squared_norm(head, False)
-        fresh = settings.scale(stats.n) != 1.0
+        # The labelled rows are no training rows where the curvature comes from others.
+        fresh = settings.scale(stats.n) != 1.0 or stats.errors.n < stats.n
         shrink, said = noise.posterior(settings, stats.errors, mu, norm, fresh, heldout, squares)
     else:
         lam, directions = _classes(stats, settings)
