@@ -40,7 +40,8 @@ def fit(
     """Fit a bundle at ``out`` for a frozen model on labelled rows.
 
     ``options`` are those of `calibration.fit_head.FitOptions`; ``source`` what else is said of the
-    model: checkpoint, preprocess, example, trust_pickle, output, head (`posthoc.opening.Source`).
+    model: checkpoint, preprocess, example, trust_pickle, output, head (`posthoc.opening.Source`),
+    and laplace, sampling, train_data (`calibration.fit.fit` and `prepare`).
     Raises a HedgedError that names the object and the fix.
     """
     from calibration import fit as fitting
