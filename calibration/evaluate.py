@@ -61,6 +61,12 @@ def evaluate(
         "rows": f"{len(y)} evaluated, {dropped} dropped (seen by the fit, or faulty)",
         "splits": ", ".join(f"{k} {v}" for k, v in manifest.splits.rows.items()),
     }
+    if beside := manifest.evaluation.get("linearised"):
+        # It needs torch and the curvature, which no bundle holds: measured when it was fitted.
+        about["linearised predictive of laplace-torch"] = (
+            f"{beside['nll']:.4f} nats on {beside['rows']} test rows of the fit, where the bundle "
+            f"has {manifest.evaluation['hedged']['nll']:.4f} on all of them"
+        )
     strange = {}
     for name, path in (ood_data or {}).items():
         rows, _, faulty = run.over(path, name, labelled=False, progress=progress)

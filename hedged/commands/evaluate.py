@@ -84,6 +84,9 @@ def show(found: Evaluation) -> None:
             pairs = zip(values, ranges, strict=True)
             table.add_row(metric, *(f"{v} ({r})" if r else v for v, r in pairs))
     console.out.print(table)
+    for key, text in found.about.items():
+        if key.startswith("linearised"):
+            console.out.print(f"{key}: {text}")
     for level in found.levels:
         size = "infinite" if level.mean_size is None else f"{level.mean_size:.3g}"
         console.out.print(

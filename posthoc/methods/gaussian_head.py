@@ -113,7 +113,9 @@ def finish(
     """
     del head, heldout
     if stats.count is None or len(stats.held) == 0:
-        raise FitError("gaussian: too few rows, none to hold out for its temperature; give more")
+        raise FitError(
+            "gaussian: too few rows that differ to hold out some for its temperature; give more"
+        )
     rows = stats.held.rows
     assert rows is not None and rows.phi is not None and rows.y is not None
     y = np.asarray(rows.y, np.int64)
@@ -128,9 +130,12 @@ def finish(
     nll, shrinkage, own = min(found)
     frozen = fit_temperature(rows.z, y)
     weight, bias = whole.head(shrinkage)
+    # In numbers that float32 holds exactly: a graph subtracts what the definition subtracts.
+    mean = whole.mean.astype(np.float32).astype(np.float64)
+    bias = bias + (mean - whole.mean) @ weight
     scale = frozen / own
     return State(
-        {"mean": whole.mean, "weight": scale * weight, "bias": scale * bias},
+        {"mean": mean, "weight": scale * weight, "bias": scale * bias},
         {
             "covariance": stats.covariance,
             "shrinkage": shrinkage,

@@ -14,6 +14,7 @@ is b_k / (a_n - 1) (1 + v): noise and epistemic part. As d grows, or without row
 the frozen one.
 
 P^-1 is kept as a square root S S', so that v = |S'phi~|² and `observe` can add rows one at a time.
+A graph takes the mean of the features off first, beside which float32 would lose what varies.
 Memory of a fit is K² + K C float64 numbers, K = D + 1, whatever the number of rows.
 """
 
@@ -125,7 +126,8 @@ def finish(
         d, chosen = _most_evident(stats, mu, along, settings.a0, b0), "evidence"
     shrink = 1.0 / (mu + d)
     root = basis * np.sqrt(shrink)
-    b = b0 + 0.5 * (stats.square - (along**2 * shrink[:, None]).sum(0))
+    left = stats.square - (along**2 * shrink[:, None]).sum(0)
+    b = b0 + 0.5 * np.maximum(left, 0.0)  # nothing but rounding where the layer is exact
     said = {
         "prior_precision": float(d),
         "prior_precision_by": chosen,
@@ -133,7 +135,9 @@ def finish(
         "b0": [float(v) for v in b0],
         "rows": stats.n,
     }
-    return _state(root, basis @ (along * shrink[:, None]), settings.a0 + stats.n / 2, b, said)
+    centre = (stats.outer[-1, :-1] / stats.n).astype(np.float32).astype(np.float64)
+    mean = basis @ (along * shrink[:, None])
+    return _state(centre, root, mean, settings.a0 + stats.n / 2, b, said)
 
 
 def log_evidence(stats: Stats, prior_precision: float, a0: float, b0: Array) -> float:
@@ -172,7 +176,7 @@ def observe(state: State, rows: Features) -> State:
         b += 0.5 * error**2 / total
     said = {k: v for k, v in state.settings.items() if k not in ("noise_variance", "df")}
     said["rows"] += len(phi)
-    return _state(root, mean, float(t["a"][0]) + len(phi) / 2, b, said)
+    return _state(t["centre"], root, mean, float(t["a"][0]) + len(phi) / 2, b, said)
 
 
 def spread(state: State, phi: Array, z: Array) -> Spread:
@@ -188,25 +192,32 @@ def spread(state: State, phi: Array, z: Array) -> Spread:
 def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
     """The same as a graph fragment."""
     del z
-    root, mean = state.tensors["root"], state.tensors["mean"]
-    projected = g.op("Gemm", phi, g.const(root[:-1]), g.const(root[-1]))
+    root, mean, centre = (state.tensors[k] for k in ("root", "mean", "centre"))
+    phi = g.op("Sub", phi, g.const(centre))
+
+    def project(table: Array) -> str:
+        """[phi, 1] @ table, for K×anything."""
+        return g.op("Gemm", phi, g.const(table[:-1]), g.const(table[-1] + centre @ table[:-1]))
+
+    projected = project(root)
     v = g.sum(g.op("Mul", projected, projected), 1, keepdims=True)
     noise = np.asarray(state.settings["noise_variance"], np.float64)
     return SpreadNames(
         g.op("Mul", v, g.const(noise[None])),
         g.op("Sqrt", v),
         np.diag(np.sqrt(noise)),
-        shift=g.op("Gemm", phi, g.const(mean[:-1]), g.const(mean[-1])),
+        shift=project(mean),
         equal=True,
     )
 
 
-def _state(root: F64, mean: F64, a: float, b: F64, said: dict[str, object]) -> State:
-    """``root`` K×K, ``mean`` K×C, ``a`` 1 and ``b`` C of the posterior; the noise variance and the
-    degrees of freedom that a predictive reads are in the settings."""
+def _state(centre: F64, root: F64, mean: F64, a: float, b: F64, said: dict[str, object]) -> State:
+    """``centre`` D of the features, ``root`` K×K, ``mean`` K×C, ``a`` 1 and ``b`` C of the
+    posterior; the noise variance and the degrees of freedom that a predictive reads are in the
+    settings."""
     noise = [float(v) for v in b / (a - 1)]
     return State(
-        {"root": root, "mean": mean, "a": np.asarray([a]), "b": b},
+        {"centre": centre, "root": root, "mean": mean, "a": np.asarray([a]), "b": b},
         said | {"noise_variance": noise, "df": 2 * a},
     )
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from calibration import fit as fitting
+from calibration.evaluate import evaluate
 from calibration.fit_head import FitOptions
 from calibration.predictor import Predictor
 from calibration.sampling import Sampling
@@ -78,6 +79,9 @@ def test_a_classifier(folder: Path) -> None:
     assert hedged < frozen
     out = predictor.predict({manifest.inputs[0].name: x[:20]})
     assert out.epistemic is not None and (out.epistemic > 0).any()
+    np.savez(folder / "fresh.npz", x=x[:400] + np.float32(1e-3), y=y[:400])
+    about = evaluate(predictor, folder / "fresh.npz").about
+    assert f"{linearised['nll']:.4f} nats" in about["linearised predictive of laplace-torch"]
 
 
 def test_a_regressor(folder: Path) -> None:

@@ -32,6 +32,34 @@ def test_nothing_registered_escapes() -> None:
         assert info.tasks and info.summary and info.passes >= 1
 
 
+# What each family of modules is registered as, and the tasks that it has to serve. A name may only
+# be added.
+PROMISED = {
+    "laplace": {"classification", "regression"},
+    "laplace_diag": {"classification", "regression"},
+    "laplace_full": {"classification", "regression"},
+    "icla": {"classification", "regression"},
+    "vbll": {"classification", "regression"},
+    "vbll_generative": {"classification"},
+    "vbll_t": {"regression"},
+    "student_t": {"regression"},
+    "bootstrap": {"classification", "regression"},
+    "nptl": {"classification"},
+    "mixup": {"classification"},
+    "loss": {"classification", "regression"},
+    "gaussian": {"classification"},
+    "weights": {"classification", "regression"},
+}
+
+
+def test_no_promised_module_or_task_is_missing() -> None:
+    for name, tasks in PROMISED.items():
+        assert name in registry.MODULES, f"{name} is not registered"
+        assert tasks <= set(registry.info(name).tasks), f"{name} lacks a task"
+        for task in tasks:
+            assert any((c.name, c.task) == (name, task) for c in CASES)
+
+
 @every
 def test_batch_split_and_merge_do_not_change_the_fit(case: Case) -> None:
     rows = case.rows()
@@ -121,6 +149,25 @@ def test_the_graph_is_the_reference(case: Case, opset: int) -> None:
     for value, exact in zip(got, want.values(), strict=True):
         assert value.shape == exact.shape
         assert np.max(np.abs(value - exact) / np.maximum(1.0, np.abs(exact))) <= 1e-5
+
+
+@modules
+@pytest.mark.parametrize("shift", [100.0, 3e3])
+def test_features_far_from_zero_are_fitted_and_served(case: Case, shift: float) -> None:
+    """A feature like the year varies by little beside its size, and float32 has 24 bits."""
+    rows = case.rows()
+    assert rows.phi is not None
+    phi = rows.phi + np.float32(shift)
+    if case.name == "weights":
+        phi = rows.phi  # features are outputs of networks there
+    far = Features(phi, rows.z, rows.y)
+    wide = Features(phi.astype(np.float64), rows.z.astype(np.float64), rows.y)
+    state = case.fit(far)
+    got, want = case.apply(state, far), case.apply(case.fit(wide), wide)
+    scale = max(1.0, float(np.abs(want).max()))
+    np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-4 * scale)
+    head = _head(case, state, strength=0.5)
+    assert max(check_head(head, compile_head(head), far.phi, far.z).values()) <= 1e-5
 
 
 @every

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from posthoc.contract import Array, Features
+from posthoc.contract import F64, Array, Features
 from posthoc.rows import BLOCK, Rows, join, take
 
 Purpose = Literal["rows", "base", "pairs"]
+FAR = 4.0  # root mean squares about the mean
 _PURPOSES: tuple[Purpose, ...] = ("rows", "base", "pairs")
 
 
@@ -44,11 +45,23 @@ def blocks(rows: Rows, dtype: np.dtype[Any]) -> Iterator[Block]:
         yield Block(index, phi, np.asarray(part.z), np.asarray(part.y))
 
 
-def working_type(rows: Rows) -> np.dtype[Any]:
-    """float64 for features in float64, else float32."""
-    first = next(iter(rows)).phi
-    wide = first is not None and first.dtype == np.float64
-    return np.dtype(np.float64 if wide else np.float32)
+def measure(rows: Rows) -> tuple[np.dtype[Any], F64]:
+    """The type that a fit computes in, and the mean D of the features in numbers that float32 holds
+    exactly: one pass.
+
+    float64 for features in float64, and for those whose mean is far longer than what varies about
+    it, because float32 would lose that beside it; else float32.
+    """
+    n, total, squares, wide = 0, np.zeros(1), np.zeros(1), False
+    for block in rows:
+        assert block.phi is not None
+        phi = np.asarray(block.phi, np.float64)
+        n, wide = n + len(phi), wide or block.phi.dtype == np.float64
+        total, squares = total + phi.sum(0), squares + (phi**2).sum(0)
+    mean = total / n
+    length, varies = float(mean @ mean), float((squares / n - mean**2).sum())
+    wide = wide or length > FAR**2 * varies
+    return np.dtype(np.float64 if wide else np.float32), mean.astype(np.float32).astype(np.float64)
 
 
 def sizes(n: int) -> list[int]:

@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from posthoc.contract import F64, Array, FitError, LinearHead
+from posthoc.contract import F64, Array, LinearHead
 from posthoc.methods.heads.blocks import blocks
 from posthoc.methods.heads.losses import centred, normalise
+from posthoc.methods.laplace.prior import Spectrum, by_evidence
 from posthoc.rows import Rows
-
-BOUNDS = (1e-8, 1e12)  # of a prior precision
-MAX_STEPS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +67,13 @@ def around(rows: Rows, x: Array, classes: int, precision: float, mass: float) ->
 
 def evidence(rows: Rows, head: LinearHead, dtype: np.dtype[Any]) -> float:
     """The prior precision at which the Laplace evidence of the frozen head on these rows is
-    largest: MacKay's fixed point d = gamma / |theta|², with the curvature A ⊗ U where every row
-    counts alike. FitError for a head whose classes do not differ."""
+    largest, with the curvature A ⊗ U where every row counts alike. FitError as of
+    `posthoc.methods.laplace.prior.by_evidence`."""
     frozen = np.zeros((head.weight.shape[1] + 1, len(head.bias)), dtype)
     outer, curved, n = _factors(rows, frozen, weighted=False)
     mu = np.maximum(np.linalg.eigvalsh(outer), 0.0)
     lam = np.maximum(np.linalg.eigvalsh(curved / n), 0.0)
-    return fixed_point(np.multiply.outer(mu, lam), _centred_norm(head))
-
-
-def fixed_point(h: F64, norm: float) -> float:
-    """MacKay's d = gamma / norm with gamma = sum of h / (h + d) over curvatures h, and ``norm``
-    the squared norm of the weights; within BOUNDS. FitError for a norm of zero."""
-    if norm == 0.0:
-        raise FitError("the head's weights are all equal; it predicts nothing")
-    precision = 1.0
-    for _ in range(MAX_STEPS):
-        new = float(np.clip((h / (h + precision)).sum() / norm, *BOUNDS))
-        if abs(new - precision) <= 1e-8 * precision:
-            return new
-        precision = new
-    return precision
+    return by_evidence(Spectrum(np.multiply.outer(mu, lam), _centred_norm(head)))[0]
 
 
 def _centred_norm(head: LinearHead) -> float:

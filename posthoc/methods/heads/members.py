@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from posthoc.contract import F64, Array, FitError, LinearHead, State
 from posthoc.links import Spread, SpreadNames
 from posthoc.methods.heads import curvature, lbfgs
-from posthoc.methods.heads.blocks import working_type
+from posthoc.methods.heads.blocks import measure
 from posthoc.methods.heads.losses import Loss, Penalised
 from posthoc.methods.heads.weights import PILOT
 from posthoc.rows import Rows
@@ -62,7 +62,7 @@ def fit_classes(
     the nats by which that member's loss lies above its minimum.
     """
     check_size(name, head, settings.members)
-    dtype, tolerance = working_type(rows), TOLERANCE * rows.n * mass
+    (dtype, centre), tolerance = measure(rows), TOLERANCE * rows.n * mass
     c, d = head.weight.shape
     precision = settings.prior_precision or curvature.evidence(rows, head, dtype)
     pilot = lbfgs.minimise(
@@ -85,7 +85,7 @@ def fit_classes(
             steps=settings.iterations,
             tolerance=tolerance,
         )
-        heads = found.x.reshape(some, d + 1, c)
+        heads = _about(found.x.reshape(some, d + 1, c), centre)
         weight[:, first : first + some] = (heads - heads.mean(2, keepdims=True)).swapaxes(0, 1)
         steps = max(steps, found.steps)
         converged += int(found.converged.sum())
@@ -99,17 +99,19 @@ def fit_classes(
         "converged": converged,
         "largest_gradient": gradient,
     }
-    return State({"weight": weight[:-1], "bias": weight[-1]}, said)
+    return State({"centre": centre, "weight": weight[:-1], "bias": weight[-1]}, said)
 
 
-def values_state(heads: F64, said: dict[str, object]) -> State:
+def values_state(heads: F64, centre: F64, said: dict[str, object]) -> State:
     """The state of a regression from members S×(D+1)×K: their mean, and what they differ from it
     over the root of S - 1, so that squares sum to the variance."""
+    heads = _about(heads, centre)
     mean = heads.mean(0)
     apart = (heads - mean) / np.sqrt(len(heads) - 1)
     weight = np.ascontiguousarray(apart.swapaxes(0, 1).astype(np.float32))
     return State(
         {
+            "centre": centre,
             "weight": weight[:-1],
             "bias": weight[-1],
             "mean_weight": mean[:-1].astype(np.float32),
@@ -119,11 +121,16 @@ def values_state(heads: F64, said: dict[str, object]) -> State:
     )
 
 
+def _about(heads: Array, centre: F64) -> Array:
+    """The same S×(D+1)×C for features less their ``centre``, in which float32 rounds least."""
+    return np.concatenate([heads[:, :-1], heads[:, -1:] + (centre @ heads[:, :-1])[:, None]], 1)
+
+
 def spread(state: State, phi: Array, z: Array) -> Spread:
     """What the members add to the outputs of N rows (float64 definition): a mixture of their
     deviations, or in a regression the Gaussian with the members' mean and variance."""
     t = {k: v.astype(np.float64) for k, v in state.tensors.items()}
-    features = np.asarray(phi, np.float64)
+    features = np.asarray(phi, np.float64) - t["centre"]
     d, s, c = t["weight"].shape
     draws = (features @ t["weight"].reshape(d, s * c)).reshape(-1, s, c) + t["bias"]
     if state.settings["task"] == "classification":
@@ -137,6 +144,7 @@ def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
     """The same as a graph fragment: one product with all members."""
     t = state.tensors
     d, s, c = t["weight"].shape
+    phi = g.op("Sub", phi, g.const(t["centre"]))
     flat = g.op("Gemm", phi, g.const(t["weight"].reshape(d, s * c)), g.const(t["bias"].ravel()))
     draws = g.op("Reshape", flat, g.const([0, s, c], "int64"))
     if state.settings["task"] == "classification":

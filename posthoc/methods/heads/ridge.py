@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from posthoc.contract import F64, FitError, LinearHead, State
-from posthoc.methods.heads.blocks import Block, blocks
-from posthoc.methods.heads.curvature import fixed_point
+from posthoc.methods.heads.blocks import Block, blocks, measure
 from posthoc.methods.heads.members import MEMORY, Refit, check_size, values_state
 from posthoc.methods.heads.weights import PILOT, Weights
+from posthoc.methods.laplace.prior import Spectrum, by_evidence
 from posthoc.rows import Rows
 
 WIDE = np.dtype(np.float64)
@@ -35,7 +35,7 @@ def fit_values(name: str, rows: Rows, head: LinearHead, weights: Weights, settin
     (gram,), _ = _sums(rows, weights, [PILOT], d + 1, k)
     h = np.divide.outer(np.maximum(np.linalg.eigvalsh(gram), 0.0), frozen)
     norm = float((head.weight**2).sum() + (head.bias**2).sum())
-    precision = settings.prior_precision or fixed_point(h, norm)
+    precision = settings.prior_precision or by_evidence(Spectrum(h, norm))[0]
     heads = np.empty((settings.members, d + 1, k))
     group = max(1, MEMORY // gram.nbytes)
     for first in range(0, settings.members, group):
@@ -55,7 +55,7 @@ def fit_values(name: str, rows: Rows, head: LinearHead, weights: Weights, settin
         "rows": rows.n,
         "noise_variance": [float(v) for v in noise],
     }
-    return values_state(heads, said)
+    return values_state(heads, measure(rows)[1], said)
 
 
 def _error(block: Block) -> F64:

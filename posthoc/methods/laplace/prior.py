@@ -14,9 +14,10 @@ import numpy as np
 from posthoc.contract import F64, FitError
 
 # The range of the precision that the rules search, in units of the one at which the prior alone
-# gives the median row a variance of one: the posterior is flat below and the frozen model above,
-# and the answer does not depend on the unit of the features.
-RANGE = (1e-10, 1e10)
+# gives the median row a variance of one (in a regression: the noise's), so that the answer does not
+# depend on the unit of the features. Above it lies the frozen model. Below it the prior means
+# nothing any more, and directions in which no row lies would drown float32.
+RANGE = (1e-6, 1e10)
 CLOSE = 1e-10  # a relative step of the precision that counts as none
 MAX_STEPS = 100
 # Effective parameters below which a fit has none, and the evidence rises to the end of any range.
@@ -65,7 +66,7 @@ def by_evidence(spectrum: Spectrum) -> tuple[float, int]:
     if h.sum() * norm < LEAST_KNOWN**2:
         raise FitError(
             "the model is certain of every row, so that the evidence says nothing of the prior; "
-            "take prior=heldout or give prior_precision"
+            "give prior_precision, or another rule where the module has one"
         )
     d = float(np.sqrt(h.sum() / norm))  # the fixed point where the rows say little
     steps = 0

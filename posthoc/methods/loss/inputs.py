@@ -23,8 +23,8 @@ REACH = 10.0  # standard deviations that an input may count
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """``mean`` J and ``scale`` J, one over the standard deviation and 0 for a constant input;
-    ``features`` says whether features come first."""
+    """``mean`` J, which float32 holds exactly, and ``scale`` J, one over the standard deviation and
+    0 for a constant input; ``features`` says whether features come first."""
 
     task: Task
     top: int
@@ -65,6 +65,7 @@ def measure(blocks: Iterable[Features], task: Task, top: int) -> Inputs:
         mean, n = mean + away * (more / (n + more)), n + more
     sd = np.sqrt(square / n)
     constant = sd <= 1e-7 * np.abs(mean)  # what rounding in float32 leaves of one
+    mean = mean.astype(np.float32).astype(np.float64)  # a graph subtracts what this subtracts
     return Inputs(task, k, features, mean, np.where(constant, 0.0, 1.0 / np.where(constant, 1, sd)))
 
 

@@ -180,6 +180,26 @@ def test_copies_lie_on_one_side_and_no_row_is_lost() -> None:
     assert len(set(held.hashes(rows.phi).tolist())) == N
 
 
+def test_zeros_of_either_sign_are_one_row() -> None:
+    phi = np.asarray([[0.0, 1.0], [-0.0, 1.0]])
+    assert len(set(held.hashes(phi).tolist())) == 1
+
+
+def test_copies_with_other_labels_are_cut_alike_in_any_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(held, "SIZE", 5)
+    row = next(r for r in material().phi if held.hashes(r[None])[0] % 5 == 0)
+    y = np.arange(9) % C
+    rows = Features(np.tile(row, (9, 1)), np.zeros((9, C)), y)
+    kept = [
+        held.hold(held.Held(), take(rows, order))[0].rows.y
+        for order in (y.argsort(), np.argsort(-y))
+    ]
+    np.testing.assert_array_equal(kept[0], [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(kept[1], kept[0])
+
+
 def test_rows_and_classes_may_come_later() -> None:
     rows = material()
     late = rows.y == 2
@@ -216,3 +236,6 @@ def test_unusable_rows_are_named() -> None:
         fit(flat)
     with pytest.raises(FitError, match="hold out"):
         fit(take(rows, slice(0, 1)))
+    same = Features(np.tile(rows.phi[:1], (N, 1)), rows.z, rows.y)
+    with pytest.raises(FitError, match=r"rows that differ|constant within"):
+        fit(same)

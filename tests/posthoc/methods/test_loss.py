@@ -136,7 +136,7 @@ def test_the_descent_is_torchs_adamw() -> None:
 
 def test_inputs_are_standardised_and_say_how_far_out_a_row_is() -> None:
     rows = classes()
-    rows.phi[:, 4] = 7.0
+    rows.phi[:, 4] = np.float32(0.1)  # whose mean over blocks is not quite itself
     pieces = [take(rows, slice(i, i + 41)) for i in range(0, N, 41)]
     inputs = measure(pieces, "classification", 3)
     x, away = inputs(rows.phi, rows.z)
@@ -149,7 +149,7 @@ def test_inputs_are_standardised_and_say_how_far_out_a_row_is() -> None:
     raw = np.concatenate(
         [top[:, 1:3] - top[:, :1], (top[:, 0] - np.logaddexp(top[:, 1], top[:, 2]))[:, None]], 1
     )
-    np.testing.assert_allclose(x[:, -3:], (raw - raw.mean(0)) / raw.std(0), atol=1e-9)
+    np.testing.assert_allclose(x[:, -3:], (raw - raw.mean(0)) / raw.std(0), atol=1e-6)
     np.testing.assert_allclose(away[:, 0], np.abs(x).max(1))
     far, distance = inputs(rows.phi[:1] + 100.0, rows.z[:1])
     assert far.max() == 10.0 and distance > 50
@@ -287,3 +287,28 @@ def test_unusable_rows_are_named() -> None:
     rows.phi[0, 0] = np.nan
     with pytest.raises(FitError, match="features that are not finite"):
         fit(rows)
+
+
+def test_a_widening_is_one_on_the_average_of_the_held_out_rows() -> None:
+    rows = classes()
+    v = predictor.spread(fit(rows), rows.phi, rows.z).variance
+    held = np.arange(N) % 5 == 4
+    assert v[held].mean() == pytest.approx(1.0, rel=0.02)  # but for rows beyond R
+
+
+def test_a_map_from_few_rows_keeps_its_prior() -> None:
+    column = np.tile([[-1.0], [1.0]], (4, 1))
+    squared = np.exp(2.0 * column[:, 0])
+
+    def likelihood(h: np.ndarray) -> tuple[float, np.ndarray]:
+        return objective.gaussian(h, squared)
+
+    (few,), _ = training.fit_map(column, likelihood, signed=1)
+
+    def cost(a: float) -> float:  # by hand, with the best constant; a prior of precision 4 / 8
+        h = a * column[:, 0]
+        return likelihood(h + np.log((squared * np.exp(-h)).mean()))[0] + 0.5 * 4.0 / 8 * a**2
+
+    grid = np.linspace(0, 3, 3001)
+    assert few == pytest.approx(grid[np.argmin([cost(a) for a in grid])], abs=2e-3)
+    assert few < 1.7

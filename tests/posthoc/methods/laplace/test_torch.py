@@ -206,6 +206,31 @@ def test_a_bias_with_eigenvectors_of_its_own(peer: Peer) -> None:
     _compiles(page, state, rows, page.spread(state, rows.phi, rows.z))
 
 
+def test_an_imported_regression_with_outputs_that_are_correlated() -> None:
+    head, rows = material("regression", c=C, d=D, n=N)
+    half, wide = np.random.default_rng(0).normal(size=(2, D, D))
+    b, a = half[:C, :C] @ half[:C, :C].T, wide @ wide.T
+    found = {
+        "cls_name": "KronLLLaplace",
+        "likelihood": "regression",
+        "mean": np.concatenate([head.weight.ravel(), head.bias]),
+        "H": [[b, a], [b]],
+        "prior_precision": [0.3, 4.0],
+        "sigma_noise": 0.6,
+        "temperature": 1.0,
+    }
+    name, state = import_laplace(found, head)
+    page = registry.page(name)
+    spread = page.spread(state, rows.phi, rows.z)
+    weights = np.linalg.inv(np.kron(b, a) / 0.36 + 0.3 * np.eye(C * D))
+    biases = np.linalg.inv(b / 0.36 + 4.0 * np.eye(C))
+    for i in range(4):
+        jacobian = np.kron(np.eye(C), rows.phi[i])
+        want = np.diag(jacobian @ weights @ jacobian.T + biases)
+        np.testing.assert_allclose(spread.variance[i], want, rtol=1e-9)
+    _compiles(page, state, rows, spread)
+
+
 @structures
 def test_safetensors_of_the_same_tensors(structure: str, peer: Peer, tmp_path: Path) -> None:
     head, _, found = state_dict(peer, structure)
