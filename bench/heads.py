@@ -21,8 +21,10 @@ import numpy as np
 
 from bench.material import Known
 from bench.suite import load, suite
-from calibration.fit import parts_of, split
-from calibration.fit_head import FitOptions, Fitted, fit_head, run_head
+from calibration.fit_head import fit_head
+from calibration.fit_options import FitOptions
+from calibration.fit_thresholds import Fitted, run_head
+from calibration.material import parts_of, split
 from calibration.metrics.calibration_error import debiased_ece
 from calibration.metrics.proper import brier_score, gaussian_crps
 from calibration.metrics.ranking import auroc

@@ -22,8 +22,8 @@ from bench.assets import (
     usps_input,
     uspsnet,
 )
-from calibration.fit import Columns, Material, prepare
-from calibration.fit_head import FitOptions
+from calibration.fit_options import FitOptions
+from calibration.material import Columns, Material, prepare
 from hedged.demo.corpus import build_corpus, magika_labels, magika_model
 from posthoc.contract import Features, Task
 from posthoc.data import TableMapping, open_table

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from bench.suite import load, suite
-from calibration.fit import parts_of, split
 from calibration.fit_ood import DEFAULT_SCORES, fit_ood
+from calibration.material import parts_of, split
 from calibration.metrics.ranking import auroc
 from posthoc import registry
 from posthoc.links import softmax

@@ -14,7 +14,9 @@ from bench import resnet
 from bench.material import Known, magika, mnist_net
 from calibration.compile import compile_predictor
 from calibration.fit import fit_material
-from calibration.fit_head import FitOptions, Fitted, Parts, fit_head
+from calibration.fit_head import fit_head
+from calibration.fit_options import FitOptions, Parts
+from calibration.fit_thresholds import Fitted
 from hedged.demo.overhead import throughput_ratio
 from posthoc.contract import Array
 from posthoc.data import open_table, to_rows

@@ -13,7 +13,8 @@ import numpy as np
 
 from bench.material import Known, magika
 from calibration.fit import fit_material
-from calibration.fit_head import FitOptions, Fitted, run_head
+from calibration.fit_options import FitOptions
+from calibration.fit_thresholds import Fitted, run_head
 from calibration.metrics.calibration_error import ece_difference
 from calibration.metrics.coverage import coverage_band
 from calibration.metrics.ranking import auroc

@@ -19,7 +19,7 @@ from bench import suite_tables as tables
 from bench.assets import cached
 from bench.material import Files, Known, open_known
 from bench.suite_sets import SETS, Set, Trained
-from calibration.fit import Columns, parts_of, split
+from calibration.material import Columns, parts_of, split
 from calibration.scaling import fit_regression, fit_temperature, mean_nll, student_nll
 from posthoc.contract import Features, HedgedError, Task
 

@@ -39,7 +39,8 @@ from calibration.compile import (
     mask_margins,
 )
 from calibration.conformal.intervals import QUANTILE_LEVELS
-from calibration.fit_head import FitOptions, Fitted
+from calibration.fit_options import FitOptions
+from calibration.fit_thresholds import Fitted
 from calibration.head import Head, reference
 from posthoc.contract import Array, Features, FitError
 from posthoc.data import TableMapping

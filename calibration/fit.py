@@ -6,10 +6,8 @@ fit the head → measure it on the test rows → compile, check, write.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,195 +15,25 @@ import numpy as np
 
 from calibration.assemble import USES, Dataset, assemble
 from calibration.bundle import Bundle, SplitRecord
-from calibration.fit_head import FitOptions, Fitted, Parts, check_options, fit_head, run_head
+from calibration.fit_head import fit_head
+from calibration.fit_options import FitOptions, check_options
+from calibration.fit_thresholds import Fitted, run_head
+from calibration.material import DEFAULT_SPLIT, ROLES, Material, Progress, parts_of, prepare, split
 from calibration.quality import summary
-from calibration.sampling import Sampling, linearised, sampled_model
+from calibration.sampling import Sampling, linearised
 from posthoc import logits
-from posthoc.contract import Array, DataError, Features, FitError, LinearHead, State
-from posthoc.data import TableMapping, open_table, split_roles, to_rows
-from posthoc.features import Cache, build_cache, default_cache_dir
-from posthoc.frozen import Frozen, expose
-from posthoc.laplace_torch import Sampled
+from posthoc.contract import Array, Features, FitError, State
+from posthoc.data import open_table, to_rows
+from posthoc.frozen import expose
 from posthoc.methods.laplace.importing import import_laplace
 from posthoc.model.probe import difference
-from posthoc.model.samples import Samples
-from posthoc.opening import Source, open_model
-from posthoc.rows import BLOCK, Rows
 from posthoc.runtime import open_session
 
-Progress = Callable[[str, int, int], None]
-DEFAULT_SPLIT = {"module": 0.3, "calibration": 0.2, "conformal": 0.25, "test": 0.25}
-ROLES = tuple(DEFAULT_SPLIT)
 GOLDEN_ROWS = 8
 CHECK_ROWS = 64
 BATCH_EFFECT = 0.1  # relative to the largest output; as much as a model is opened with
 READ_ROWS = 1024
 LINEARISED_ROWS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which columns of the table are what, as the user says it; None: found or absent."""
-
-    target: str | Sequence[str] | None = None
-    inputs: Mapping[str, Sequence[str]] | None = None
-    split_by: str | None = None
-    id: str | None = None
-    classes: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Material:
-    """A frozen model and its cached rows as logits (or means), ready for any number of fits."""
-
-    frozen: Frozen
-    linear: LinearHead | None
-    link: logits.Link
-    mapping: TableMapping
-    classes: tuple[str, ...] | None
-    cache: Cache
-    usable: Array  # rows without a fault
-    sampled: Sampled | None = None
-    train: Rows | None = None  # that the network was trained on
-    overlap: int = 0  # usable rows that are among them, by content
-
-    def features(self, rows: Array) -> Features:
-        """The cached rows, outputs as logits."""
-        taken = self.cache.take(rows)
-        return Features(taken.phi, logits.to_logits(taken.z, self.link), taken.y)
-
-
-def link_of(frozen: Frozen) -> logits.Link:
-    """How the frozen tensor becomes logits: see `posthoc.logits.Link`."""
-    if frozen.z_is_probs:
-        return "log_sigmoid" if frozen.z_dim == 1 else "log"
-    # One logit is that of the second of two classes, whether or not the model applies the sigmoid.
-    return "sigmoid" if frozen.z_dim == 1 else "identity"
-
-
-def prepare(
-    model: str | Path,
-    data: str | Path,
-    *,
-    options: FitOptions,
-    columns: Columns | None = None,
-    cache_dir: Path | None = None,
-    batch_size: int = 256,
-    device: str = "cpu",
-    threads: int = 0,
-    max_cache_bytes: int | None = None,
-    progress: Progress | None = None,
-    sampling: Sampling | None = None,
-    fractions: Mapping[str, float] = DEFAULT_SPLIT,
-    train_data: str | Path | None = None,
-    **source: Any,
-) -> Material:
-    """Open the model and cache its features over the data, in one resumable pass.
-
-    With ``sampling`` the weights of a torch model are sampled first, on the rows that ``fractions``
-    and the seed of ``options`` make module rows, and the features are the copies' outputs.
-
-    ``train_data`` are rows that the network was trained on, in columns of the same names: the
-    curvature may come from them, and nothing else.
-
-    ``source`` are the further fields of `posthoc.opening.Source`: checkpoint, preprocess, example,
-    trust_pickle, output, head.
-    """
-    columns = columns or Columns()
-    if columns.classes is not None and options.task == "regression":
-        raise DataError("--classes names the classes of a classifier; this is a regression")
-    samples = Samples(
-        data, columns.target, columns.inputs, split_by=columns.split_by, id=columns.id
-    )
-    given = Source(model, **source)
-    frozen = open_model(given, task=options.task, samples=samples)
-    sampled = None
-    if sampling is not None:
-        frozen, sampled = sampled_model(
-            given,
-            frozen,
-            samples,
-            sampling,
-            task=options.task,
-            classes=columns.classes,
-            fractions=fractions,
-            seed=options.seed,
-        )
-    table, mapping = samples.table, samples.mapping(frozen.inputs)
-    if not mapping.target:
-        raise DataError("a fit needs labels: name their column with --target")
-    link: logits.Link = "identity" if options.task == "regression" else link_of(frozen)
-    width = 2 if frozen.z_dim == 1 and options.task == "classification" else frozen.z_dim
-    if columns.classes is not None and len(columns.classes) != width:
-        raise DataError(
-            f"--classes names {len(columns.classes)} classes and the model has {width} outputs"
-        )
-    how: dict[str, Any] = {
-        "cache_dir": cache_dir or default_cache_dir(),
-        "batch_size": batch_size,
-        "device": device,
-        "threads": threads,
-        "max_bytes": max_cache_bytes,
-    }
-    if progress is not None:
-        how["progress"] = lambda done, total: progress("cache", done, total)
-    cache = build_cache(frozen, table, mapping, task=options.task, classes=columns.classes, **how)
-    usable = np.setdiff1d(np.arange(cache.n_rows), np.fromiter(cache.bad, np.int64))
-    if len(usable) == 0:
-        row, fault = min(cache.bad.items())
-        raise DataError(f"{data}: every row is faulty, the first because row {row}: {fault}")
-    if link in ("log", "log_sigmoid") and not _are_probabilities(cache.z[usable]):
-        # The few rows that opened the model looked like probabilities; all of them do not.
-        link = "identity" if link == "log" else "sigmoid"
-    linear = frozen.head
-    if linear is not None and link == "sigmoid":
-        linear = logits.two_class_head(linear)
-    material = Material(frozen, linear, link, mapping, columns.classes, cache, usable, sampled)
-    if train_data is None:
-        return material
-    inputs = mapping.inputs_only()
-    seen = build_cache(frozen, open_table(train_data), inputs, task=options.task, **how)
-    good = np.setdiff1d(np.arange(seen.n_rows), np.fromiter(seen.bad, np.int64))
-    blocks = [good[i : i + BLOCK] for i in range(0, len(good), BLOCK)]
-    other = dataclasses.replace(material, cache=seen)
-    return dataclasses.replace(
-        material,
-        train=Rows(lambda: map(other.features, blocks), len(good)),
-        overlap=int(np.isin(cache.content_hashes[usable], seen.content_hashes[good]).sum()),
-    )
-
-
-def _are_probabilities(z: Array) -> bool:
-    """Whether every cached row is a probability vector (one column: the second class's)."""
-    inside = bool((z >= 0).all() and (z <= 1 + 1e-3).all())
-    return inside and (z.shape[1] == 1 or bool(np.allclose(z.sum(1), 1, atol=1e-3)))
-
-
-def split(material: Material, seed: int, fractions: Mapping[str, float] = DEFAULT_SPLIT) -> Array:
-    """Role index (into ROLES) of every usable row: a hash of its split key and the seed."""
-    return split_roles(material.cache.split_keys[material.usable], fractions, seed)
-
-
-def parts_of(material: Material, roles: Array) -> tuple[Parts, Features]:
-    """The three parts a fit may see, and the test rows.
-
-    Rows that share a split key are no independent evidence. A rank counts items, so of each key
-    one row, chosen by hash, stands in the conformal part: coverage then holds for a random row of
-    a new item (Dunn, Wasserman & Ramdas 2022, "Distribution-free prediction sets for two-layer
-    hierarchical models", subsampling once).
-    """
-    taken = [material.usable[roles == i] for i in range(len(ROLES))]
-    if material.mapping.split_by is not None:
-        taken[2] = one_per_key(material.cache, taken[2])
-    module, calibration, conformal, test = (material.features(rows) for rows in taken)
-    return Parts(module, calibration, conformal), test
-
-
-def one_per_key(cache: Cache, rows: Array) -> Array:
-    """Of ``rows``, the one with the smallest content hash for each split key, in order."""
-    order = np.lexsort((cache.content_hashes[rows], cache.split_keys[rows]))
-    _, first = np.unique(cache.split_keys[rows][order], return_index=True)
-    return np.sort(rows[order][first])
 
 
 def fit(

@@ -9,89 +9,20 @@ float32 scores, because that graph is what will be compared with them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from calibration.bundle import (
-    AbstainRecord,
-    ConformalRecord,
-    FittedRecord,
-    Guarantee,
-    OodRecord,
-    conformal_rank,
-    threshold_at,
-)
-from calibration.compile import compile_head
-from calibration.conformal.intervals import (
-    quantile_factors,
-    residual_scores,
-    signed_residuals,
-)
-from calibration.conformal.scores import METHODS, choose_raps
-from calibration.fit_ood import fit_ood, flag
-from calibration.head import Head, Prediction, reference
+from calibration.conformal.scores import choose_raps
+from calibration.fit_ood import fit_ood
+from calibration.fit_options import FitOptions, Parts, check_options
+from calibration.fit_thresholds import Fitted, fit_thresholds
+from calibration.head import Head, reference
 from calibration.scaling import Scaling, fit_classification, fit_regression
-from calibration.threshold import fit_abstention, neyman_pearson_rows
 from posthoc import links, registry
 from posthoc import rows as blocks_of
-from posthoc.contract import F64, Array, Features, FitError, LinearHead, State, Task
-from posthoc.runtime import open_session
+from posthoc.contract import F64, Features, FitError, LinearHead, State
 
-_NUMBERS = 4_000_000  # N×S×C of one run of the compiled head
 _ROUNDING = 1e-6  # of the outputs: float32 says no more
-
-
-class FitOptions(BaseModel):
-    """What a user may ask of a fit.
-
-    ``method`` none is scaling alone, ``settings`` are the method's own; ``prediction`` module is
-    needed by a method that refits the head. ``predictive`` is the way from Gaussian logits to
-    probabilities, ``draws`` the number of fixed logit draws (even; default 16, 64 for mc) where a
-    module has none of its own. ``ood`` auto chooses. What does not go together is refused by
-    `check_options`, and by `fit_head` where only the fitted module can tell.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    task: Task
-    method: str = "laplace"
-    settings: dict[str, Any] = Field(default_factory=dict)
-    prediction: Prediction = "frozen"
-    predictive: links.Predictive = "probit"
-    draws: int | None = Field(default=None, ge=2, le=4096, multiple_of=2)
-    conformal: str | None = None  # default: lac, or residual for a regression
-    alphas: tuple[float, ...] = Field(default=(0.1, 0.05), min_length=1)
-    ood: str = "auto"
-    ood_alpha: float = Field(default=0.05, gt=0, lt=1)
-    ood_delta: float = Field(default=0.05, gt=0, lt=1)
-    max_error: float | None = Field(default=0.05, gt=0, lt=1)
-    error_delta: float = Field(default=0.05, gt=0, lt=1)
-    tolerance: float | None = Field(default=None, gt=0)  # regression: wrong beyond it
-    seed: int = Field(default=0, ge=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The three parts that a fit may see."""
-
-    module: Features
-    calibration: Features
-    conformal: Features
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A calibrated head, the records of its manifest and its sorted conformal scores."""
-
-    head: Head
-    module: FittedRecord
-    scaling: Scaling
-    conformal: ConformalRecord
-    ood: OodRecord | None
-    abstain: AbstainRecord | None
-    scores: dict[str, Array]
 
 
 def fit_head(
@@ -151,60 +82,7 @@ def fit_head(
         head = head.with_(features=None)  # nothing reads them
     if options.task == "classification":
         head = _choose_conformal(head, parts.calibration, options)
-    return _thresholds(head, parts, options, scaling)
-
-
-def check_options(options: FitOptions) -> None:
-    """What can be refused before any data is read: FitError naming an unknown name or level."""
-    if options.method != "none":
-        info = registry.info(options.method)
-        if info.kind != "module" or options.task not in info.tasks:
-            raise FitError(f"{options.method!r} is not a module for {options.task}")
-        if not info.preserves and options.prediction == "frozen":
-            raise FitError(
-                f"{options.method} refits the head, so that its answer may differ from the frozen "
-                "model's; ask for it with --prediction module"
-            )
-        if info.preserves and options.prediction == "module" and options.predictive == "probit":
-            raise FitError(
-                f"{options.method} keeps the frozen model's answer; leave --prediction module out"
-            )
-        registry.settings(options.method, options.settings)
-    else:
-        _check_no_module(options)
-    if options.task == "regression":
-        if options.predictive != "probit":
-            raise FitError(f"the link {options.predictive!r} is for classification")
-        if options.draws is not None:
-            raise FitError("--draws is for classification; error bars of a regression need none")
-    elif options.tolerance is not None:
-        raise FitError("--tolerance is for regression; a class is right or wrong")
-    known = METHODS if options.task == "classification" else ("residual",)
-    if options.conformal not in (None, *known):
-        raise FitError(
-            f"unknown conformal method {options.conformal!r} for {options.task}; "
-            f"there are {', '.join(known)}"
-        )
-    for name in () if options.ood in ("auto", "none") else options.ood.split("+"):
-        if registry.info(name).kind != "score" or options.task not in registry.info(name).tasks:
-            raise FitError(f"{name!r} is not an OOD score for {options.task}")
-    for alpha in options.alphas:
-        if not 0 < alpha < 1:
-            raise FitError(f"alpha must lie strictly between 0 and 1, not {alpha}")
-    for what, given in (("alpha", options.alphas), ("OOD score", options.ood.split("+"))):
-        if len(set(given)) < len(given):
-            raise FitError(f"the same {what} is named twice")
-
-
-def _check_no_module(options: FitOptions) -> None:
-    for flag_, given in (
-        ("--set", bool(options.settings)),
-        ("--prediction module", options.prediction == "module"),
-        (f"--predictive {options.predictive}", options.predictive != "probit"),
-        ("--draws", options.draws is not None),
-    ):
-        if given:
-            raise FitError(f"{flag_} belongs to a module; there is none with --method none")
+    return fit_thresholds(head, parts, options, scaling)
 
 
 def _check_spread(name: str, spread: links.Spread, options: FitOptions) -> None:
@@ -293,108 +171,3 @@ def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:
     p = reference(head, rows.phi, rows.z)["probs"]
     settings = choose_raps(p, rows.y, options.alphas[0])
     return head.with_(conformal=method, conformal_settings=settings)
-
-
-def run_head(head: Head, rows: Features) -> dict[str, Array]:
-    """Every output of the compiled head, ``set_scores`` included, on cached rows in float32.
-
-    Blocks are so small that the draws of one, N×S×C, are at most a few million numbers.
-    """
-    session = open_session(compile_head(head, scores=True))
-    names = [o.name for o in session.get_outputs()]
-    made: dict[str, list[Array]] = {n: [] for n in names}
-    numbers = head.width * (links.N_DRAWS if head.eps is None else len(head.eps))
-    for block in blocks_of.of(rows, min(blocks_of.BLOCK, max(16, _NUMBERS // numbers))):
-        feed = {"z": np.asarray(block.z, np.float32)}
-        if head.features is not None:
-            feed["phi"] = np.asarray(block.phi, np.float32)
-        for name, value in zip(names, session.run(names, feed), strict=True):
-            made[name].append(value)
-    return {n: np.concatenate(v) for n, v in made.items()}
-
-
-def _thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scaling) -> Fitted:
-    """Ranks of the conformal rows, by the compiled head."""
-    rows = parts.conformal
-    assert rows.y is not None
-    out = run_head(head, rows)
-    scores: dict[str, Array] = {}
-    if head.task == "classification":
-        true = out["set_scores"][np.arange(len(rows)), np.asarray(rows.y, np.int64)]
-        scores["set"] = sorted_scores = np.sort(true)
-        wrong = out["label"] != rows.y
-        sureness: Literal["confidence", "std"] = "confidence"
-    else:
-        y = np.asarray(rows.y, np.float64)
-        exact = residual_scores(y, out["mean"], out["std"])
-        # The graph compares in float32: round up, so that a covered row stays covered.
-        scores["interval"] = sorted_scores = np.sort(_float32_up(exact))
-        signed = signed_residuals(y, out["mean"], out["std"])
-        head = head.with_(quantile_factors=quantile_factors(signed))
-        wrong = np.abs(y - out["mean"]).max(1) > (options.tolerance or math.inf)
-        sureness = "std"
-    guarantees = tuple(_guarantee(sorted_scores, a) for a in options.alphas)
-    if head.task == "regression":
-        for g in guarantees:
-            if g.threshold is None:
-                raise FitError(
-                    f"an interval at alpha {g.alpha} needs at least {g.n_needed} conformal rows; "
-                    f"there are {g.n}"
-                )
-    q = guarantees[0].threshold
-    head = head.with_(q_hat=math.inf if q is None else q)
-    ood_record = None
-    if head.ood is not None:
-        scores["ood"] = np.sort(out["ood_score"])
-        found, ood_record = flag(head.ood, scores["ood"], options.ood_alpha, options.ood_delta)
-        head = head.with_(ood=found)
-    abstain = None
-    if head.abstains:
-        grid = run_head(head, parts.calibration)[sureness]
-        sure = out[sureness]
-        if sureness == "std":
-            grid, sure = -grid.max(1), -sure.max(1)
-        head, abstain = _abstain(head, grid, sure, wrong, options)
-    module = FittedRecord(name="none")
-    if head.module is not None:
-        module = FittedRecord(name=head.module[0], settings=dict(head.module[1].settings))
-    settings: dict[str, Any] = dict(head.conformal_settings)
-    method = head.conformal if head.task == "classification" else "residual"
-    conformal = ConformalRecord(method=method, settings=settings, guarantees=guarantees)
-    return Fitted(head, module, scaling, conformal, ood_record, abstain, scores)
-
-
-def _guarantee(sorted_scores: Array, alpha: float) -> Guarantee:
-    n = len(sorted_scores)
-    q = threshold_at(sorted_scores, alpha)
-    return Guarantee(
-        alpha=alpha,
-        n=n,
-        rank=conformal_rank(n, alpha),
-        threshold=None if math.isinf(q) else q,
-        n_needed=math.ceil(round(1 / alpha, 9)) - 1,
-    )
-
-
-def _abstain(
-    head: Head, grid: Array, sure: Array, wrong: Array, options: FitOptions
-) -> tuple[Head, AbstainRecord]:
-    assert options.max_error is not None
-    # A standard deviation has no upper end; the manifest holds no infinity and the graph float32.
-    least = -1.0 if head.task == "classification" else float(np.finfo(np.float32).min)
-    found = fit_abstention(grid, sure, wrong, options.max_error, options.error_delta, least=least)
-    record = AbstainRecord(
-        max_error=options.max_error,
-        delta=options.error_delta,
-        n=len(sure),
-        n_needed=neyman_pearson_rows(options.max_error, options.error_delta),
-        threshold=found.threshold,
-        answered=found.answered,
-    )
-    return head.with_(abstain=found.threshold), record
-
-
-def _float32_up(values: F64) -> Array:
-    """The smallest float32 at or above each value."""
-    low = values.astype(np.float32)
-    return np.where(low < values, np.nextafter(low, np.float32(np.inf)), low)

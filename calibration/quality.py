@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from calibration.conformal.intervals import residual_scores
-from calibration.fit_head import Fitted, run_head
+from calibration.fit_thresholds import Fitted, run_head
 from calibration.metrics.totals import (
     ClassificationTotals,
     RegressionTotals,

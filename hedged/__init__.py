@@ -45,9 +45,10 @@ def fit(
     Raises a HedgedError that names the object and the fix.
     """
     from calibration import fit as fitting
-    from calibration.fit_head import FitOptions
+    from calibration.fit_options import FitOptions
+    from calibration.material import Columns
 
-    columns = fitting.Columns(
+    columns = Columns(
         target=target,
         inputs=inputs,
         split_by=split_by,

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.fit import Columns, fit
-from calibration.fit_head import FitOptions
+from calibration.fit import fit
+from calibration.fit_options import FitOptions
+from calibration.material import Columns
 from posthoc.contract import Task
 
 COLUMNS: dict[str, tuple[str, ...]] = {

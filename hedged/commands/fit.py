@@ -139,11 +139,12 @@ def fit(
 ) -> None:
     """Fit error bars for a frozen model and write one bundle."""
     from calibration import fit as fitting
-    from calibration.fit_head import FitOptions
+    from calibration.fit_options import FitOptions
+    from calibration.material import ROLES, Columns
     from calibration.sampling import Sampling
 
     shares = console.numbers(split, "--split")
-    if len(shares) != len(fitting.ROLES) or abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
+    if len(shares) != len(ROLES) or abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
         raise typer.BadParameter(f"--split takes four positive shares that sum to 1, not {split}")
     own = dict(console.pairs(settings or [], "--set"))
     for key, value in (("prior_precision", prior_precision), ("train_rows", train_rows)):
@@ -179,7 +180,7 @@ def fit(
         asked = {} if samples is None else {"samples": samples}
         sampling = _options(Sampling, weights=weights, curvature=curvature, **asked)
     named = console.pairs(inputs or [], "--inputs")
-    columns = fitting.Columns(
+    columns = Columns(
         target=target.split(","),
         inputs={k: v.split(",") for k, v in named.items()} or None,
         split_by=split_by,
@@ -194,7 +195,7 @@ def fit(
             options,
             name=name,
             version=version,
-            fractions=dict(zip(fitting.ROLES, shares, strict=True)),
+            fractions=dict(zip(ROLES, shares, strict=True)),
             columns=columns,
             cache_dir=cache,
             head=head,

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from calibration.bundle import PREDICTOR
 from calibration.evaluate import evaluate, seen_hashes
 from calibration.evaluation import Evaluation
-from calibration.fit import Columns, fit
-from calibration.fit_head import FitOptions
+from calibration.fit import fit
+from calibration.fit_options import FitOptions
+from calibration.material import Columns
 from calibration.predictor import Predictor
 from calibration.report import write_report
 from hedged.commands import console

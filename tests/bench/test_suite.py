@@ -16,8 +16,10 @@ from sklearn.metrics import accuracy_score, log_loss, r2_score
 from bench import suite
 from bench.networks import Recipe
 from bench.suite_sets import Set, Trained
-from calibration.fit import fit_material, parts_of, split
-from calibration.fit_head import FitOptions, run_head
+from calibration.fit import fit_material
+from calibration.fit_options import FitOptions
+from calibration.fit_thresholds import run_head
+from calibration.material import parts_of, split
 from posthoc.contract import HedgedError
 
 CLASSIFICATION = {

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from calibration.bundle import Bundle
-from calibration.fit import Columns, Material, fit, prepare
-from calibration.fit_head import FitOptions
+from calibration.fit import fit
+from calibration.fit_options import FitOptions
+from calibration.material import Columns, Material, prepare
 from tests import factory
 from tests.calibration import networks
 from tests.calibration.networks import network, table

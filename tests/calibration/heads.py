@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from calibration.fit_head import FitOptions, Fitted, Parts, fit_head
+from calibration.fit_head import fit_head
+from calibration.fit_options import FitOptions, Parts
+from calibration.fit_thresholds import Fitted
 from calibration.head import Head
 from posthoc.contract import Features, LinearHead, Task
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.fit import Columns, Material, prepare
-from calibration.fit_head import FitOptions
+from calibration.fit_options import FitOptions
+from calibration.material import Columns, Material, prepare
 from posthoc.runtime import open_session
 
 INPUTS = ("a", "b", "c", "d")

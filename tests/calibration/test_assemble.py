@@ -26,8 +26,10 @@ from calibration.bundle import (
     load_bundle,
     write_bundle,
 )
-from calibration.fit import ROLES, Material, fit_material, split, write
-from calibration.fit_head import FitOptions, run_head
+from calibration.fit import fit_material, write
+from calibration.fit_options import FitOptions
+from calibration.fit_thresholds import run_head
+from calibration.material import ROLES, Material, split
 from calibration.predictor import Predictor
 from posthoc.contract import Array, BundleError, FitError
 from posthoc.runtime import open_session

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from calibration.compile import Fused, check_head, compile_head, compile_predictor
-from calibration.fit import Material, fit_material
-from calibration.fit_head import FitOptions, Fitted, run_head
+from calibration.fit import fit_material
+from calibration.fit_options import FitOptions
+from calibration.fit_thresholds import Fitted, run_head
 from calibration.head import Head, reference
+from calibration.material import Material
 from calibration.threshold import pvalues
 from posthoc.contract import FitError, ModelError
 from posthoc.links import softmax

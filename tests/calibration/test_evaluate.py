@@ -17,7 +17,7 @@ from calibration.bundle import REFERENCE, load_bundle
 from calibration.evaluate import evaluate, seen_hashes
 from calibration.evaluation import Evaluation
 from calibration.fit import fit
-from calibration.fit_head import FitOptions
+from calibration.fit_options import FitOptions
 from calibration.predictor import Predictor
 from posthoc.contract import DataError
 from tests import factory

@@ -15,8 +15,9 @@ import pytest
 
 from calibration.bundle import MANIFEST, REFERENCE, Bundle
 from calibration.evaluate import evaluate
-from calibration.fit import Material, fit, fit_material, parts_of, prepare, split
-from calibration.fit_head import FitOptions
+from calibration.fit import fit, fit_material
+from calibration.fit_options import FitOptions
+from calibration.material import Material, parts_of, prepare, split
 from calibration.predictor import Predictor
 from posthoc.contract import DataError, FitError, HedgedError, ModelError
 from posthoc.data import open_table, to_rows

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 from safetensors.torch import save_file
 
-from calibration.fit import Columns, fit
-from calibration.fit_head import FitOptions
+from calibration.fit import fit
+from calibration.fit_options import FitOptions
+from calibration.material import Columns
 from calibration.predictor import Predictor
 from tests.calibration import networks
 from tests.posthoc import torch_nets

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from calibration.compile import check_head, compile_head
-from calibration.fit_head import FitOptions, Parts, fit_head
+from calibration.fit_head import fit_head
+from calibration.fit_options import FitOptions, Parts
 from calibration.head import Head, reference
 from posthoc import links, registry
 from posthoc.contract import Features, LinearHead, State

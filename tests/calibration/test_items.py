@@ -12,8 +12,9 @@ from scipy.stats import binom
 
 from calibration.bundle import Bundle, threshold_at
 from calibration.evaluate import evaluate
-from calibration.fit import Columns, fit, one_per_key
-from calibration.fit_head import FitOptions
+from calibration.fit import fit
+from calibration.fit_options import FitOptions
+from calibration.material import Columns, one_per_key
 from tests.factory import CLASSES, COLUMNS, frozen_model, rows
 
 ITEMS, COPIES = 600, 6

@@ -10,9 +10,12 @@ import pytest
 
 from calibration.bundle import load_bundle
 from calibration.evaluate import evaluate
-from calibration.fit import Columns, fit
-from calibration.fit_head import FitOptions, Fitted, Parts, check_options, fit_head, run_head
+from calibration.fit import fit
+from calibration.fit_head import fit_head
+from calibration.fit_options import FitOptions, Parts, check_options
+from calibration.fit_thresholds import Fitted, run_head
 from calibration.head import reference
+from calibration.material import Columns
 from calibration.quality import summary
 from posthoc.contract import DataError, Features, FitError, LinearHead, Task
 from tests import factory

@@ -9,8 +9,11 @@ import pytest
 from scipy.stats import binom
 
 from calibration.conformal.intervals import residual_scores
-from calibration.fit import ROLES, Material, fit_material
-from calibration.fit_head import FitOptions, Parts, fit_head, run_head
+from calibration.fit import fit_material
+from calibration.fit_head import fit_head
+from calibration.fit_options import FitOptions, Parts
+from calibration.fit_thresholds import run_head
+from calibration.material import ROLES, Material
 from calibration.metrics.coverage import coverage_band
 from calibration.predictor import Predictor
 from posthoc.contract import Features, LinearHead

@@ -13,7 +13,8 @@ from torch import nn
 
 from calibration import fit as fitting
 from calibration.evaluate import evaluate
-from calibration.fit_head import FitOptions
+from calibration.fit_options import FitOptions
+from calibration.material import Columns
 from calibration.predictor import Predictor
 from calibration.sampling import Sampling
 from posthoc.contract import FitError, ModelError
@@ -54,7 +55,7 @@ def fit(model: str, folder: Path, task: Any, **options: Any) -> Predictor:
         folder / "rows.npz",
         folder / "bundle",
         FitOptions(task=task, method="weights", prediction="module", ood="none", **options),
-        columns=fitting.Columns(target="y"),
+        columns=Columns(target="y"),
         cache_dir=folder / "cache",
         checkpoint=folder / "net.safetensors",
         sampling=Sampling(weights="all", samples=4, curvature="diag"),
@@ -107,7 +108,7 @@ def test_what_does_not_go_together(folder: Path) -> None:
             folder / "rows.npz",
             folder / "b",
             FitOptions(task="classification", method="weights", prediction="module"),
-            columns=fitting.Columns(target="y"),
+            columns=Columns(target="y"),
             cache_dir=folder / "cache",
             checkpoint=folder / "net.safetensors",
             sampling=Sampling(weights="all", samples=2_000_000),

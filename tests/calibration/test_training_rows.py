@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from calibration import fit as fitting
-from calibration.fit_head import FitOptions
+from calibration.fit_options import FitOptions
+from calibration.material import Columns
 from posthoc import registry
 from posthoc.contract import Features, FitError, State
 from posthoc.rows import Rows, of
@@ -91,7 +92,7 @@ def test_through_a_fit(tmp_path: Path) -> None:
     pq.write_table(table.slice(1400).drop_columns(["target", "id"]), tmp_path / "train.parquet")
     options = FitOptions(task="classification")
     how = {
-        "columns": fitting.Columns(
+        "columns": Columns(
             target="target", classes=CLASSES, inputs={"x": COLUMNS["classification"]}, id="id"
         ),
         "cache_dir": tmp_path / "cache",

@@ -23,8 +23,10 @@ from scipy.stats import norm
 from bench.regressor import INPUTS, TARGET, regressor
 from calibration.conformal.intervals import residual_scores
 from calibration.evaluate import evaluate
-from calibration.fit import Columns, Material, fit, fit_material, prepare
-from calibration.fit_head import FitOptions, run_head
+from calibration.fit import fit, fit_material
+from calibration.fit_options import FitOptions
+from calibration.fit_thresholds import run_head
+from calibration.material import Columns, Material, prepare
 from calibration.metrics.coverage import coverage_band
 from calibration.metrics.ranking import auroc
 from calibration.predictor import Predictor

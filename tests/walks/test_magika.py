@@ -14,7 +14,7 @@ from scipy.stats import binom
 from bench.material import Known, magika
 from bench.resplits import figures, run
 from calibration.fit import fit_material
-from calibration.fit_head import FitOptions
+from calibration.fit_options import FitOptions
 
 ALPHAS = ("0.1", "0.05")
 

@@ -12,8 +12,9 @@ from bench.assets import fashion_mnist, mnist, mnist_input, mnistnet
 from bench.material import Known, mnist_net
 from bench.resplits import figures
 from calibration.bundle import Bundle
-from calibration.fit import Material, fit_material, write
-from calibration.fit_head import FitOptions
+from calibration.fit import fit_material, write
+from calibration.fit_options import FitOptions
+from calibration.material import Material
 from calibration.predictor import Predictor
 from posthoc.runtime import open_session
 

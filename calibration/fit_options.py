@@ -1,0 +1,103 @@
+"""What a user may ask of a fit, and what goes together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from calibration.conformal.scores import METHODS
+from calibration.head import Prediction
+from posthoc import links, registry
+from posthoc.contract import Features, FitError, Task
+
+
+class FitOptions(BaseModel):
+    """What a user may ask of a fit.
+
+    ``method`` none is scaling alone, ``settings`` are the method's own; ``prediction`` module is
+    needed by a method that refits the head. ``predictive`` is the way from Gaussian logits to
+    probabilities, ``draws`` the number of fixed logit draws (even; default 16, 64 for mc) where a
+    module has none of its own. ``ood`` auto chooses. What does not go together is refused by
+    `check_options`, and by `fit_head` where only the fitted module can tell.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    task: Task
+    method: str = "laplace"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    prediction: Prediction = "frozen"
+    predictive: links.Predictive = "probit"
+    draws: int | None = Field(default=None, ge=2, le=4096, multiple_of=2)
+    conformal: str | None = None  # default: lac, or residual for a regression
+    alphas: tuple[float, ...] = Field(default=(0.1, 0.05), min_length=1)
+    ood: str = "auto"
+    ood_alpha: float = Field(default=0.05, gt=0, lt=1)
+    ood_delta: float = Field(default=0.05, gt=0, lt=1)
+    max_error: float | None = Field(default=0.05, gt=0, lt=1)
+    error_delta: float = Field(default=0.05, gt=0, lt=1)
+    tolerance: float | None = Field(default=None, gt=0)  # regression: wrong beyond it
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The three parts that a fit may see."""
+
+    module: Features
+    calibration: Features
+    conformal: Features
+
+
+def check_options(options: FitOptions) -> None:
+    """What can be refused before any data is read: FitError naming an unknown name or level."""
+    if options.method != "none":
+        info = registry.info(options.method)
+        if info.kind != "module" or options.task not in info.tasks:
+            raise FitError(f"{options.method!r} is not a module for {options.task}")
+        if not info.preserves and options.prediction == "frozen":
+            raise FitError(
+                f"{options.method} refits the head, so that its answer may differ from the frozen "
+                "model's; ask for it with --prediction module"
+            )
+        if info.preserves and options.prediction == "module" and options.predictive == "probit":
+            raise FitError(
+                f"{options.method} keeps the frozen model's answer; leave --prediction module out"
+            )
+        registry.settings(options.method, options.settings)
+    else:
+        _check_no_module(options)
+    if options.task == "regression":
+        if options.predictive != "probit":
+            raise FitError(f"the link {options.predictive!r} is for classification")
+        if options.draws is not None:
+            raise FitError("--draws is for classification; error bars of a regression need none")
+    elif options.tolerance is not None:
+        raise FitError("--tolerance is for regression; a class is right or wrong")
+    known = METHODS if options.task == "classification" else ("residual",)
+    if options.conformal not in (None, *known):
+        raise FitError(
+            f"unknown conformal method {options.conformal!r} for {options.task}; "
+            f"there are {', '.join(known)}"
+        )
+    for name in () if options.ood in ("auto", "none") else options.ood.split("+"):
+        if registry.info(name).kind != "score" or options.task not in registry.info(name).tasks:
+            raise FitError(f"{name!r} is not an OOD score for {options.task}")
+    for alpha in options.alphas:
+        if not 0 < alpha < 1:
+            raise FitError(f"alpha must lie strictly between 0 and 1, not {alpha}")
+    for what, given in (("alpha", options.alphas), ("OOD score", options.ood.split("+"))):
+        if len(set(given)) < len(given):
+            raise FitError(f"the same {what} is named twice")
+
+
+def _check_no_module(options: FitOptions) -> None:
+    for flag_, given in (
+        ("--set", bool(options.settings)),
+        ("--prediction module", options.prediction == "module"),
+        (f"--predictive {options.predictive}", options.predictive != "probit"),
+        ("--draws", options.draws is not None),
+    ):
+        if given:
+            raise FitError(f"{flag_} belongs to a module; there is none with --method none")

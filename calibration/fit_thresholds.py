@@ -1,0 +1,158 @@
+"""Thresholds by rank: conformal sets and intervals, the OOD flag, abstention.
+
+Ranks are taken from the compiled graph's own float32 scores, because that graph is what will be
+compared with them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from calibration.bundle import (
+    AbstainRecord,
+    ConformalRecord,
+    FittedRecord,
+    Guarantee,
+    OodRecord,
+    conformal_rank,
+    threshold_at,
+)
+from calibration.compile import compile_head
+from calibration.conformal.intervals import (
+    quantile_factors,
+    residual_scores,
+    signed_residuals,
+)
+from calibration.fit_ood import flag
+from calibration.fit_options import FitOptions, Parts
+from calibration.head import Head
+from calibration.scaling import Scaling
+from calibration.threshold import fit_abstention, neyman_pearson_rows
+from posthoc import links
+from posthoc import rows as blocks_of
+from posthoc.contract import F64, Array, Features, FitError
+from posthoc.runtime import open_session
+
+_NUMBERS = 4_000_000  # N×S×C of one run of the compiled head
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A calibrated head, the records of its manifest and its sorted conformal scores."""
+
+    head: Head
+    module: FittedRecord
+    scaling: Scaling
+    conformal: ConformalRecord
+    ood: OodRecord | None
+    abstain: AbstainRecord | None
+    scores: dict[str, Array]
+
+
+def run_head(head: Head, rows: Features) -> dict[str, Array]:
+    """Every output of the compiled head, ``set_scores`` included, on cached rows in float32.
+
+    Blocks are so small that the draws of one, N×S×C, are at most a few million numbers.
+    """
+    session = open_session(compile_head(head, scores=True))
+    names = [o.name for o in session.get_outputs()]
+    made: dict[str, list[Array]] = {n: [] for n in names}
+    numbers = head.width * (links.N_DRAWS if head.eps is None else len(head.eps))
+    for block in blocks_of.of(rows, min(blocks_of.BLOCK, max(16, _NUMBERS // numbers))):
+        feed = {"z": np.asarray(block.z, np.float32)}
+        if head.features is not None:
+            feed["phi"] = np.asarray(block.phi, np.float32)
+        for name, value in zip(names, session.run(names, feed), strict=True):
+            made[name].append(value)
+    return {n: np.concatenate(v) for n, v in made.items()}
+
+
+def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scaling) -> Fitted:
+    """Ranks of the conformal rows, by the compiled head."""
+    rows = parts.conformal
+    assert rows.y is not None
+    out = run_head(head, rows)
+    scores: dict[str, Array] = {}
+    if head.task == "classification":
+        true = out["set_scores"][np.arange(len(rows)), np.asarray(rows.y, np.int64)]
+        scores["set"] = sorted_scores = np.sort(true)
+        wrong = out["label"] != rows.y
+        sureness: Literal["confidence", "std"] = "confidence"
+    else:
+        y = np.asarray(rows.y, np.float64)
+        exact = residual_scores(y, out["mean"], out["std"])
+        # The graph compares in float32: round up, so that a covered row stays covered.
+        scores["interval"] = sorted_scores = np.sort(_float32_up(exact))
+        signed = signed_residuals(y, out["mean"], out["std"])
+        head = head.with_(quantile_factors=quantile_factors(signed))
+        wrong = np.abs(y - out["mean"]).max(1) > (options.tolerance or math.inf)
+        sureness = "std"
+    guarantees = tuple(_guarantee(sorted_scores, a) for a in options.alphas)
+    if head.task == "regression":
+        for g in guarantees:
+            if g.threshold is None:
+                raise FitError(
+                    f"an interval at alpha {g.alpha} needs at least {g.n_needed} conformal rows; "
+                    f"there are {g.n}"
+                )
+    q = guarantees[0].threshold
+    head = head.with_(q_hat=math.inf if q is None else q)
+    ood_record = None
+    if head.ood is not None:
+        scores["ood"] = np.sort(out["ood_score"])
+        found, ood_record = flag(head.ood, scores["ood"], options.ood_alpha, options.ood_delta)
+        head = head.with_(ood=found)
+    abstain = None
+    if head.abstains:
+        grid = run_head(head, parts.calibration)[sureness]
+        sure = out[sureness]
+        if sureness == "std":
+            grid, sure = -grid.max(1), -sure.max(1)
+        head, abstain = _abstain(head, grid, sure, wrong, options)
+    module = FittedRecord(name="none")
+    if head.module is not None:
+        module = FittedRecord(name=head.module[0], settings=dict(head.module[1].settings))
+    settings: dict[str, Any] = dict(head.conformal_settings)
+    method = head.conformal if head.task == "classification" else "residual"
+    conformal = ConformalRecord(method=method, settings=settings, guarantees=guarantees)
+    return Fitted(head, module, scaling, conformal, ood_record, abstain, scores)
+
+
+def _guarantee(sorted_scores: Array, alpha: float) -> Guarantee:
+    n = len(sorted_scores)
+    q = threshold_at(sorted_scores, alpha)
+    return Guarantee(
+        alpha=alpha,
+        n=n,
+        rank=conformal_rank(n, alpha),
+        threshold=None if math.isinf(q) else q,
+        n_needed=math.ceil(round(1 / alpha, 9)) - 1,
+    )
+
+
+def _abstain(
+    head: Head, grid: Array, sure: Array, wrong: Array, options: FitOptions
+) -> tuple[Head, AbstainRecord]:
+    assert options.max_error is not None
+    # A standard deviation has no upper end; the manifest holds no infinity and the graph float32.
+    least = -1.0 if head.task == "classification" else float(np.finfo(np.float32).min)
+    found = fit_abstention(grid, sure, wrong, options.max_error, options.error_delta, least=least)
+    record = AbstainRecord(
+        max_error=options.max_error,
+        delta=options.error_delta,
+        n=len(sure),
+        n_needed=neyman_pearson_rows(options.max_error, options.error_delta),
+        threshold=found.threshold,
+        answered=found.answered,
+    )
+    return head.with_(abstain=found.threshold), record
+
+
+def _float32_up(values: F64) -> Array:
+    """The smallest float32 at or above each value."""
+    low = values.astype(np.float32)
+    return np.where(low < values, np.nextafter(low, np.float32(np.inf)), low)
