@@ -26,6 +26,7 @@ from calibration.bundle import (
     REFERENCE,
     STATE,
     Bundle,
+    DenseRecord,
     FrozenRecord,
     Manifest,
     SplitRecord,
@@ -42,11 +43,12 @@ from calibration.conformal.intervals import QUANTILE_LEVELS
 from calibration.fit_options import FitOptions
 from calibration.fit_thresholds import Fitted
 from calibration.head import Head, reference
-from posthoc.contract import Array, Features, FitError
+from posthoc.contract import Array, Features, FitError, output_fields
 from posthoc.data import TableMapping
 from posthoc.frozen import Frozen
 from posthoc.logits import Link
 from posthoc.opening import remaining_modules
+from posthoc.pixels import Layout, taken
 from posthoc.runtime import open_session
 
 USES = {
@@ -83,6 +85,7 @@ class Dataset:
     rows: dict[str, Array]
     golden: int
     features: Features
+    pixels: Array | None  # of a dense model: which pixels of ``rows`` they are, N×per
     roles: Array
     hashes: Array
     keys: Array
@@ -110,10 +113,16 @@ def assemble(
     head_model = compile_head(head)
     differences = check_head(head, head_model, data.features.phi, data.features.z)
     fused = compile_predictor(
-        head, frozen.model, opset=frozen.opset, phi=frozen.phi, z=frozen.z, link=data.link
+        head,
+        frozen.model,
+        opset=frozen.opset,
+        phi=frozen.phi,
+        z=frozen.z,
+        link=data.link,
+        dense=frozen.dense,
     )
     session = open_session(fused.model)
-    _check_end_to_end(head, fused, session, data)
+    _check_end_to_end(head, fused, session, data, frozen.dense)
     golden = {k: v[: data.golden] for k, v in data.rows.items()}
     answers = _answers(session, fused, golden)
     manifest = Manifest(
@@ -135,6 +144,13 @@ def assemble(
             features=None if data.features.phi is None else int(data.features.phi.shape[1]),
             output=frozen.output,
             logits=fused.logits,
+        ),
+        dense=None
+        if frozen.dense is None or data.pixels is None
+        else DenseRecord(
+            channels=frozen.dense.out_axis,
+            spatial=frozen.dense.spatial,
+            pixels=data.pixels.shape[1],
         ),
         module=fitted.module,
         prediction=head.prediction,
@@ -198,14 +214,22 @@ def _answers(session: Any, fused: Fused, rows: Mapping[str, Array]) -> dict[str,
     return dict(zip(names, made, strict=True))
 
 
-def _check_end_to_end(head: Head, fused: Fused, session: Any, data: Dataset) -> None:
+def _check_end_to_end(
+    head: Head, fused: Fused, session: Any, data: Dataset, dense: Layout | None
+) -> None:
     """The fused graph on raw rows agrees with the float64 reference over the same rows' cached
     features, and its label is the frozen argmax where that is served; FitError naming the field
     where not."""
     got = _answers(session, fused, data.rows)
     want = reference(head, data.features.phi, data.features.z)
+    if dense is not None:
+        assert data.pixels is not None
+        axes = {n: a for n, (_, a) in output_fields(head.task).items()}
+        got = {n: taken(v, dense, axes[n], data.pixels) for n, v in got.items()}
     if fused.logits is not None and head.task == "classification":
         (logits,) = session.run([fused.logits], data.rows)
+        if dense is not None and data.pixels is not None:
+            logits = taken(logits, dense, "C", data.pixels)
         kept = np.array_equal(got["label"], logits.argmax(1))
         if head.prediction == "frozen" and not kept:
             raise FitError("the fused graph's label is not the frozen model's argmax")
@@ -264,7 +288,7 @@ def _golden(rows: Mapping[str, Array], answers: Mapping[str, Array]) -> bytes:
 
 def _examples(rows: Mapping[str, Array]) -> bytes:
     """A first request that works: two real rows as friendly JSON."""
-    inputs = {k: v[:2].tolist() for k, v in rows.items()}
+    inputs = {k: v[: 2 if v.ndim == 2 else 1].tolist() for k, v in rows.items()}
     return json.dumps({"predict": {"inputs": inputs}}).encode()
 
 

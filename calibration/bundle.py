@@ -69,11 +69,16 @@ class FittedRecord(_Record):
 
 
 class Guarantee(_Record):
-    """What one threshold promises: rank k of n at level alpha; coverage is Beta(k, n+1-k)."""
+    """What one threshold promises: rank k of n at level alpha; coverage is Beta(k, n+1-k).
+
+    ``kind`` risk: of a dense model the expected share of a new image's pixels that are not covered
+    is at most alpha (conformal risk control over n images, n images or more needed).
+    """
 
     alpha: float
     n: int
-    rank: int  # n + 1 when n is too small for the level: the set is then everything
+    rank: int  # n + 1 when n is too small for the level: the set is then everything; 0 for a risk
+    kind: Literal["coverage", "risk"] = "coverage"
     threshold: float | None  # None stands for +inf
     n_needed: int
 
@@ -118,6 +123,15 @@ class SplitRecord(_Record):
     uses: dict[str, str]
 
 
+class DenseRecord(_Record):
+    """Fields are maps: their channels are on axis ``channels`` (1, -1 or none), ``spatial`` are the
+    other axes; ``pixels`` were drawn from each image."""
+
+    channels: int | None
+    spatial: tuple[int, ...]
+    pixels: int
+
+
 class Manifest(_Record):
     """Everything that a reader of the bundle must know, as plain JSON."""
 
@@ -133,6 +147,7 @@ class Manifest(_Record):
     frozen_outputs: tuple[TensorSpec, ...] = ()
     output_names: dict[str, str] = {}  # field -> graph output, where a clash forced a prefix
     frozen: FrozenRecord
+    dense: DenseRecord | None = None
     module: FittedRecord
     prediction: Literal["frozen", "module"] = "frozen"
     predictive: str = "probit"

@@ -9,9 +9,11 @@ import numpy as np
 
 from calibration.head import Head, emit, limit, reference
 from calibration.threshold import pvalues
+from posthoc import pixels
 from posthoc.contract import Array, FitError, ModelError, TensorSpec, output_fields
 from posthoc.graph import HEAD_OPSET, Fragment, append, standalone, taken_names
 from posthoc.logits import Link, emit_link
+from posthoc.pixels import Layout
 from posthoc.runtime import open_session
 
 TOLERANCE = 1e-5
@@ -29,12 +31,19 @@ class Fused:
     logits: str | None
 
 
-def field_specs(head: Head, present: Mapping[str, str]) -> tuple[TensorSpec, ...]:
-    """Specs of the fields that ``present`` holds, in the order of design."""
+def field_specs(
+    head: Head, present: Mapping[str, str], dense: Layout | None = None
+) -> tuple[TensorSpec, ...]:
+    """Specs of the fields that ``present`` holds, in the order of design; ``dense``: as maps."""
     quantiles = 0 if head.quantile_factors is None else head.quantile_factors.shape[1]
     size = {"C": head.width, "K": head.width, "Q": quantiles}
+
+    def shape(axes: str) -> tuple[int, ...]:
+        tail = tuple(size[a] for a in axes)
+        return tail if dense is None else (*dense.shape(*tail[:1] or (0,)), *tail[1:])
+
     return tuple(
-        TensorSpec(name=n, dtype=dtype, shape=(-1, *(size[a] for a in axes)))
+        TensorSpec(name=n, dtype=dtype, shape=(-1, *shape(axes)))
         for n, (dtype, axes) in output_fields(head.task).items()
         if n in present
     )
@@ -57,9 +66,19 @@ def compile_head(head: Head, *, scores: bool = False) -> bytes:
 
 
 def compile_predictor(
-    head: Head, frozen: bytes, *, opset: int, phi: str | None, z: str, link: Link = "identity"
+    head: Head,
+    frozen: bytes,
+    *,
+    opset: int,
+    phi: str | None,
+    z: str,
+    link: Link = "identity",
+    dense: Layout | None = None,
 ) -> Fused:
     """``predictor.onnx``: the frozen graph with the head behind its tensors ``phi`` and ``z``.
+
+    Where these are maps (``dense``), the head runs over their pixels and its fields become maps in
+    the layout of the model's own output.
 
     On a clash with a name of the frozen graph, our output takes the prefix ``uq_``. Raises
     ModelError when the model has a tensor named like a run-time input.
@@ -69,8 +88,19 @@ def compile_predictor(
     while any(name.startswith(prefix) for name in taken):
         prefix = "uq_" + prefix
     g = Fragment(opset, prefix)
+    phi = phi if head.features is not None else None
+    sizes = ""
+    if dense is not None:
+        spatial = len(dense.spatial)
+        sizes = pixels.emit_sizes(g, z, dense.axis)
+        z = pixels.emit_rows(g, z, dense.axis, spatial)
+        phi = None if phi is None else pixels.emit_rows(g, phi, dense.phi_axis, spatial)
     logits = emit_link(g, z, link)
-    made = emit(head, g, phi if head.features is not None else None, logits)
+
+    def per_row(name: str) -> str:
+        return name if dense is None else pixels.emit_per_row(g, name, sizes, len(dense.spatial))
+
+    made = emit(head, g, phi, logits, per_row=per_row)
     for added in g.inputs:
         if added.name in taken:
             raise ModelError(
@@ -79,17 +109,24 @@ def compile_predictor(
             )
     outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
     names: dict[str, str] = {}
-    specs = field_specs(head, made)
-    for spec in specs:
+    specs, rows = field_specs(head, made, dense), field_specs(head, made)
+    for spec, row in zip(specs, rows, strict=True):
         name = free_name(spec.name, taken)
-        g.publish(made[spec.name], name)
+        tensor = made[spec.name]
+        if dense is not None:
+            tensor = pixels.emit_maps(g, tensor, sizes, dense, row.shape[1:])
+        g.publish(tensor, name)
         names[spec.name] = name
         outputs[name] = (spec.dtype, spec.shape)
     kept = None
     if head.task == "classification" or head.prediction == "module":
         kept = free_name("uq_logits" if head.task == "classification" else "uq_mean", taken)
+        shape: tuple[int, ...] = (head.width,)
+        if dense is not None:
+            logits = pixels.emit_maps(g, logits, sizes, dense, shape)
+            shape = dense.shape(head.width)
         g.op("Identity", logits, out=kept)
-        outputs[kept] = ("float32", (-1, head.width))
+        outputs[kept] = ("float32", (-1, *shape))
     return Fused(append(frozen, g, outputs), specs, names, kept)
 
 

@@ -27,10 +27,11 @@ from posthoc.data import open_table, to_rows
 from posthoc.frozen import expose
 from posthoc.methods.laplace.importing import import_laplace
 from posthoc.model.probe import difference
+from posthoc.pixels import pixels
 from posthoc.runtime import open_session
 
-GOLDEN_ROWS = 8
-CHECK_ROWS = 64
+GOLDEN_ROWS, GOLDEN_IMAGES = 8, 2
+CHECK_ROWS, CHECK_IMAGES = 64, 4
 BATCH_EFFECT = 0.1  # relative to the largest output; as much as a model is opened with
 READ_ROWS = 1024
 LINEARISED_ROWS = 500
@@ -119,11 +120,14 @@ def write(
     version: str = "1",
 ) -> Bundle:
     """Measure the head on the test rows, compile it behind the model and write the bundle."""
-    chosen = material.usable[roles == ROLES.index("test")][:CHECK_ROWS]
+    dense, per = material.frozen.dense is not None, material.per
+    count = CHECK_ROWS if not dense else CHECK_IMAGES
+    chosen = material.usable[roles == ROLES.index("test")][: count * per]
     if len(chosen) == 0:
         raise FitError("no test rows: give more data or another --split")
-    counts = Counter(ROLES[i] for i in roles)
-    raw = _raw_rows(material, data, chosen)
+    items = roles[::per]
+    counts = Counter(ROLES[i] for i in items)
+    raw = _raw_rows(material, data, chosen[::per] // per)
     dataset = Dataset(
         mapping=material.mapping,
         classes=material.classes,
@@ -136,15 +140,16 @@ def write(
         ),
         link=material.link,
         rows=raw,
-        golden=GOLDEN_ROWS,
+        golden=GOLDEN_ROWS if not dense else GOLDEN_IMAGES,
         features=_asked_again(material, raw, chosen),
-        roles=np.asarray([ROLES[i] for i in roles]),
-        hashes=material.cache.content_hashes[material.usable],
-        keys=material.cache.split_keys[material.usable],
+        pixels=_pixels(material, chosen),
+        roles=np.asarray([ROLES[i] for i in items]),
+        hashes=material.cache.content_hashes[material.usable[::per]],
+        keys=material.cache.split_keys[material.usable[::per]],
         reference=_reference(material, fitted, roles),
         summary={
-            "rows": int(material.cache.n_rows),
-            "bad_rows": len(material.cache.bad),
+            "rows": int(material.cache.n_rows) // per,
+            "bad_rows": len(material.cache.bad) // per,
             "link": material.link,
             "sources": dict(material.frozen.sources),
             "rows_among_training_rows": material.overlap,
@@ -197,6 +202,10 @@ def _asked_again(material: Material, raw: Mapping[str, Array], rows: Array) -> F
     frozen = material.frozen
     names = [n for n in (frozen.z, frozen.phi) if n is not None]
     values = open_session(expose(frozen)).run(names, dict(raw))
+    if frozen.dense is not None:
+        index, axes = _pixels(material, rows), (frozen.dense.axis, frozen.dense.phi_axis)
+        maps = [pixels(v, a) for v, a in zip(values, axes, strict=False)]
+        values = [m[np.arange(len(m))[:, None], index].reshape(-1, m.shape[2]) for m in maps]
     z, phi = values[0], values[1] if frozen.phi is not None else None
     if difference(z, material.cache.z[rows]) > BATCH_EFFECT:
         raise FitError(
@@ -206,22 +215,29 @@ def _asked_again(material: Material, raw: Mapping[str, Array], rows: Array) -> F
     return Features(phi, logits.to_logits(z, material.link))
 
 
+def _pixels(material: Material, rows: Array) -> Array | None:
+    """Which pixels of their images some rows are, N×per; None where rows are no pixels."""
+    found = material.cache.pixels
+    return None if found is None else np.asarray(found[rows].reshape(-1, material.per))
+
+
 def _items(material: Material, roles: Array) -> dict[str, int] | None:
     """Distinct split keys of each role; None where rows are the items."""
-    if material.mapping.split_by is None:
+    if material.mapping.split_by is None and material.frozen.dense is None:
         return None
     keys = material.cache.split_keys[material.usable]
     return {r: len(np.unique(keys[roles == i])) for i, r in enumerate(ROLES)}
 
 
 def _reference(material: Material, fitted: Fitted, roles: Array) -> dict[str, Array]:
-    """What live traffic is held against: confidence, entropy and OOD score of conformal rows."""
-    mask = roles == ROLES.index("conformal")
-    made = run_head(fitted.head, material.features(material.usable[mask]))
+    """What live traffic is held against: confidence, entropy and OOD score of conformal rows, of an
+    image those of one pixel."""
+    mask = roles[:: material.per] == ROLES.index("conformal")
+    made = run_head(fitted.head, material.features(material.usable[:: material.per][mask]))
     out: dict[str, Array] = {}
     for key in ("confidence", "entropy", "ood_score", "ood_pvalue", "set_size"):
         if key in made:
-            column = np.full(len(roles), np.nan)
+            column = np.full(len(mask), np.nan)
             column[mask] = made[key]
             out[key] = column
     return out

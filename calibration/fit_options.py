@@ -43,11 +43,13 @@ class FitOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The three parts that a fit may see."""
+    """The three parts that a fit may see. ``per`` rows in a row are the pixels of one image; the
+    conformal rows are whole images then, each of another item."""
 
     module: Features
     calibration: Features
     conformal: Features
+    per: int = 1
 
 
 def check_options(options: FitOptions) -> None:

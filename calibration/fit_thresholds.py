@@ -27,6 +27,7 @@ from calibration.conformal.intervals import (
     residual_scores,
     signed_residuals,
 )
+from calibration.conformal.risk import RiskPromise, control_risk
 from calibration.fit_ood import flag
 from calibration.fit_options import FitOptions, Parts
 from calibration.head import Head
@@ -79,6 +80,7 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
     scores: dict[str, Array] = {}
     if head.task == "classification":
         true = out["set_scores"][np.arange(len(rows)), np.asarray(rows.y, np.int64)]
+        exact = true
         scores["set"] = sorted_scores = np.sort(true)
         wrong = out["label"] != rows.y
         sureness: Literal["confidence", "std"] = "confidence"
@@ -91,13 +93,21 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         head = head.with_(quantile_factors=quantile_factors(signed))
         wrong = np.abs(y - out["mean"]).max(1) > (options.tolerance or math.inf)
         sureness = "std"
-    guarantees = tuple(_guarantee(sorted_scores, a) for a in options.alphas)
+    if parts.per > 1:
+        key = "set" if head.task == "classification" else "interval"
+        scores[key] = _float32_up(exact).reshape(-1, parts.per)
+        guarantees = tuple(map(_promise, control_risk(scores[key], options.alphas)))
+        # What follows ranks items: one drawn pixel stands for its image.
+        out = {k: v[:: parts.per] for k, v in out.items()}
+        wrong = wrong[:: parts.per]
+    else:
+        guarantees = tuple(_guarantee(sorted_scores, a) for a in options.alphas)
     if head.task == "regression":
         for g in guarantees:
             if g.threshold is None:
                 raise FitError(
-                    f"an interval at alpha {g.alpha} needs at least {g.n_needed} conformal rows; "
-                    f"there are {g.n}"
+                    f"an interval at alpha {g.alpha} needs at least {g.n_needed} conformal "
+                    f"{'rows' if parts.per == 1 else 'images'}; there are {g.n}"
                 )
     q = guarantees[0].threshold
     head = head.with_(q_hat=math.inf if q is None else q)
@@ -108,7 +118,7 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         head = head.with_(ood=found)
     abstain = None
     if head.abstains:
-        grid = run_head(head, parts.calibration)[sureness]
+        grid = run_head(head, parts.calibration)[sureness][:: parts.per]
         sure = out[sureness]
         if sureness == "std":
             grid, sure = -grid.max(1), -sure.max(1)
@@ -131,6 +141,17 @@ def _guarantee(sorted_scores: Array, alpha: float) -> Guarantee:
         rank=conformal_rank(n, alpha),
         threshold=None if math.isinf(q) else q,
         n_needed=math.ceil(round(1 / alpha, 9)) - 1,
+    )
+
+
+def _promise(risk: RiskPromise) -> Guarantee:
+    return Guarantee(
+        alpha=risk.alpha,
+        n=risk.n,
+        rank=0,
+        kind="risk",
+        threshold=None if math.isinf(risk.threshold) else risk.threshold,
+        n_needed=risk.n_needed,
     )
 
 

@@ -7,7 +7,7 @@ is written only after the two agreed on real rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -178,14 +178,21 @@ def _reference_values(
 
 
 def emit(
-    head: Head, g: Fragment, phi: str | None, z: str, *, scores: bool = False
+    head: Head,
+    g: Fragment,
+    phi: str | None,
+    z: str,
+    *,
+    scores: bool = False,
+    per_row: Callable[[str], str] = lambda name: name,
 ) -> dict[str, str]:
-    """Write the head into ``g``; field -> tensor name. ``scores`` adds ``set_scores``."""
+    """Write the head into ``g``; field -> tensor name. ``scores`` adds ``set_scores``. ``per_row``
+    turns a run-time input [R] into one that rows of z can be held against."""
     names: SpreadNames | None = None
     if head.module is not None:
         name, state = head.module
         names = registry.page(name).emit(g, state, phi, z)
-    q = g.unsqueeze(g.optional_input("q_hat", head.q_hat, "R"), 1)
+    q = g.unsqueeze(per_row(g.optional_input("q_hat", head.q_hat, "R")), 1)
     out = (
         _emit_classes(head, g, names, z, q)
         if head.task == "classification"
@@ -193,7 +200,7 @@ def emit(
     )
     if head.ood is not None:
         score = head.ood.emit(g, phi, z)
-        threshold = g.optional_input("ood_threshold", head.ood.threshold, "R")
+        threshold = per_row(g.optional_input("ood_threshold", head.ood.threshold, "R"))
         below = g.op("Less", g.const(head.ood.table[None]), g.unsqueeze(score, 1))
         # Counted in float32, which is exact up to 2**24 and far faster than an integer sum.
         index = g.cast(g.sum(g.cast(below, "float32"), 1), "int64")

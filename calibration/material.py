@@ -23,6 +23,7 @@ from posthoc.frozen import Frozen
 from posthoc.laplace_torch import Sampled
 from posthoc.model.samples import Samples
 from posthoc.opening import Source, open_model
+from posthoc.pixels import PER_IMAGE
 from posthoc.rows import BLOCK, Rows
 
 Progress = Callable[[str, int, int], None]
@@ -51,10 +52,15 @@ class Material:
     mapping: TableMapping
     classes: tuple[str, ...] | None
     cache: Cache
-    usable: Array  # rows without a fault
+    usable: Array  # rows without a fault; of a dense model the drawn pixels, image by image
     sampled: Sampled | None = None
     train: Rows | None = None  # that the network was trained on
     overlap: int = 0  # usable rows that are among them, by content
+
+    @property
+    def per(self) -> int:
+        """Rows of one item: 1, or the pixels drawn from an image."""
+        return self.cache.per
 
     def features(self, rows: Array) -> Features:
         """The cached rows, outputs as logits."""
@@ -85,12 +91,15 @@ def prepare(
     sampling: Sampling | None = None,
     fractions: Mapping[str, float] = DEFAULT_SPLIT,
     train_data: str | Path | None = None,
+    pixels: int = PER_IMAGE,
     **source: Any,
 ) -> Material:
     """Open the model and cache its features over the data, in one resumable pass.
 
     With ``sampling`` the weights of a torch model are sampled first, on the rows that ``fractions``
     and the seed of ``options`` make module rows, and the features are the copies' outputs.
+
+    Of a dense model ``pixels`` pixels are drawn from each image.
 
     ``train_data`` are rows that the network was trained on, in columns of the same names: the
     curvature may come from them, and nothing else.
@@ -133,6 +142,7 @@ def prepare(
         "device": device,
         "threads": threads,
         "max_bytes": max_cache_bytes,
+        "pixels": pixels,
     }
     if progress is not None:
         how["progress"] = lambda done, total: progress("cache", done, total)
@@ -182,14 +192,16 @@ def parts_of(material: Material, roles: Array) -> tuple[Parts, Features]:
     hierarchical models", subsampling once).
     """
     taken = [material.usable[roles == i] for i in range(len(ROLES))]
-    if material.mapping.split_by is not None:
+    if material.mapping.split_by is not None or material.frozen.dense is not None:
         taken[2] = one_per_key(material.cache, taken[2])
     module, calibration, conformal, test = (material.features(rows) for rows in taken)
-    return Parts(module, calibration, conformal), test
+    return Parts(module, calibration, conformal, material.per), test
 
 
 def one_per_key(cache: Cache, rows: Array) -> Array:
-    """Of ``rows``, the one with the smallest content hash for each split key, in order."""
-    order = np.lexsort((cache.content_hashes[rows], cache.split_keys[rows]))
-    _, first = np.unique(cache.split_keys[rows][order], return_index=True)
-    return np.sort(rows[order][first])
+    """Of ``rows``, the one with the smallest content hash for each split key, in order; all drawn
+    pixels of the one image where rows are pixels."""
+    items = rows[:: cache.per]
+    order = np.lexsort((cache.content_hashes[items], cache.split_keys[items]))
+    _, first = np.unique(cache.split_keys[items][order], return_index=True)
+    return np.asarray((np.sort(items[order][first])[:, None] + np.arange(cache.per)).ravel())

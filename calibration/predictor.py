@@ -53,6 +53,7 @@ class Predictor:
         )
         scores = self.bundle.conformal_scores
         self._scores = scores["set" if self.manifest.task == "classification" else "interval"]
+        self._risks = self.manifest.dense is not None  # n images × pixels, and not n rows
         self._q_default = {
             g.alpha: math.inf if g.threshold is None else g.threshold
             for g in self.manifest.conformal.guarantees
@@ -98,9 +99,13 @@ class Predictor:
         n = len(self._scores)
         if conformal_rank(n, alpha) > n:
             raise DataError(
-                f"alpha {alpha} needs at least {math.ceil(1 / alpha) - 1} conformal rows and this "
-                f"bundle holds {n}"
+                f"alpha {alpha} needs at least {math.ceil(1 / alpha) - 1} conformal "
+                f"{'images' if self._risks else 'rows'} and this bundle holds {n}"
             )
+        if self._risks:
+            from calibration.conformal.risk import control_risk  # imports scipy
+
+            return control_risk(self._scores, [alpha])[0].threshold
         return threshold_at(self._scores, alpha)
 
     def self_check(self) -> None:

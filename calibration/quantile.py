@@ -65,7 +65,7 @@ def ranked(upper: I64, ranks: Sequence[int]) -> Fold[I64, Array, F32]:
     """
     n = int(upper.sum())
     wanted = np.asarray(ranks, dtype=np.int64)
-    if len(wanted) and not (1 <= wanted.min() and wanted.max() <= n + 1):
+    if len(wanted) and not (wanted.min() >= 1 and wanted.max() <= n + 1):
         raise DataError(f"ranks {list(ranks)} do not all lie in 1…{n + 1}, for {n} numbers")
     at_most = np.cumsum(upper)
     bucket = np.searchsorted(at_most, np.minimum(wanted, n))
@@ -116,7 +116,7 @@ def order_statistics(chunks: Iterable[Array], ranks: Callable[[int], Sequence[in
 
 
 def quantiles(chunks: Iterable[Array], levels: Sequence[float]) -> F32:
-    """The smallest number with at least a share ``level`` of all numbers at or below it, each level.
+    """For each level the smallest number with at least that share of all numbers at or below it.
 
     That is the inverse of the empirical distribution function (Hyndman & Fan 1996, "Sample
     quantiles in statistical packages", type 1): one of the numbers, never an interpolation.

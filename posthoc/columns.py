@@ -21,12 +21,15 @@ from posthoc.contract import Array, DataError
 Faults = dict[int, str]  # row -> what is wrong with it
 
 
-def dense(column: Any, name: str, dtype: str, shape: tuple[int, ...]) -> tuple[Array, Faults]:
+def dense(
+    column: Any, name: str, dtype: str, shape: tuple[int, ...], *, holes: bool = False
+) -> tuple[Array, Faults]:
     """Column → array of (rows, *shape) and the faults of its rows.
 
     ``shape`` may hold -1, which takes the size that the column's type fixes or else that of its
     first usable row. A flat list fills any shape of its size; a nested list or tensor must have
-    the shape itself, axes of one apart. Raises DataError when the column's type cannot.
+    the shape itself, axes of one apart. With ``holes`` a NaN is a value, and no fault. Raises
+    DataError when the column's type cannot.
     """
     column = decoded(column)
     kind = column.type
@@ -41,10 +44,10 @@ def dense(column: Any, name: str, dtype: str, shape: tuple[int, ...]) -> tuple[A
         found = f"{kind} of shape {_text(dims)}" if dims else str(kind)
         raise DataError(f"column {name!r}: expected {wanted}, found {found}")
     if tensor:
-        values, faults = _unnest(column.storage, (prod(dims),), np.dtype(dtype))
+        values, faults = _unnest(column.storage, (prod(dims),), np.dtype(dtype), holes)
         values = values.reshape(-1, *kind.shape).transpose(0, *(p + 1 for p in order))
     else:
-        values, faults = _unnest(column, dims, np.dtype(dtype))
+        values, faults = _unnest(column, dims, np.dtype(dtype), holes)
     if faults:
         values[list(faults)] = 0
     return values.reshape(len(column), *_resolve(dims, shape)), faults
@@ -124,10 +127,12 @@ def _resolve(dims: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(dims) // known if s == -1 else s for s in shape)
 
 
-def _unnest(column: Any, dims: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, Faults]:
+def _unnest(
+    column: Any, dims: tuple[int, ...], dtype: np.dtype[Any], holes: bool
+) -> tuple[Array, Faults]:
     """Nested lists → array of (rows, *dims); rows of another length or with nulls are faults."""
     if not dims:
-        return _leaf(column, dtype)
+        return _leaf(column, dtype, holes)
     size = dims[0]
     faults: Faults = {}
     lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
@@ -138,7 +143,7 @@ def _unnest(column: Any, dims: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[A
             "is null" if length < 0 else f"has {length} values in a list, expected {size}"
         )
     whole = column if usable.all() else column.filter(pa.array(usable))
-    inner, inner_faults = _unnest(whole.flatten(), dims[1:], dtype)
+    inner, inner_faults = _unnest(whole.flatten(), dims[1:], dtype, holes)
     values = np.zeros((len(column), *dims), dtype)
     values[usable] = inner.reshape(-1, *dims)
     rows = np.flatnonzero(usable)
@@ -148,7 +153,7 @@ def _unnest(column: Any, dims: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[A
     return values, faults
 
 
-def _leaf(column: Any, dtype: np.dtype[Any]) -> tuple[Array, Faults]:
+def _leaf(column: Any, dtype: np.dtype[Any], holes: bool) -> tuple[Array, Faults]:
     """Single values → array; nulls, and values that ``dtype`` cannot hold, are faults."""
     faults: Faults = {}
     if column.null_count:
@@ -158,6 +163,9 @@ def _leaf(column: Any, dtype: np.dtype[Any]) -> tuple[Array, Faults]:
         column = column.fill_null(pa.scalar(zero, column.type))
     source = column.to_numpy(zero_copy_only=False)
     values, good = cast(source, dtype)
+    if holes and source.dtype.kind == "f":
+        good |= np.isnan(source)
+        values[np.isnan(source)] = np.nan
     for row in np.flatnonzero(~good):
         at = int(row)
         faults.setdefault(at, _refusal(source[at], dtype))

@@ -59,6 +59,7 @@ def to_rows(
     need_target: bool = False,
     n_classes: int | None = None,
     hashed: bool = True,
+    maps: tuple[int, ...] | None = None,
 ) -> Rows:
     """One record batch as tensors.
 
@@ -66,7 +67,9 @@ def to_rows(
     present (``need_target``: must be). Class names are looked up in ``classes``; integers are
     class indices below ``len(classes)`` or ``n_classes``. Raises DataError for a missing column
     or one of the wrong type; what is wrong with single rows goes to ``bad``.
-    ``hashed`` False leaves the content hashes at zero, for a reader that needs none.
+    ``hashed`` False leaves the content hashes at zero, for a reader that needs none. ``maps`` is
+    the shape of a target that is a map: class indices, where any below 0 says that a pixel has no
+    label, or values, where NaN says so.
     """
     bad: Faults = {}
     inputs = {}
@@ -81,7 +84,9 @@ def to_rows(
             raise DataError("no target column is named; give --target")
         limit = len(classes) if classes is not None else n_classes
         y = (
-            _class_index(batch, mapping.target, classes, limit, bad)
+            _map(batch, mapping.target, task, limit, maps, bad)
+            if maps is not None
+            else _class_index(batch, mapping.target, classes, limit, bad)
             if task == "classification"
             else _stack(batch, mapping.target, "target", "float64", bad)
         )
@@ -164,6 +169,31 @@ def _stack(batch: Any, columns: tuple[str, ...], role: str, dtype: str, bad: Fau
         shape = (-1,) if pa.types.is_nested(listed) or hasattr(listed, "storage_type") else ()
         return _column(batch, columns[0], role, dtype, shape, bad).reshape(batch.num_rows, -1)
     return np.stack([_column(batch, c, role, dtype, (), bad) for c in columns], axis=1)
+
+
+def _map(
+    batch: Any,
+    columns: tuple[str, ...],
+    task: Task,
+    limit: int | None,
+    shape: tuple[int, ...],
+    bad: Faults,
+) -> Array:
+    """Target maps: int64 class indices, or float64 values with NaN where there are none."""
+    if len(columns) != 1:
+        raise DataError(f"a dense target is one column of maps, not {', '.join(columns)}")
+    column = find(batch, columns[0], "target")
+    if task == "regression":
+        values, faults = dense(column, columns[0], "float64", shape, holes=True)
+        merge(bad, columns[0], faults)
+        return values
+    y, faults = dense(column, columns[0], "int64", shape)
+    if limit is not None:
+        top = y.reshape(len(y), -1).max(1, initial=-1)
+        for r in np.flatnonzero(top >= limit):
+            faults.setdefault(int(r), f"holds {top[r]}, not a class index below {limit}")
+    merge(bad, columns[0], faults)
+    return y
 
 
 def _class_index(

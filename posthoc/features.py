@@ -8,6 +8,7 @@ that was killed goes on from there.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -27,9 +28,14 @@ from numpy.typing import NDArray
 from posthoc.contract import I64, Array, DataError, Features, ModelError, Task
 from posthoc.data import Rows, Table, TableMapping, to_rows
 from posthoc.frozen import Frozen, expose
+from posthoc.pixels import PER_IMAGE, sampled, target_shape
 from posthoc.runtime import open_session, planned_provider
+from posthoc.shards import Writer, allocate, commit, meta_table
 
-CACHE_VERSION = 1
+# Rows of a batch as they are cached, their values, and which pixels they are.
+Block = tuple[Rows, dict[str, Array], I64 | None]
+
+CACHE_VERSION = 2
 _SHARD_ROWS = 65_536
 _SHARD_BYTES = 1 << 26
 _META = "meta.parquet"
@@ -53,6 +59,8 @@ class Cache:
     split_keys: NDArray[np.uint64]
     content_hashes: NDArray[np.uint64]
     bad: dict[int, str]
+    per: int = 1  # rows of one item: pixels drawn from an image
+    pixels: I64 | None = None  # of a dense model: which pixel of its image a row is
 
     @property
     def usable(self) -> I64:
@@ -82,7 +90,7 @@ def default_cache_dir() -> Path:
 
 
 def estimated_bytes(frozen: Frozen, n_rows: int) -> int:
-    """Size on disk of the cache of ``n_rows`` rows, within a few per cent."""
+    """Size on disk of the cache of ``n_rows`` rows (or pixels), within a few per cent."""
     return n_rows * (4 * sum(_widths(frozen).values()) + 32)
 
 
@@ -99,8 +107,12 @@ def build_cache(
     threads: int = 0,
     max_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    pixels: int = PER_IMAGE,
 ) -> Cache:
     """Run every row of ``table`` through ``frozen`` once and cache φ, z and y.
+
+    Of a dense model every row is an image, and ``pixels`` drawn pixels of it are cached, as so many
+    rows in a row: see `posthoc.pixels`.
 
     The cache lies in a folder of ``cache_dir`` (default: `default_cache_dir`) whose name is a hash
     of the model, its tensors, the mapping, the table's content, ``batch_size`` and the provider.
@@ -113,14 +125,16 @@ def build_cache(
     if n_classes is not None and classes is not None and len(classes) != n_classes:
         raise DataError(f"{len(classes)} class names for a model with {n_classes} classes")
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    path = root / _key(frozen, table, mapping, task, classes, batch_size, device)
+    per = 1 if frozen.dense is None else pixels
+    path = root / _key(frozen, table, mapping, task, classes, batch_size, device, per)
     report = progress or (lambda done, total: None)
-    cache = _open(path, frozen, table.n_rows)
+    cache = _open(path, frozen, table.n_rows, per)
     if cache is None:
-        _check_room(path, estimated_bytes(frozen, table.n_rows), table.n_rows, max_bytes)
+        need = estimated_bytes(frozen, table.n_rows * per)
+        _check_room(path, need, table.n_rows * per, max_bytes)
         path.mkdir(parents=True, exist_ok=True)
         with _alone(path):
-            cache = _open(path, frozen, table.n_rows)
+            cache = _open(path, frozen, table.n_rows, per)
             if cache is None:
                 session = open_session(expose(frozen), device=device, threads=threads)
                 target = bool(mapping.target) and set(mapping.target) <= set(table.columns)
@@ -133,11 +147,21 @@ def build_cache(
                         task=task if target else None,
                         classes=classes,
                         n_classes=n_classes,
+                        maps=maps,
                     )
 
+                maps = None
+                if frozen.dense is not None:
+                    maps = target_shape(frozen.dense, task, frozen.z_dim)
+
+                def shrink(rows: Rows, values: dict[str, Array]) -> Block:
+                    if frozen.dense is None:
+                        return rows, values, None
+                    return sampled(rows, values, frozen.dense, task, per)
+
                 columns = mapping.columns(target=target)
-                _fill(path, frozen, session, table, columns, read, batch_size, report)
-                cache = _open(path, frozen, table.n_rows)
+                _fill(path, frozen, session, table, columns, read, shrink, batch_size, per, report)
+                cache = _open(path, frozen, table.n_rows, per)
     if cache is None:
         raise DataError(f"{path} was changed while it was written; remove it and run again")
     report(table.n_rows, table.n_rows)
@@ -151,24 +175,26 @@ def _fill(
     table: Table,
     columns: Sequence[str],
     read: Callable[[pa.RecordBatch], Rows],
+    shrink: Callable[[Rows, dict[str, Array]], Block],
     batch_size: int,
+    per: int,
     report: Callable[[int, int], None],
 ) -> None:
     """Run the rows of every shard that has no record yet, then join the records."""
     n_rows = table.n_rows
-    shard = _shard_rows(frozen, batch_size)
+    shard = _shard_rows(frozen, batch_size, per)
     records = [path / f"rows-{index:06d}.parquet" for index in range(-(-n_rows // shard))]
-    if not _arrays_fit(path, frozen, n_rows):
+    if not _arrays_fit(path, frozen, n_rows * per):
         for record in records:
             record.unlink(missing_ok=True)
-        _allocate(path, frozen, n_rows)
+        allocate(path, _widths(frozen), n_rows * per)
     first = next((i for i, r in enumerate(records) if not r.exists()), len(records))
     at = first * shard
     report(min(at, n_rows), n_rows)
     tensors = {"phi": frozen.phi, "z": frozen.z}
     names = list(_widths(frozen))
-    held: list[Rows] = []
-    with _Writer(path, frozen, n_rows) as writer:
+    held: list[tuple[Rows, I64 | None]] = []
+    with Writer(path, _widths(frozen), n_rows * per) as writer:
         for batch in table.batches(batch_size, columns, at) if at < n_rows else ():
             rows = read(batch)
             try:
@@ -177,17 +203,19 @@ def _fill(
                 raise ModelError(
                     f"the model fails on rows {at} to {at + len(rows) - 1} of {table.path}: {e}"
                 ) from e
-            writer.write(at, rows, dict(zip(names, values, strict=True)))
-            held.append(rows)
-            at += len(rows)
+            size = len(rows)
+            rows, made, which = shrink(rows, dict(zip(names, map(np.asarray, values), strict=True)))
+            writer.write(at * per, rows, made)
+            held.append((rows, which))
+            at += size
             if at % shard == 0 or at == n_rows:
                 writer.flush()
-                _commit(_meta_table(held), records[(at - 1) // shard])
+                commit(meta_table(held), records[(at - 1) // shard])
                 held = []
             report(at, n_rows)
     if at < n_rows:
         raise DataError(f"{table.path}: {at} rows could be read of {n_rows}")
-    _commit(pa.concat_tables([pq.read_table(r) for r in records]), path / _META)
+    commit(pa.concat_tables([pq.read_table(r) for r in records]), path / _META)
     for record in records:
         record.unlink()
 
@@ -241,6 +269,7 @@ def _key(
     classes: Sequence[str] | None,
     batch_size: int,
     device: str,
+    per: int,
 ) -> str:
     """What the numbers depend on, hashed. Another batch size or provider rounds differently."""
     parts = {
@@ -248,14 +277,15 @@ def _key(
         "model": [frozen.sha256, frozen.phi, frozen.z],
         "data": [table.fingerprint(), mapping.model_dump(), task, classes and list(classes)],
         "batch_size": batch_size,
+        "pixels": None if frozen.dense is None else [per, dataclasses.astuple(frozen.dense)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def _shard_rows(frozen: Frozen, batch_size: int) -> int:
+def _shard_rows(frozen: Frozen, batch_size: int, per: int) -> int:
     """Rows of a shard: whole batches, so that a resumed build sees the same batch shapes."""
     width = 4 * sum(_widths(frozen).values())
-    return max(1, min(_SHARD_ROWS, _SHARD_BYTES // width) // batch_size) * batch_size
+    return max(1, min(_SHARD_ROWS, _SHARD_BYTES // width) // (batch_size * per)) * batch_size
 
 
 def _arrays_fit(path: Path, frozen: Frozen, n_rows: int) -> bool:
@@ -270,12 +300,13 @@ def _arrays_fit(path: Path, frozen: Frozen, n_rows: int) -> bool:
     return True
 
 
-def _open(path: Path, frozen: Frozen, n_rows: int) -> Cache | None:
+def _open(path: Path, frozen: Frozen, items: int, per: int) -> Cache | None:
     """The complete cache in ``path``; None when there is none or it is damaged."""
     try:
         meta = pq.read_table(path / _META)
     except (OSError, pa.ArrowException):
         return None
+    n_rows = items * per
     if meta.num_rows != n_rows or not _arrays_fit(path, frozen, n_rows):
         return None
     arrays = {n: np.load(path / f"{n}.npy", mmap_mode="r") for n in _widths(frozen)}
@@ -290,6 +321,8 @@ def _open(path: Path, frozen: Frozen, n_rows: int) -> Cache | None:
         split_keys=meta.column("split_key").to_numpy(),
         content_hashes=meta.column("content_hash").to_numpy(),
         bad={row: reason for row, reason in enumerate(reasons) if reason is not None},
+        per=per,
+        pixels=_column(meta, "pixel"),
     )
 
 
@@ -303,82 +336,3 @@ def _column(meta: pa.Table, name: str) -> Array | None:
     if pa.types.is_string(column.type):
         return np.asarray(column.to_pylist())
     return np.asarray(column.to_numpy())
-
-
-def _meta_table(parts: Sequence[Rows]) -> pa.Table:
-    bad: list[str | None] = []
-    for rows in parts:
-        bad += [rows.bad.get(i) for i in range(len(rows))]
-    columns = {
-        "split_key": pa.array(np.concatenate([r.split_keys for r in parts])),
-        "content_hash": pa.array(np.concatenate([r.content_hashes for r in parts])),
-        "bad": pa.array(bad, pa.string()),
-    }
-    for name, values in (("y", [r.y for r in parts]), ("group", [r.groups for r in parts])):
-        if all(v is not None for v in values):
-            array: Any = np.concatenate([v for v in values if v is not None])
-            columns[name] = (
-                pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
-                if array.ndim == 2
-                else pa.array(array)
-            )
-    return pa.table(columns)
-
-
-def _commit(table: pa.Table, path: Path) -> None:
-    """Write beside, sync, rename: the file is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as f:
-        pq.write_table(table, f)
-        f.flush()
-        os.fsync(f.fileno())
-    part.rename(path)
-
-
-def _allocate(path: Path, frozen: Frozen, n_rows: int) -> None:
-    """The arrays at their full size, as sparse files."""
-    for name, width in _widths(frozen).items():
-        part = path / f".{name}.npy.part"
-        np.lib.format.open_memmap(part, "w+", np.float32, (n_rows, width)).flush()
-        part.rename(path / f"{name}.npy")
-
-
-class _Writer:
-    """Writes blocks of rows into the arrays.
-
-    Plain writes and not a memory map: on a full disk a map ends the process by a signal.
-    """
-
-    def __init__(self, path: Path, frozen: Frozen, n_rows: int):
-        self._files: dict[str, tuple[IO[bytes], int, int]] = {}  # file, start of row 0, its bytes
-        for name, width in _widths(frozen).items():
-            file = path / f"{name}.npy"
-            start = file.stat().st_size - n_rows * width * 4
-            self._files[name] = (file.open("r+b"), start, width * 4)
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for file, _, _ in self._files.values():
-            file.close()
-
-    def write(self, start: int, rows: Rows, values: dict[str, Array]) -> None:
-        """Rows from ``start`` on; those that are bad, or made so by NaN or Inf here, are zeroed."""
-        for name, value in values.items():
-            finite = np.isfinite(value).all(axis=1)
-            for row in np.flatnonzero(~finite):
-                rows.bad.setdefault(int(row), f"the model's {name} for it is NaN or Inf")
-        gone = list(rows.bad)
-        for name, value in values.items():
-            file, first, size = self._files[name]
-            block = np.array(value, "<f4", order="C")
-            block[gone] = 0
-            file.seek(first + start * size)
-            file.write(block.data)
-
-    def flush(self) -> None:
-        """Make what was written last."""
-        for file, _, _ in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())

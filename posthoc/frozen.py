@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from posthoc.contract import Array, LinearHead, ModelError, Task, TensorSpec
 from posthoc.model.agreement import are_probabilities, believed, mismatch
+from posthoc.model.dense import channels, dense_output, is_dense
 from posthoc.model.files import load_model, modernised, opset_of
 from posthoc.model.heads import Walk, walk, walks_from
 from posthoc.model.probe import (
@@ -30,6 +31,7 @@ from posthoc.model.probe import (
     with_outputs,
 )
 from posthoc.model.reader import Graph
+from posthoc.pixels import Layout
 from posthoc.runtime import open_session, session_specs
 
 # Kernels for other batch sizes round differently, by up to 1e-3; integer scales taken over a
@@ -69,6 +71,7 @@ class Frozen:
     notes: tuple[str, ...]
     sources: tuple[tuple[str, str], ...] = ()
     phi_dim: int | None = None  # D, where no head tells it
+    dense: Layout | None = None  # z and φ are maps: N×C×H×W and the like
 
     @property
     def width(self) -> int | None:
@@ -113,25 +116,33 @@ def open_frozen(
         walks = walks_from(graph, head, name)
     rows, values = _probe(graph, inputs, name, walks, sample)
     _check_neighbours(neighbour_effect(proto, inputs, name, rows, values[name]), name, notes)
-    way, z = believed(walks, values, name, task, head)
+    spec = next(s.shape for s in outputs if s.name == name)
+    layout = None
+    if is_dense(values[name], spec):
+        made = dense_output(walks, values, name, spec, task, head)
+        way, z, layout, found, stop = made.way, made.z, made.layout, made.found, made.stop
+        width, probs = channels(layout, values[z]), made.probabilities
+    else:
+        way, z = believed(walks, values, name, task, head)
+        width = int(np.prod(values[z].shape[1:]))
+        probs = task == "classification" and not way.steps and are_probabilities(values[z])
+        found, stop = way.found, way.stop
+        wrong = "" if found is None else mismatch(values, found, z)
+        if found is not None and wrong:
+            stop, found = f"{found.node!r} looks like one, but {wrong}", None
     if not way.path:
         notes.append(f"{' ← '.join(walks[0].tail)} before {name!r} did not check; read after it")
-    width = int(np.prod(values[z].shape[1:]))
-    probs = False
-    if task == "classification":
-        if "sigmoid" in way.steps and width > 1:
-            raise ModelError(
-                f"output {name!r} is a sigmoid over {width} labels: multi-label models are not "
-                "supported; give a model with one softmax"
-            )
-        probs = not way.steps and are_probabilities(values[z])
-    found, stop = way.found, way.stop
-    wrong = "" if found is None else mismatch(values, found, z)
-    if found is not None and wrong:
-        if head is not None:
-            raise ModelError(f"{head!r} is not the linear head of output {name!r}: {wrong}")
-        stop = f"{found.node!r} looks like one, but {wrong}"
-        found = None
+    if task == "classification" and "sigmoid" in way.steps and width > 1:
+        raise ModelError(
+            f"output {name!r} is a sigmoid over {width} labels: multi-label models are not "
+            "supported; give a model with one softmax"
+        )
+    if found is None and head is not None:
+        raise ModelError(f"{head!r} is not the linear head of output {name!r}: {stop}")
+    if layout is not None:
+        notes.append(
+            f"dense: every pixel of {name!r} is a row of {width} channel{'s' * (width > 1)}"
+        )
     if found is None:
         notes.append(f"black box, no linear head: {stop}; methods that need features do not apply")
     elif found.step:
@@ -145,8 +156,9 @@ def open_frozen(
         notes.append(f"output {name!r} holds probabilities: their logarithm stands for logits")
     added = len(proto.graph.node)
     proto.graph.node.extend(graph.needed([z, *([] if found is None else [found.phi])]))
-    z = _as_float32(proto, z, values[z], "z")
-    phi = None if found is None else _as_float32(proto, found.phi, values[found.phi], "phi")
+    flat = layout is None
+    z = _as_float32(proto, z, values[z], "z", flat)
+    phi = None if found is None else _as_float32(proto, found.phi, values[found.phi], "phi", flat)
     if len(proto.graph.node) > added:
         data = proto.SerializeToString()
     whole = given or data
@@ -167,6 +179,7 @@ def open_frozen(
         tail=way.tail,
         z_is_probs=probs,
         notes=tuple(notes),
+        dense=layout,
     )
 
 
@@ -179,9 +192,8 @@ def expose(frozen: Frozen) -> bytes:
         widths[frozen.phi] = frozen.width
     for name, width in widths.items():
         if name not in have:
-            proto.graph.output.append(
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, width])
-            )
+            shape = [None, width] if frozen.dense is None else None
+            proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     return bytes(proto.SerializeToString())
 
 
@@ -238,12 +250,15 @@ def _probe(
     return rows, values
 
 
-def _as_float32(proto: onnx.ModelProto, name: str, value: Array, what: str) -> str:
-    """``name``, or a new tensor of the graph that holds it as float32 with two axes."""
+def _as_float32(proto: onnx.ModelProto, name: str, value: Array, what: str, flat: bool) -> str:
+    """``name``, or a new tensor of the graph that holds it as float32 and, where it is to be
+    ``flat``, with two axes."""
     if value.dtype != np.float32:
         new = f"hedged/{what}/float32"
         proto.graph.node.append(helper.make_node("Cast", [name], [new], to=TensorProto.FLOAT))
         name = new
+    if not flat:
+        return name
     if value.ndim == 1:
         new, axes = f"hedged/{what}", f"hedged/{what}/axes"
         one: Any = np.array([1], np.int64)

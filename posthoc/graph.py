@@ -109,7 +109,8 @@ class Fragment:
 
 
 def _value_info(name: str, dtype: str, shape: Sequence[int]) -> onnx.ValueInfoProto:
-    dims: list[str | int | None] = ["N", *shape[1:]] if shape else []
+    free = [None if d == -1 else d for d in shape[1:]]
+    dims: list[str | int | None] = ["N", *free] if shape else []
     return helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], dims)
 
 

@@ -56,8 +56,8 @@ def class_bins(
     """
 
     def init() -> ClassTotals:
-        zeros = np.zeros((n_classes, N_BINS), dtype=np.int64)
-        return ClassTotals(zeros, zeros, zeros.astype(np.float64))
+        shape = (n_classes, N_BINS)
+        return ClassTotals(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape))
 
     def update(totals: ClassTotals, batch: Mapping[str, Array]) -> ClassTotals:
         maps = np.moveaxis(np.asarray(batch["probs"]), axis, 0)

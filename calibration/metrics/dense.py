@@ -21,8 +21,8 @@ def known_pixels(truth: Array, claim: Array, names: tuple[str, str]) -> tuple[Ar
     """Both maps (any one shape) as flat float arrays without the pixels whose truth is unknown.
 
     A NaN in ``truth``, something measured against ground truth such as an error, means that this
-    pixel has none. Raises DataError for shapes that differ and for a NaN in ``claim``, what the
-    model says of itself, at any other pixel; ``names`` are those of the two in the message.
+    pixel has none. Raises DataError for shapes that differ, for a NaN in ``claim``, what the model
+    says of itself, at any other pixel, and for infinity; ``names`` are the two in the message.
     """
     t, c = (
         a if a.dtype.kind == "f" else a.astype(np.float64) for a in map(np.asarray, (truth, claim))
@@ -33,8 +33,10 @@ def known_pixels(truth: Array, claim: Array, names: tuple[str, str]) -> tuple[Ar
     unknown = np.isnan(t)
     if unknown.any():
         t, c = t[~unknown], c[~unknown]
-    if np.isnan(c).any():
-        raise DataError(f"{names[1]} is NaN at a pixel that has a {names[0]}")
+    for name, x in zip(names, (t, c), strict=True):
+        finite = np.isfinite(x)
+        if not finite.all():
+            raise DataError(f"{name} is {x[~finite][0]} at a pixel whose {names[0]} is no NaN")
     return t, c
 
 

@@ -22,8 +22,8 @@ from posthoc.contract import F64, Array, DataError
 class EnergyDistance:
     """GED² of one image and its parts, all in units of 1 - IoU.
 
-    ``squared`` is at least 0 for one class, up to rounding, and 0 for equal multisets. ``cross``
-    is the mean distance of samples to annotations, ``diversity`` that between samples and
+    ``squared`` is at least 0 up to rounding, and 0 for equal multisets of masks. ``cross`` is the
+    mean distance of samples to annotations, ``diversity`` that between samples and
     ``disagreement`` that between annotators, a mask paired with itself included.
     """
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.metrics.dense import known_pixels
-from posthoc.contract import F64, Array
+from posthoc.contract import F64, Array, DataError
 from posthoc.folds import Fold
 
 REMOVED: F64 = np.arange(100) / 100  # shares at which the curves are kept for a figure
@@ -47,8 +47,9 @@ def sparsification(error: Array, uncertainty: Array, *, root: bool = False) -> S
     tells hard images from easy ones then scores well, which ``mean_sparsification`` does not count.
     """
     e, u = known_pixels(error, uncertainty, _NAMES)
-    total = e.sum(dtype=np.float64)
-    if not total > 0:
+    if len(e) and e.min() < 0:
+        raise DataError("an error lies below 0: give its absolute value, or its square")
+    if not e.any():
         nothing = np.full(len(REMOVED), np.nan)
         return Sparsification(nothing, nothing, math.nan, math.nan)
     order = np.argsort(u)

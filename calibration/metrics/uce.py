@@ -39,7 +39,7 @@ class VarianceTotals:
 
     @property
     def uce(self) -> float:
-        """``sum_b |squared_error_sum_b - variance_sum_b| / n``, squared target units; nan for none."""
+        """``sum_b |squared_error_sum_b - variance_sum_b| / n`` in squared units; nan for none."""
         gaps = np.abs(self.squared_error_sum - self.variance_sum)
         return float(gaps.sum()) / self.n if self.n else math.nan
 
@@ -65,7 +65,7 @@ def variance_bins(edges: Array) -> Fold[VarianceTotals, Mapping[str, Array], Var
 
     A NaN in ``squared_error`` is a pixel without truth and is left out. ``edges`` (B-1, ascending)
     must be known beforehand: ``equal_width_edges`` or ``equal_mass_edges`` of a sample. Raises
-    DataError for a variance or squared error below 0 and edges that do not ascend.
+    DataError for a negative or infinite number and edges that do not ascend.
     """
     inner = np.asarray(edges, dtype=np.float64)
     if inner.ndim != 1 or np.isnan(inner).any() or (np.diff(inner) < 0).any():
@@ -113,14 +113,12 @@ def uncertainty_calibration_error(
     """UCE of maps of one shape over bins of equal width, as the paper has it.
 
     In squared target units; a NaN squared error is a pixel without truth. nan for no pixels.
-    Raises DataError as ``variance_bins`` does and for an infinite variance.
+    Raises DataError as ``variance_bins`` does.
     """
     error, claimed = known_pixels(squared_error, variance, ("squared_error", "variance"))
     if not len(claimed):
         return math.nan
     low, high = float(claimed.min()), float(claimed.max())
-    if not math.isfinite(high):
-        raise DataError("a variance is infinite: bins of equal width need a finite range")
     fold = variance_bins(equal_width_edges(low, high, bins))
     return fold.update(fold.init(), {"squared_error": error, "variance": claimed}).uce
 

@@ -58,14 +58,17 @@ def _tensors_of_z(path: Sequence[str], values: Probe, output: Array) -> list[str
 
 def _follows(steps: Sequence[Step], z: Array, output: Array) -> bool:
     """Whether the output is what ``steps`` make of z."""
+    return apply_steps(steps, z.reshape(len(z), -1) if z.ndim > 2 else z, output)
+
+
+def apply_steps(steps: Sequence[Step], z: Array, output: Array) -> bool:
+    """Whether ``steps``, over the last axis of z, give the output."""
     value, tolerance = z.astype(np.float64), _tolerance(z, output)
-    if z.ndim > 2:
-        value = value.reshape(len(z), -1)
     for step in steps:
         value = step(value) if isinstance(step, Rounding) else _step(step, value)
         if isinstance(step, Rounding):
             tolerance += step.scale / max(float(np.abs(output).max(initial=0)), 1e-12)
-    return difference(value, output) <= tolerance
+    return value.size == output.size and difference(value, output) <= tolerance
 
 
 def _step(step: Link, value: Array) -> Array:
@@ -98,11 +101,16 @@ def mismatch(values: Probe, found: Found, z: str) -> str:
     phi, want, weight = values[found.phi], values[z], found.linear.weight
     if phi.ndim < 2 or phi.size != len(want) * weight.shape[1]:
         return f"its input has shape {phi.shape} and its weight {weight.shape}, not N×D and C×D"
-    phi = phi.reshape(len(want), -1)
+    return mismatch_of(phi.reshape(len(want), -1), want.reshape(len(want), -1), found)
+
+
+def mismatch_of(phi: Array, outputs: Array, found: Found) -> str:
+    """Why φ Wᵀ + b is not z, for rows N×D and N×C; empty when it is."""
+    weight = found.linear.weight
     with np.errstate(all="ignore"):
         got = phi.astype(np.float64) @ weight.T + found.linear.bias
     got = np.clip(got, found.low, found.high)
-    want = want.astype(np.float64).reshape(len(want), -1)
+    want = outputs.astype(np.float64)
     if got.shape != want.shape:
         return f"it gives {got.shape} where the outputs are {want.shape}"
     finite = np.isfinite(got).all(axis=1) & np.isfinite(want).all(axis=1)
@@ -111,7 +119,7 @@ def mismatch(values: Probe, found: Found, z: str) -> str:
     got, want = got[finite], want[finite]
     largest = max(float(np.abs(want).max()), 1e-12)
     error = np.abs(got - want).max() / largest
-    tolerance = _PACKED if found.packed else _tolerance(phi, values[z])
+    tolerance = _PACKED if found.packed else _tolerance(phi, outputs)
     if error <= tolerance + found.step / largest:
         return ""
     return f"φWᵀ + b differs from the outputs by {error:.1e}, relative to the largest"

@@ -26,7 +26,8 @@ class Found:
 
     A row of φ is flattened. In a quantised model z is what W and b give, kept within [``low``,
     ``high``] (C or 1) and rounded by at most ``step``. ``packed`` weights are stored in few bits
-    behind a float φ; ONNX Runtime rounds φ too before it multiplies by them.
+    behind a float φ; ONNX Runtime rounds φ too before it multiplies by them. ``kind`` is the
+    operator's.
     """
 
     node: str
@@ -36,6 +37,7 @@ class Found:
     low: F64
     high: F64
     packed: bool
+    kind: str = "MatMul"
 
 
 def requantised(graph: Graph, tensor: str) -> tuple[Rounding, str] | None:
@@ -103,7 +105,7 @@ def find_linear(graph: Graph, tensor: str) -> tuple[Found | None, str]:
             packed = _dequantised(graph, node.input[1]) and not _dequantised(graph, phi)
             phi = _features(graph, phi, tensor, factor, moved)
             name = node.name or node.output[0]
-            return Found(name, phi, head, step, low, high, packed), ""
+            return Found(name, phi, head, step, low, high, packed, node.op_type), ""
         if not factor and (dynamic := _dynamic(graph, node)) is not None:
             tensor, factor, constant = dynamic
             scale = scale * constant

@@ -76,7 +76,7 @@ def test_siblings_of_what_the_fit_saw_are_not_evaluated_and_bands_are_wide(tmp_p
 def test_one_row_of_each_key_is_kept_by_hash() -> None:
     keys = np.asarray([7, 7, 3, 3, 3, 9], np.uint64)
     hashes = np.asarray([5, 2, 8, 1, 4, 6], np.uint64)
-    cache = SimpleNamespace(split_keys=keys, content_hashes=hashes)
+    cache = SimpleNamespace(per=1, split_keys=keys, content_hashes=hashes)
     kept = one_per_key(cache, np.arange(6))  # type: ignore[arg-type]
     assert kept.tolist() == [1, 3, 5]
     assert one_per_key(cache, np.asarray([0, 2, 4])).tolist() == [0, 4]  # type: ignore[arg-type]

@@ -129,7 +129,7 @@ def choose_regression(
     low, high = _range(variance(fixed, _ALONE) / noise(_ALONE))
     if settings.prior == "epsilon":
         return _label_free(
-            settings, lambda d: _gaussian_variation(1.0 + variance(fixed, d) / noise(d)), low
+            settings, lambda d: gaussian_variation(1.0 + variance(fixed, d) / noise(d)), low
         )
     squared = (np.asarray(_labels(rows), np.float64) - np.asarray(rows.z, np.float64)) ** 2
 
@@ -224,7 +224,7 @@ def _total_variation(z: F64, variance: Callable[[float], F64]) -> Criterion:
     return distance
 
 
-def _gaussian_variation(ratio: F64) -> float:
+def gaussian_variation(ratio: F64) -> float:
     """Mean total variation of two centred Gaussians whose variances have this ratio >= 1."""
     log = np.log(np.maximum(ratio, 1 + 1e-12))
     cross = np.sqrt(log / -np.expm1(-log))  # where the densities meet, in the narrow one's units

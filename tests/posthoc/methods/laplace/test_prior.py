@@ -167,8 +167,8 @@ def test_the_label_free_rule_of_a_regression_is_a_distance_of_gaussians() -> Non
         for row in v[:3]
         for s, e in zip(noise, row, strict=True)
     ]
-    all_rows = criteria._gaussian_variation(1 + v / noise)
-    assert np.mean(found) == pytest.approx(criteria._gaussian_variation(1 + v[:3] / noise), 1e-5)
+    all_rows = criteria.gaussian_variation(1 + v / noise)
+    assert np.mean(found) == pytest.approx(criteria.gaussian_variation(1 + v[:3] / noise), 1e-5)
     assert all_rows == pytest.approx(0.02, rel=1e-6)
 
 
