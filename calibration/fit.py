@@ -6,6 +6,7 @@ fit the head → measure it on the test rows → compile, check, write.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,7 +105,23 @@ def fit_material(
     """(fitted head, test rows, role of every usable row) for the seed in ``options``."""
     roles = split(material, options.seed, fractions)
     parts, test = parts_of(material, roles)
-    return fit_head(material.linear, parts, options, posterior, material.train), test, roles
+    fitted = fit_head(material.linear, parts, options, posterior, material.train)
+    return _with_network(fitted, material), test, roles
+
+
+def _with_network(fitted: Fitted, material: Material) -> Fitted:
+    """The fitted head, whose module's state has what was fitted inside the network too."""
+    if material.attached is None or fitted.head.module is None:
+        return fitted
+    name, state = fitted.head.module
+    own = State(
+        state.tensors | material.attached.tensors, {**material.attached.facts, **state.settings}
+    )
+    return dataclasses.replace(
+        fitted,
+        head=fitted.head.with_(module=(name, own)),
+        module=fitted.module.model_copy(update={"settings": dict(own.settings)}),
+    )
 
 
 def write(

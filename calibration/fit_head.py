@@ -59,7 +59,8 @@ def fit_head(
         parts.calibration,
         task=options.task,
         ood=options.ood,
-        sampled=module is not None and "weight_samples" in registry.info(module[0]).needs,
+        sampled=module is not None
+        and not registry.info(module[0]).needs.isdisjoint({"network", "weight_samples"}),
     )
     head = Head(
         task=options.task,

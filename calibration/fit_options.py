@@ -58,12 +58,13 @@ def check_options(options: FitOptions) -> None:
         info = registry.info(options.method)
         if info.kind != "module" or options.task not in info.tasks:
             raise FitError(f"{options.method!r} is not a module for {options.task}")
-        if not info.preserves and options.prediction == "frozen":
+        if not (info.preserves or info.either) and options.prediction == "frozen":
             raise FitError(
                 f"{options.method} refits the head, so that its answer may differ from the frozen "
                 "model's; ask for it with --prediction module"
             )
-        if info.preserves and options.prediction == "module" and options.predictive == "probit":
+        kept = info.preserves or (info.either and options.task == "regression")
+        if kept and options.prediction == "module" and options.predictive == "probit":
             raise FitError(
                 f"{options.method} keeps the frozen model's answer; leave --prediction module out"
             )

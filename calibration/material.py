@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from calibration.fit_options import FitOptions, Parts
+from calibration.network import at_network, attached_model, kept
 from calibration.sampling import Sampling, sampled_model
 from posthoc import logits
 from posthoc.contract import Array, DataError, Features, LinearHead
@@ -22,6 +23,7 @@ from posthoc.features import Cache, build_cache, default_cache_dir
 from posthoc.frozen import Frozen
 from posthoc.laplace_torch import Sampled
 from posthoc.model.samples import Samples
+from posthoc.network.attach import Attached
 from posthoc.opening import Source, open_model
 from posthoc.pixels import PER_IMAGE
 from posthoc.rows import BLOCK, Rows
@@ -54,6 +56,7 @@ class Material:
     cache: Cache
     usable: Array  # rows without a fault; of a dense model the drawn pixels, image by image
     sampled: Sampled | None = None
+    attached: Attached | None = None
     train: Rows | None = None  # that the network was trained on
     overlap: int = 0  # usable rows that are among them, by content
 
@@ -96,8 +99,9 @@ def prepare(
 ) -> Material:
     """Open the model and cache its features over the data, in one resumable pass.
 
-    With ``sampling`` the weights of a torch model are sampled first, on the rows that ``fractions``
-    and the seed of ``options`` make module rows, and the features are the copies' outputs.
+    A network-level method of ``options`` is fitted here, on the rows that ``fractions`` and the
+    seed make module rows, and the features are the outputs of its samples. With ``sampling`` the
+    weights of a torch model are sampled likewise.
 
     Of a dense model ``pixels`` pixels are drawn from each image.
 
@@ -114,8 +118,13 @@ def prepare(
         data, columns.target, columns.inputs, split_by=columns.split_by, id=columns.id
     )
     given = Source(model, **source)
-    frozen = open_model(given, task=options.task, samples=samples)
-    sampled = None
+    frozen = open_model(given, task=options.task, samples=samples, keep=kept(options))
+    sampled = attached = None
+    if at_network(options.method):
+        attached = attached_model(
+            frozen, samples, options, classes=columns.classes, fractions=fractions
+        )
+        frozen = attached.frozen
     if sampling is not None:
         frozen, sampled = sampled_model(
             given,
@@ -157,7 +166,9 @@ def prepare(
     linear = frozen.head
     if linear is not None and link == "sigmoid":
         linear = logits.two_class_head(linear)
-    material = Material(frozen, linear, link, mapping, columns.classes, cache, usable, sampled)
+    material = Material(
+        frozen, linear, link, mapping, columns.classes, cache, usable, sampled, attached
+    )
     if train_data is None:
         return material
     inputs = mapping.inputs_only()

@@ -16,17 +16,15 @@ import numpy as np
 import onnx
 from pydantic import BaseModel, ConfigDict, Field
 
+from calibration.network import module_rows
 from calibration.scaling import student_nll
-from posthoc.contract import Array, DataError, FitError, ModelError, Task
-from posthoc.data import split_roles, to_rows
+from posthoc.contract import Array, ModelError, Task
 from posthoc.export import export_torch
 from posthoc.folds import log_loss_of_probs
 from posthoc.frozen import Frozen, open_frozen
 from posthoc.laplace_torch import Sampled, Which, sample_weights
 from posthoc.model.samples import Samples
 from posthoc.opening import Source
-
-_READ = 1024
 
 
 class Sampling(BaseModel):
@@ -64,7 +62,9 @@ def sampled_model(
     if task == "classification" and frozen.z_dim == 1:
         raise ModelError("--weights takes a classifier of two logits or more; this one has one")
     module = _module(source)
-    x, y = _module_rows(frozen, samples, sampling.rows, task, classes, fractions, seed)
+    rows = module_rows(frozen, samples, sampling.rows, task, classes, fractions, seed)
+    assert rows.y is not None
+    x, y = rows.inputs[frozen.inputs[0].name], rows.y
     made = sample_weights(
         module,
         x,
@@ -129,34 +129,3 @@ def _note(facts: Mapping[str, Any]) -> str:
         f"{facts['samples']} sets of {facts['weights']} weights ({facts['parameters']:,}) drawn "
         f"from laplace-torch's {facts['curvature']} posterior on {facts['rows']:,} module rows"
     )
-
-
-def _module_rows(
-    frozen: Frozen,
-    samples: Samples,
-    limit: int,
-    task: Task,
-    classes: tuple[str, ...] | None,
-    fractions: Mapping[str, float],
-    seed: int,
-) -> tuple[Array, Array]:
-    """Raw inputs and labels of the first module rows without a fault."""
-    mapping = samples.mapping(frozen.inputs)
-    if not mapping.target:
-        raise DataError("a fit needs labels: name their column with --target")
-    xs: list[Array] = []
-    ys: list[Array] = []
-    for batch in samples.table.batches(_READ, mapping.columns(target=True)):
-        read = to_rows(
-            batch, mapping, frozen.inputs, task=task, classes=classes, n_classes=frozen.z_dim
-        )
-        keep = split_roles(read.split_keys, fractions, seed) == list(fractions).index("module")
-        keep[list(read.bad)] = False
-        if keep.any() and read.y is not None:
-            xs.append(read.inputs[frozen.inputs[0].name][keep])
-            ys.append(np.asarray(read.y)[keep])
-        if sum(map(len, ys)) >= limit:
-            break
-    if not xs:
-        raise FitError("no module rows to sample weights on: give more data or another --split")
-    return np.concatenate(xs)[:limit], np.concatenate(ys)[:limit]

@@ -93,9 +93,11 @@ class Paper:
 class Info:
     """The claims of one registered module or score. The conformance suite tests each of them.
 
-    ``needs`` is a subset of {"features", "linear_head", "labels"}; ``passes`` counts passes of
-    the frozen network per prediction; ``preserves`` says that the fitted head predicts what the
-    frozen head predicts.
+    ``needs`` is a subset of {"features", "linear_head", "labels", "network", "weight_samples"};
+    ``passes`` counts passes of the frozen network per prediction; ``preserves`` says that the
+    fitted head predicts what the frozen head predicts. ``either``: it does not, but its
+    probabilities may stand beside the frozen label, which is kept unless the module's is asked
+    for; in a regression the frozen mean stays.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Info:
     paper: Paper
     passes: int = 1
     preserves: bool = True
+    either: bool = False
 
 
 def _out(dtype: str, axes: str) -> Any:

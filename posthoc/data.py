@@ -191,7 +191,9 @@ def _map(
     if limit is not None:
         top = y.reshape(len(y), -1).max(1, initial=-1)
         for r in np.flatnonzero(top >= limit):
-            faults.setdefault(int(r), f"holds {top[r]}, not a class index below {limit}")
+            faults.setdefault(
+                int(r), f"holds {top[r]}, not a class index below {limit} (or -1 for no label)"
+            )
     merge(bad, columns[0], faults)
     return y
 

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -17,6 +17,8 @@ from posthoc.model.quiet import quiet
 from posthoc.model.renaming import rename_tensors, tensor_names
 from posthoc.runtime import open_session
 
+Keep = Literal["dropout", "normalisation"]
+
 OPSET = 20
 _TOLERANCE = 1e-4
 
@@ -24,10 +26,11 @@ _TOLERANCE = 1e-4
 @dataclass(frozen=True, slots=True)
 class Exported:
     """A serialised ONNX model, and its largest difference from the module on the rows that were
-    compared, relative to the largest value of the output."""
+    compared, relative to the largest value of the output; notes for the user."""
 
     model: bytes
     difference: float
+    notes: tuple[str, ...] = ()
 
 
 def export_torch(
@@ -36,15 +39,19 @@ def export_torch(
     *,
     input_names: Sequence[str] | None = None,
     rows: tuple[Any, ...] | Mapping[str, Any] | None = None,
+    keep: Keep | None = None,
 ) -> Exported:
     """Export a ``torch.nn.Module`` (in evaluation mode) or a ``torch.export`` program to ONNX.
 
     ``example_inputs`` are tensors with the batch in axis 0: positional arguments, whose names in
     the graph are ``input_names``, or arguments by name. The export is run in ONNX Runtime on
     ``rows`` (the same arguments; default: the examples), whole and in a smaller batch. Where the
-    module returns a dictionary or a named tuple, the graph's outputs take its names. Raises
-    ModelError for an operator that has no ONNX form, naming it, for a batch dimension that the
-    export fixed, and for outputs that differ by more than 1e-4, saying which and where.
+    module returns a dictionary or a named tuple, the graph's outputs take its names. ``keep`` says
+    what stays a node where the exporter would remove it: ``"dropout"`` (Dropout nodes that do
+    nothing, as sites for noise) or ``"normalisation"`` (BatchNormalization with its running
+    statistics, ε and momentum). Raises ModelError for an operator that has no ONNX form, naming
+    it, for a batch dimension that the export fixed, for outputs that differ by more than 1e-4,
+    saying which and where, and for a module without dropout when these are to be kept.
     """
     import torch
 
@@ -74,7 +81,7 @@ def export_torch(
             return _flat(run(*args, **kwargs))
 
     with _evaluating(None if program else module):
-        model = _exported(torch, module, *arguments(examples), names, program)
+        model, notes = _exported(torch, module, *arguments(examples), names, program, keep)
         _check_batch(model, program)
         _name_outputs(model, [name for name, _ in outputs(examples)])
         data = bytes(model.SerializeToString())
@@ -90,7 +97,7 @@ def export_torch(
             found = [o.name for o in session.get_outputs()]
             for name, a, (_, b) in zip(found, got, want, strict=True):
                 difference = max(difference, _difference(name, a, b))
-    return Exported(data, difference)
+    return Exported(data, difference, tuple(notes))
 
 
 def _values(given: tuple[Any, ...] | Mapping[str, Any]) -> list[Any]:
@@ -111,12 +118,24 @@ def _exported(
     kwargs: dict[str, Any],
     names: list[str],
     program: bool,
-) -> onnx.ModelProto:
+    keep: Keep | None,
+) -> tuple[onnx.ModelProto, list[str]]:
     # A program has its dynamic dimensions already; a module gets one, shared by all inputs.
     batch = {0: torch.export.Dim("batch")}
     shapes: Any = dict.fromkeys(names, batch) if kwargs else tuple(batch for _ in names)
+    notes: list[str] = []
+    more: dict[str, Any] = {}
     try:
         with quiet("torch.onnx"):
+            if keep is not None:
+                from posthoc.network import keep as kept
+
+                more["optimize"] = False
+                if keep == "dropout":
+                    if not program:
+                        module, program = kept.captured(module, args, kwargs, shapes), True
+                    module, notes = kept.mark_dropouts(module)
+                    more["custom_translation_table"] = kept.translations()
             done = torch.onnx.export(
                 module,
                 args,
@@ -126,13 +145,18 @@ def _exported(
                 input_names=names,
                 dynamic_shapes=None if program else shapes,
                 verbose=False,
+                **more,
             )
             model: onnx.ModelProto = done.model_proto
+            if keep is not None:
+                model = kept.optimised(model)
             _clean(model)
             onnx.checker.check_model(model, full_check=True)
+    except ModelError:
+        raise
     except Exception as e:  # the exporter wraps whatever tracing and translation raise
         raise ModelError(_reason(e)) from e
-    return model
+    return model, notes
 
 
 def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -235,11 +259,11 @@ def _two_rows(x: Any) -> Any:
 
 @contextlib.contextmanager
 def _evaluating(module: Any) -> Iterator[None]:
-    training = module is not None and module.training
-    if training:
+    before = [] if module is None else [(m, m.training) for m in module.modules()]
+    if module is not None:
         module.eval()
     try:
         yield
     finally:
-        if training:
-            module.train()
+        for part, training in before:
+            part.training = training

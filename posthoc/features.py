@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from posthoc.contract import I64, Array, DataError, Features, ModelError, Task
 from posthoc.data import Rows, Table, TableMapping, to_rows
 from posthoc.frozen import Frozen, expose
-from posthoc.pixels import PER_IMAGE, sampled, target_shape
+from posthoc.pixels import PER_IMAGE, sampled, size, target_shape
 from posthoc.runtime import open_session, planned_provider
 from posthoc.shards import Writer, allocate, commit, meta_table
 
@@ -38,6 +38,7 @@ Block = tuple[Rows, dict[str, Array], I64 | None]
 CACHE_VERSION = 2
 _SHARD_ROWS = 65_536
 _SHARD_BYTES = 1 << 26
+_BATCH_BYTES = 1 << 28  # inputs, φ and z of the images that are run at once
 _META = "meta.parquet"
 
 
@@ -111,8 +112,9 @@ def build_cache(
 ) -> Cache:
     """Run every row of ``table`` through ``frozen`` once and cache φ, z and y.
 
-    Of a dense model every row is an image, and ``pixels`` drawn pixels of it are cached, as so many
-    rows in a row: see `posthoc.pixels`.
+    Of a dense model every row is an image, and ``pixels`` drawn pixels of it (two or more; all of
+    them where its maps are known to be smaller) are cached, as so many rows in a row: see
+    `posthoc.pixels`. Large images are run fewer than ``batch_size`` at a time.
 
     The cache lies in a folder of ``cache_dir`` (default: `default_cache_dir`) whose name is a hash
     of the model, its tensors, the mapping, the table's content, ``batch_size`` and the provider.
@@ -125,7 +127,9 @@ def build_cache(
     if n_classes is not None and classes is not None and len(classes) != n_classes:
         raise DataError(f"{len(classes)} class names for a model with {n_classes} classes")
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    per = 1 if frozen.dense is None else pixels
+    per = 1 if frozen.dense is None else min(pixels, size(frozen.dense.spatial) or pixels)
+    if frozen.dense is not None and per < 2:
+        raise DataError(f"{per} pixels of an image are too few; draw two or more")
     path = root / _key(frozen, table, mapping, task, classes, batch_size, device, per)
     report = progress or (lambda done, total: None)
     cache = _open(path, frozen, table.n_rows, per)
@@ -182,6 +186,27 @@ def _fill(
 ) -> None:
     """Run the rows of every shard that has no record yet, then join the records."""
     n_rows = table.n_rows
+    tensors = {"phi": frozen.phi, "z": frozen.z}
+    names = list(_widths(frozen))
+
+    def run(rows: Rows, at: int) -> dict[str, Array]:
+        if frozen.dense is not None and len(rows.bad) == len(rows):
+            return _nothing(frozen, len(rows))  # nothing says what size such images have
+        try:
+            values = session.run([tensors[n] for n in names], rows.inputs)
+        except Exception as e:  # kernels raise unrelated types
+            raise ModelError(
+                f"the model fails on rows {at} to {at + len(rows) - 1} of {table.path}: {e}"
+            ) from e
+        return dict(zip(names, map(np.asarray, values), strict=True))
+
+    if frozen.dense is not None:
+        for at, batch in enumerate(table.batches(1, columns)):
+            if (one := read(batch)).bad:
+                continue
+            held = sum(a.nbytes for a in (*one.inputs.values(), *run(one, at).values()))
+            batch_size = max(1, min(batch_size, _BATCH_BYTES // held))
+            break
     shard = _shard_rows(frozen, batch_size, per)
     records = [path / f"rows-{index:06d}.parquet" for index in range(-(-n_rows // shard))]
     if not _arrays_fit(path, frozen, n_rows * per):
@@ -191,27 +216,19 @@ def _fill(
     first = next((i for i, r in enumerate(records) if not r.exists()), len(records))
     at = first * shard
     report(min(at, n_rows), n_rows)
-    tensors = {"phi": frozen.phi, "z": frozen.z}
-    names = list(_widths(frozen))
-    held: list[tuple[Rows, I64 | None]] = []
+    done: list[tuple[Rows, I64 | None]] = []
     with Writer(path, _widths(frozen), n_rows * per) as writer:
         for batch in table.batches(batch_size, columns, at) if at < n_rows else ():
             rows = read(batch)
-            try:
-                values = session.run([tensors[n] for n in names], rows.inputs)
-            except Exception as e:  # kernels raise unrelated types
-                raise ModelError(
-                    f"the model fails on rows {at} to {at + len(rows) - 1} of {table.path}: {e}"
-                ) from e
             size = len(rows)
-            rows, made, which = shrink(rows, dict(zip(names, map(np.asarray, values), strict=True)))
+            rows, made, which = shrink(rows, run(rows, at))
             writer.write(at * per, rows, made)
-            held.append((rows, which))
+            done.append((rows, which))
             at += size
             if at % shard == 0 or at == n_rows:
                 writer.flush()
-                commit(meta_table(held), records[(at - 1) // shard])
-                held = []
+                commit(meta_table(done), records[(at - 1) // shard])
+                done = []
             report(at, n_rows)
     if at < n_rows:
         raise DataError(f"{table.path}: {at} rows could be read of {n_rows}")
@@ -274,7 +291,8 @@ def _key(
     """What the numbers depend on, hashed. Another batch size or provider rounds differently."""
     parts = {
         "version": [CACHE_VERSION, ort.__version__, planned_provider(device)],
-        "model": [frozen.sha256, frozen.phi, frozen.z],
+        # Samples of a network are part of the graph, and not of the file that it came from.
+        "model": [hashlib.sha256(frozen.model).hexdigest(), frozen.phi, frozen.z],
         "data": [table.fingerprint(), mapping.model_dump(), task, classes and list(classes)],
         "batch_size": batch_size,
         "pixels": None if frozen.dense is None else [per, dataclasses.astuple(frozen.dense)],
@@ -286,6 +304,18 @@ def _shard_rows(frozen: Frozen, batch_size: int, per: int) -> int:
     """Rows of a shard: whole batches, so that a resumed build sees the same batch shapes."""
     width = 4 * sum(_widths(frozen).values())
     return max(1, min(_SHARD_ROWS, _SHARD_BYTES // width) // (batch_size * per)) * batch_size
+
+
+def _nothing(frozen: Frozen, n: int) -> dict[str, Array]:
+    """Maps of one pixel and zeros, for images that are all bad."""
+    assert frozen.dense is not None
+    axes = {"z": frozen.dense.axis, "phi": frozen.dense.phi_axis}
+    one = (1,) * len(frozen.dense.spatial)
+    shapes = {
+        name: one if axes[name] is None else (width, *one) if axes[name] == 1 else (*one, width)
+        for name, width in _widths(frozen).items()
+    }
+    return {name: np.zeros((n, *shape), np.float32) for name, shape in shapes.items()}
 
 
 def _arrays_fit(path: Path, frozen: Frozen, n_rows: int) -> bool:

@@ -119,7 +119,8 @@ def open_frozen(
     spec = next(s.shape for s in outputs if s.name == name)
     layout = None
     if is_dense(values[name], spec):
-        made = dense_output(walks, values, name, spec, task, head)
+        images = [s.name for s in inputs]
+        made = dense_output(walks, values, name, spec, task, head, images)
         way, z, layout, found, stop = made.way, made.z, made.layout, made.found, made.stop
         width, probs = channels(layout, values[z]), made.probabilities
     else:

@@ -18,7 +18,7 @@ import onnx
 
 from posthoc import registry
 from posthoc.contract import Array, ModelError, Task, TensorSpec
-from posthoc.export import export_torch
+from posthoc.export import Keep, export_torch
 from posthoc.frozen import Frozen, open_frozen
 from posthoc.model.files import load_model
 from posthoc.model.preprocess import fuse
@@ -57,13 +57,16 @@ class Source:
     head: str | None = None
 
 
-def open_model(source: Source, *, task: Task, samples: Samples | None = None) -> Frozen:
+def open_model(
+    source: Source, *, task: Task, samples: Samples | None = None, keep: Keep | None = None
+) -> Frozen:
     """Open ``source`` for ``task``; ``samples`` are the rows that it is checked on.
 
     The inputs of a factory's module are the parameters of its ``forward`` (those with a default
     only where a column, ``samples.inputs`` or ``example`` has their name). Their shapes and types
     are those of ``example``, else the first reading of the columns on which the module runs: see
-    `posthoc.model.samples.Samples.choices`. The export is checked against the torch model on real
+    `posthoc.model.samples.Samples.choices`. ``keep`` says what the export of a torch model must
+    leave in the graph: see `export_torch`. The export is checked against the torch model on real
     rows, and its largest difference is among the notes. Raises ModelError as `open_frozen`,
     `export_torch`, `fuse` and the loaders in `posthoc.model.torch_models` do, before any pass over
     the data; DataError where the table cannot fill the inputs.
@@ -83,7 +86,7 @@ def open_model(source: Source, *, task: Task, samples: Samples | None = None) ->
         proto, data, file = load_model(source.model)
         sources.append((file, hashlib.sha256(data or proto.SerializeToString()).hexdigest()))
     else:
-        model = _exported(source, kind, front, rows, notes)
+        model = _exported(source, kind, front, rows, notes, keep)
         proto, file = onnx.load_from_string(model), _name(source, kind)
         files = [source.model] if kind == "program" else [source.checkpoint]
         sources += [(Path(f).name, _sha256(f)) for f in files if f is not None]
@@ -171,7 +174,12 @@ class _Front:
 
 
 def _exported(
-    source: Source, kind: str, front: _Front | None, rows: Givers, notes: list[str]
+    source: Source,
+    kind: str,
+    front: _Front | None,
+    rows: Givers,
+    notes: list[str],
+    keep: Keep | None,
 ) -> bytes:
     """The ONNX bytes of a torch model; how far they are from it goes into the notes."""
     from posthoc.model import torch_models
@@ -205,7 +213,7 @@ def _exported(
             feed = torch_models.first_accepted(module, feeds())
             tensors = torch_models.as_tensors(feed)
             examples = {k: v[:_EXPORTED] for k, v in tensors.items()}
-            exported = export_torch(module, examples, rows=tensors)
+            exported = export_torch(module, examples, rows=tensors, keep=keep)
         except ModelError as e:
             raise ModelError(f"{source.model}: {e}") from e
     count = len(next(iter(feed.values())))
@@ -213,6 +221,7 @@ def _exported(
         f"exported to ONNX; differs from the torch model by at most {exported.difference:.1e} of "
         f"an output's largest value, on {count} rows"
     )
+    notes += exported.notes
     return exported.model
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from posthoc.contract import Array, DataError, Task
+from posthoc.contract import I64, Array, DataError, Task
 
 if TYPE_CHECKING:
     from posthoc.data import Rows
@@ -31,8 +31,9 @@ class Layout:
     """Where the channels are: 1, -1 (last), or None for maps without a channel axis.
 
     ``axis`` is that of z, ``phi_axis`` of the features, ``out_axis`` of the model's own output and
-    so of every field. ``spatial`` are the sizes of the output's other axes, -1 for any. Pixels are
-    numbered in the order of the spatial axes, the last one fastest.
+    so of every field (where it has none, a field's channels come first). ``spatial`` are the sizes
+    of the output's other axes, -1 for any. Pixels are numbered in the order of the spatial axes,
+    the last one fastest.
     """
 
     axis: int | None
@@ -40,7 +41,7 @@ class Layout:
     spatial: tuple[int, ...]
     phi_axis: int | None = None
 
-    def shape(self, channels: int, *, keep: bool = True) -> tuple[int, ...]:
+    def shape(self, channels: int) -> tuple[int, ...]:
         """Shape of a row of a field with ``channels`` (0: none) in the layout of the output."""
         if channels == 0 or (self.out_axis is None and channels == 1):
             return self.spatial
@@ -48,24 +49,32 @@ class Layout:
             return (*self.spatial, channels)
         return (channels, *self.spatial)
 
-    def fields(self, pixels: Array, spatial: tuple[int, ...]) -> Array:
-        """Pixels N×P or N×P×C as a map in the layout of the output."""
-        if pixels.ndim == 2:
-            return pixels.reshape(len(pixels), *spatial)
-        maps = pixels.reshape(len(pixels), *spatial, pixels.shape[2])
-        if self.out_axis == -1:
-            return maps
-        if self.out_axis is None and pixels.shape[2] == 1:
-            return np.asarray(maps[..., 0])
-        return np.moveaxis(maps, -1, 1)
-
 
 def pixels(maps: Array, axis: int | None) -> Array:
     """Maps as N×P×C, the channels last."""
+    last = maps[..., None] if axis is None else np.moveaxis(maps, axis, -1)
+    return np.ascontiguousarray(last).reshape(len(maps), prod(last.shape[1:-1]), last.shape[-1])
+
+
+def at(maps: Array, axis: int | None, index: I64) -> Array:
+    """The pixels ``index`` (N×P) of maps, as N×P×C: `pixels`, without a copy of the whole."""
+    n, count = len(maps), prod(_sizes(maps, axis))
+    image = np.arange(n)[:, None]
     if axis is None:
-        return maps.reshape(len(maps), -1, 1)
-    last = np.moveaxis(maps, axis, -1)
-    return np.ascontiguousarray(last).reshape(len(maps), -1, last.shape[-1])
+        return maps.reshape(n, count)[image, index][:, :, None]
+    if axis == 1:
+        return maps.reshape(n, maps.shape[1], count)[image, :, index]
+    return maps.reshape(n, count, maps.shape[-1])[image, index]
+
+
+def sizes(maps: Array, axis: int | None, layout: Layout) -> tuple[int, ...]:
+    """Spatial sizes of the output's maps, from those of z: see `emit_sizes`."""
+    found = _sizes(maps, axis)
+    return (prod(found),) if len(layout.spatial) == 1 else found
+
+
+def _sizes(maps: Array, axis: int | None) -> tuple[int, ...]:
+    return maps.shape[2:] if axis == 1 else maps.shape[1:-1] if axis == -1 else maps.shape[1:]
 
 
 def draw(keys: NDArray[np.uint64], labelled: NDArray[np.bool_], per: int) -> NDArray[np.int64]:
@@ -97,29 +106,34 @@ def sampled(
     NaN in a map, or without any label, become bad. Raises DataError for targets whose maps are of
     another size than the outputs.
     """
-    maps = {
-        name: pixels(value, layout.phi_axis if name == "phi" else layout.axis)
-        for name, value in values.items()
-    }
-    n, count = maps["z"].shape[:2]
-    labels = None if rows.y is None else target_pixels(rows.y, layout, task, count)
+    axes = {"z": layout.axis, "phi": layout.phi_axis}
+    found = sizes(values["z"], layout.axis, layout)
+    n, count = len(values["z"]), prod(found)
+    width = 1 if layout.axis is None else values["z"].shape[layout.axis]
+    labels = None
+    if rows.y is not None and len(rows.bad) == n:  # nothing says what size their maps have
+        labels = np.zeros(
+            (n, count) if task == "classification" else (n, count, width), rows.y.dtype
+        )
+    elif rows.y is not None:
+        check_target(rows.y, layout, task, found)
+        labels = target_pixels(rows.y, layout, task, count)
     labelled: NDArray[np.bool_] = np.ones((n, count), bool)
     if labels is not None:
         known = labels >= 0 if task == "classification" else np.isfinite(labels).all(2)
         labelled = np.asarray(known, bool)
     bad = dict(rows.bad)
-    for name, value in maps.items():
-        for row in np.flatnonzero(~np.isfinite(value).all(axis=(1, 2))):
+    for name, value in values.items():
+        for row in np.flatnonzero(~np.isfinite(value.reshape(n, -1)).all(1)):
             bad.setdefault(int(row), f"the model's {name} for it is NaN or Inf")
     for row in np.flatnonzero(~labelled.any(1)):
         bad.setdefault(int(row), "has no labelled pixel")
     labelled[list(bad)] = True  # any will do
     index = draw(rows.content_hashes, labelled, per)
-    at = np.arange(n)[:, None]
-    taken = {name: value[at, index].reshape(n * per, -1) for name, value in maps.items()}
+    taken = {k: at(v, axes[k], index).reshape(n * per, -1) for k, v in values.items()}
     y = None
     if labels is not None:
-        chosen = labels[at, index]
+        chosen = labels[np.arange(n)[:, None], index]
         chosen[list(bad)] = 0
         y = chosen.reshape(n * per, *chosen.shape[2:])
     repeated = dataclasses.replace(
@@ -137,34 +151,45 @@ def sampled(
 
 def taken(field: Array, layout: Layout, axes: str, index: Array) -> Array:
     """The pixels ``index`` (N×P) of a field, as rows (N·P)×its axes after the batch ("", "C", "K",
-    "KQ"): what `Layout.fields` and the graph made maps of."""
-    n = len(field)
+    "KQ"): what `emit_maps` made maps of."""
     if len(axes) == 2:
         last = field.shape[-1]
         moved = [taken(field[..., i], layout, axes[:1], index) for i in range(last)]
         return np.stack(moved, -1)
     if not axes:
-        return np.asarray(field.reshape(n, -1)[np.arange(n)[:, None], index].ravel())
-    spatial = len(layout.spatial)
-    none = layout.out_axis is None and field.ndim == 1 + spatial
+        return np.asarray(at(field, None, index).ravel())
+    none = layout.out_axis is None and field.ndim == 1 + len(layout.spatial)
     axis = None if none else -1 if layout.out_axis == -1 else 1
-    rows = pixels(field, axis)
-    return np.asarray(rows[np.arange(n)[:, None], index].reshape(-1, rows.shape[2]))
+    rows = at(field, axis, index)
+    return np.asarray(rows.reshape(-1, rows.shape[2]))
 
 
 def target_pixels(y: Array, layout: Layout, task: Task, count: int) -> Array:
-    """Target maps as N×P class indices, or N×P×K values; DataError for another size."""
-    if task == "classification":
-        found = y.reshape(len(y), -1)
-    else:
-        axis = layout.out_axis if y.ndim > len(layout.spatial) + 1 else None
-        found = pixels(y, axis)
+    """Target maps of ``count`` pixels as N×P class indices, or N×P×K values; DataError for another
+    number."""
+    axis = _target_axis(y, layout, task)
+    found = y.reshape(len(y), -1) if task == "classification" else pixels(y, axis)
     if found.shape[1] != count:
         raise DataError(
             f"the target's maps have {found.shape[1]:,} pixels ({_text(y.shape[1:])}) and the "
             f"model's outputs {count:,} ({_text(layout.spatial)})"
         )
     return found
+
+
+def check_target(y: Array, layout: Layout, task: Task, sizes: tuple[int, ...]) -> None:
+    """DataError unless the spatial sizes of target maps are ``sizes``, those of the outputs."""
+    found = _sizes(y, _target_axis(y, layout, task))
+    if found != sizes:
+        raise DataError(
+            f"the target's maps are {_text(found)} and the model's outputs {_text(sizes)}; give "
+            "targets of the outputs' size"
+        )
+
+
+def _target_axis(y: Array, layout: Layout, task: Task) -> int | None:
+    channels = task == "regression" and y.ndim > len(layout.spatial) + 1
+    return layout.out_axis if channels else None
 
 
 def target_shape(layout: Layout, task: Task, width: int) -> tuple[int, ...]:
@@ -176,28 +201,40 @@ def _text(shape: tuple[int, ...]) -> str:
     return "×".join("any" if d == -1 else str(d) for d in shape)
 
 
-def emit_rows(g: Fragment, tensor: str, axis: int | None, spatial: int) -> str:
-    """Maps of ``spatial`` axes beside the batch as rows (N·P)×C."""
+def emit_rows(g: Fragment, tensor: str, axis: int | None) -> str:
+    """Maps of any number of spatial axes as rows (N·P)×C."""
     if axis is None:
         return g.op("Reshape", tensor, g.const([-1, 1], "int64"))
-    if axis == 1:
-        order = [0, *range(2, 2 + spatial), 1]
-        tensor = g.op("Transpose", tensor, perm=order)
-    channels = g.op("Slice", g.op("Shape", tensor), g.const([-1], "int64"), g.const([9], "int64"))
-    shape = g.op("Concat", g.const([-1], "int64"), channels, axis=0)
-    return g.op("Reshape", tensor, shape)
-
-
-def emit_sizes(g: Fragment, tensor: str, axis: int | None) -> str:
-    """Batch and spatial sizes of maps in one layout, as an int64 tensor."""
     shape = g.op("Shape", tensor)
-    if axis is None:
-        return shape
-    one, end, first = g.const([1], "int64"), g.const([9], "int64"), g.const([0], "int64")
-    if axis == -1:
-        return g.op("Slice", shape, first, g.const([-1], "int64"))
-    batch = g.op("Slice", shape, first, one)
-    return g.op("Concat", batch, g.op("Slice", shape, g.const([2], "int64"), end), axis=0)
+    if axis == 1:
+        count = _emit_product(g, _emit_slice(g, shape, 2, _END))
+        flat = g.op("Concat", _emit_slice(g, shape, 0, 2), count, axis=0)
+        tensor = g.op("Transpose", g.op("Reshape", tensor, flat), perm=[0, 2, 1])
+        channels = _emit_slice(g, shape, 1, 2)
+    else:
+        channels = _emit_slice(g, shape, -1, _END)
+    return g.op("Reshape", tensor, g.op("Concat", g.const([-1], "int64"), channels, axis=0))
+
+
+def emit_sizes(g: Fragment, tensor: str, axis: int | None, spatial: int) -> str:
+    """Batch and spatial sizes of the output's maps, as an int64 tensor, from those of z in one
+    layout. z has ``spatial`` axes; where the output has a single one they are flattened."""
+    shape = g.op("Shape", tensor)
+    batch = _emit_slice(g, shape, 0, 1)
+    rest = _emit_slice(g, shape, 2 if axis == 1 else 1, -1 if axis == -1 else _END)
+    return g.op("Concat", batch, _emit_product(g, rest) if spatial == 1 else rest, axis=0)
+
+
+_END = 2**31  # of a slice: past any axis
+
+
+def _emit_slice(g: Fragment, shape: str, start: int, end: int) -> str:
+    return g.op("Slice", shape, g.const([start], "int64"), g.const([end], "int64"))
+
+
+def _emit_product(g: Fragment, sizes: str) -> str:
+    """The product of an int64 vector, as a vector of one."""
+    return g.op("ReduceProd", sizes, keepdims=1)
 
 
 def emit_maps(g: Fragment, rows: str, sizes: str, layout: Layout, tail: tuple[int, ...]) -> str:

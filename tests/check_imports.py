@@ -17,7 +17,13 @@ ONLY_IN = {
         "posthoc/export.py",
         "posthoc/model/torch_models.py",
         "posthoc/laplace_torch.py",
+        "posthoc/methods/bayescap/image.py",
+        "posthoc/methods/bayescap/network.py",
         "posthoc/methods/laplace/importing.py",
+        "posthoc/methods/network/abnn_training.py",
+        "posthoc/methods/network/mc_batch_norm.py",
+        "posthoc/network/autograd/",
+        "posthoc/network/keep.py",
     ),
     "ray": ("service/scoring/",),
 }

@@ -5,6 +5,7 @@ Values are those of the tensors that the walks name, on the rows of `posthoc.mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from posthoc.model.probe import Probe, difference
 from posthoc.model.quantised import Rounding
 
 _PACKED = 1e-2  # relative; 2e-3 was seen with eight-bit weights
+_KERNEL = 5e-7  # absolute, of probabilities: all a kernel promises, however small they are
 
 
 def believed(
@@ -32,7 +34,7 @@ def believed(
             f"output {output!r} is neither the result of {head!r} nor its softmax, log-softmax or "
             "sigmoid; name another node"
         )
-    if whole.ndim not in (1, 2) or whole.dtype.kind != "f":
+    if not 0 < whole.ndim <= 2 + _ones(whole) or whole.dtype.kind != "f":
         raise ModelError(
             f"output {output!r} has values {whole.dtype} of shape {whole.shape}; {task} takes one "
             "row of floats for each row (N×C)"
@@ -43,7 +45,7 @@ def believed(
 
 def _tensors_of_z(path: Sequence[str], values: Probe, output: Array) -> list[str]:
     """Tensors that may be z, the likeliest first: N×C, then N (a single output), then N×C with
-    axes of one where the output has none; the innermost first."""
+    axes of one (a pooled map); the innermost first."""
     found: dict[int, list[str]] = {2: [], 1: [], 3: []}
     for name in reversed(path):
         value = values[name]
@@ -51,9 +53,15 @@ def _tensors_of_z(path: Sequence[str], values: Probe, output: Array) -> list[str
             continue
         if value.ndim in (1, 2):
             found[value.ndim].append(name)
-        elif output.ndim < 3 and sum(d > 1 for d in value.shape[1:]) <= 1:
+        elif output.ndim <= 2 + _ones(output) and value.ndim <= 2 + _ones(value):
             found[3].append(name)
     return [*found[2], *found[1], *found[3]]
+
+
+def _ones(value: Array) -> int:
+    """Axes of one beside the batch, the first of a single output left out."""
+    inner = value.shape[1:]
+    return inner.count(1) - (math.prod(inner) == 1)
 
 
 def _follows(steps: Sequence[Step], z: Array, output: Array) -> bool:
@@ -64,10 +72,13 @@ def _follows(steps: Sequence[Step], z: Array, output: Array) -> bool:
 def apply_steps(steps: Sequence[Step], z: Array, output: Array) -> bool:
     """Whether ``steps``, over the last axis of z, give the output."""
     value, tolerance = z.astype(np.float64), _tolerance(z, output)
+    largest = max(float(np.abs(output).max(initial=0)), 1e-12) if steps else 1.0
     for step in steps:
         value = step(value) if isinstance(step, Rounding) else _step(step, value)
         if isinstance(step, Rounding):
-            tolerance += step.scale / max(float(np.abs(output).max(initial=0)), 1e-12)
+            tolerance += step.scale / largest
+        elif step in ("softmax", "sigmoid"):
+            tolerance += _KERNEL / largest
     return value.size == output.size and difference(value, output) <= tolerance
 
 

@@ -71,7 +71,8 @@ class Case:
 
     @property
     def prediction(self) -> Any:
-        return "frozen" if registry.info(self.name).preserves else "module"
+        info = registry.info(self.name)
+        return "frozen" if info.preserves or info.either else "module"
 
     def empty(self) -> Any:
         if self.module:
@@ -115,12 +116,16 @@ class Case:
         return f"{self.name}-{self.task}"
 
 
-ORDERED = {"loss", "vbll", "bootstrap", "nptl", "mixup"}
+ORDERED = {"loss", "bayescap", "vbll", "bootstrap", "nptl", "mixup"}
 BUILDERS = {
     "vbll",
     "vbll_generative",
     "vbll_t",
     "weights",
+    "mc_dropout",
+    "mc_batch_norm",
+    "abnn",
+    "head_dropout",
     "laplace",
     "laplace_diag",
     "laplace_full",
@@ -128,6 +133,7 @@ BUILDERS = {
     "student_t",
     "gaussian",
     "loss",
+    "bayescap",
     "bootstrap",
     "nptl",
     "mixup",

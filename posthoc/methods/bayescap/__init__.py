@@ -1,0 +1,1 @@
+"""BayesCap: a generalised Gaussian around a frozen output that stays what it is."""

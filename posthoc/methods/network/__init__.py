@@ -1,0 +1,1 @@
+"""Modules that put noise into the network itself."""
