@@ -25,7 +25,8 @@ def kept(options: FitOptions) -> Keep | None:
     """What the export of a torch model has to leave in the graph for this method."""
     if not at_network(options.method):
         return None
-    found: Keep = registry.page(options.method).KEEP
+    settings = registry.settings(options.method, options.settings)
+    found: Keep | None = registry.page(options.method).keep(settings)
     return found
 
 

@@ -47,11 +47,11 @@ def export_torch(
     the graph are ``input_names``, or arguments by name. The export is run in ONNX Runtime on
     ``rows`` (the same arguments; default: the examples), whole and in a smaller batch. Where the
     module returns a dictionary or a named tuple, the graph's outputs take its names. ``keep`` says
-    what stays a node where the exporter would remove it: ``"dropout"`` (Dropout nodes that do
-    nothing, as sites for noise) or ``"normalisation"`` (BatchNormalization with its running
-    statistics, ε and momentum). Raises ModelError for an operator that has no ONNX form, naming
-    it, for a batch dimension that the export fixed, for outputs that differ by more than 1e-4,
-    saying which and where, and for a module without dropout when these are to be kept.
+    what stays a node where the exporter would remove it: ``"normalisation"`` (BatchNormalization
+    with its running statistics, ε and momentum), or ``"dropout"`` (Dropout nodes that do nothing,
+    as sites for noise; normalisations too). Raises ModelError for an operator that has no ONNX
+    form, naming it, for a batch dimension that the export fixed, for outputs that differ by more
+    than 1e-4, saying which and where, and where dropout is to be kept and there is none.
     """
     import torch
 

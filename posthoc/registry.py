@@ -22,6 +22,7 @@ MODULES = {
     "gaussian": "posthoc.methods.gaussian_head",
     "loss": "posthoc.methods.loss.predictor",
     "bayescap": "posthoc.methods.bayescap.vector",
+    "bayescap_image": "posthoc.methods.bayescap.maps",
     "weights": "posthoc.methods.weights",
     "mc_dropout": "posthoc.methods.network.mc_dropout",
     "mc_batch_norm": "posthoc.methods.network.mc_batch_norm",

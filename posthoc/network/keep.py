@@ -8,6 +8,7 @@ names back at the end.
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import onnx
@@ -72,15 +73,15 @@ def mark_dropouts(program: Any) -> tuple[Any, list[str]]:
         graph.erase_node(node)
         marked += 1
     program.graph_module.recompile()
-    text = str(graph)
-    attention = "scaled_dot_product_attention" in text or "alpha_dropout" in text
+    text = f"{graph} {[n.meta.get('nn_module_stack') for n in graph.nodes]}"
+    unseen = ("scaled_dot_product_attention", "MultiheadAttention", "alpha_dropout")
     if not marked:
         raise ModelError(
             f"the module has no dropout that can be kept ({_UNSEEN}); use nn.Dropout, "
             "F.dropout(x, p, self.training), or mc_dropout at a named tensor"
         )
     count = "one dropout was" if marked == 1 else f"{marked} dropouts were"
-    return program, [f"{count} found; {_UNSEEN}"] if attention else []
+    return program, [f"{count} found; {_UNSEEN}"] if any(u in text for u in unseen) else []
 
 
 def translations() -> dict[Any, Any]:
@@ -127,24 +128,19 @@ def _after(graph: Any, node: Any) -> list[Any]:
     return nodes[nodes.index(node) + 1 :]
 
 
-_known: list[Any] = []
-
-
+@cache
 def _operator() -> Any:
     """``hedged::dropout(x, p, channels)``, which returns x: no decomposition removes it."""
     import torch
 
-    if not _known:
+    def dropout(x: Any, p: float, channels: bool) -> Any:
+        return x.clone()
 
-        def dropout(x: Any, p: float, channels: bool) -> Any:
-            return x.clone()
-
-        operator = torch.library.custom_op(
-            "hedged::dropout",
-            dropout,
-            mutates_args=(),
-            schema="(Tensor x, float p, bool channels) -> Tensor",
-        )
-        operator.register_fake(dropout)
-        _known.append(torch.ops.hedged.dropout.default)
-    return _known[0]
+    operator = torch.library.custom_op(
+        "hedged::dropout",
+        dropout,
+        mutates_args=(),
+        schema="(Tensor x, float p, bool channels) -> Tensor",
+    )
+    operator.register_fake(dropout)
+    return torch.ops.hedged.dropout.default

@@ -3,8 +3,8 @@
 Maps are K×H×W, targets likewise, a NaN where a pixel has no target. The frozen map stays the mean;
 the network gives log alpha and log beta of every pixel and channel, as
 `posthoc.methods.bayescap.vector` does for a row. It is trained by the true likelihood on random
-windows; images held out say when to stop, which share of the network is kept and the scale of
-alpha, a channel each.
+windows; images held out say when to stop, which share of the way from the homoscedastic
+distribution to the network is gone, and the scale of alpha, a channel each.
 
 A pixel counts in training only where the window shows all that the network would see of it in the
 whole image, so that what is trained is what is served.

@@ -7,11 +7,11 @@ likelihood: the loss that the authors released has a product where the density h
 fits beta = 0.68 to any data.
 
 Beside it stands the homoscedastic generalised Gaussian of the rows. Rows held out say when to stop,
-which share of the way from that to the network is gone (perhaps none) and the scale of alpha, for
-every output. What it
-gives is noise, not strangeness: the variance of the error on rows like those of the fit. The
-strength that is fitted later mixes it with a constant variance. alpha and beta themselves, for
-likelihoods and quantiles, come from `parameters`.
+which share of the way from that to the network is gone (perhaps none, setting ``gate`` of the
+state) and the scale of alpha, for every output. What it gives is noise, not strangeness: the
+variance of the error on rows like those of the fit. The strength that is fitted later mixes it with
+a constant variance. alpha and beta themselves, for likelihoods and quantiles, come from
+`parameters`.
 
 Outside the range of its rows a network may say anything. What it says is kept inside the range that
 it had on held-out rows, and while a row's largest standardised input grows from R to 1.5 R (R: what
@@ -105,8 +105,7 @@ def fit(rows: Rows, head: LinearHead | None, task: Task, settings: Settings) -> 
     seen = recut(Rows(lambda: _seen(rows, settings), rows.n))
     kept, held = seen.hold_out(min(max(HELD_OUT, rows.n // HELD_MOST), LEAST_SHARE))
     inputs = measure(kept, "regression", 1)
-    noise = _mean_square(rows)
-    errors = _errors(rows)
+    noise, errors = _mean_square(seen), _errors(seen)
     fixed, start, least = constants(errors), middle(errors), finest(errors)
     k = len(fixed) // 2
 

@@ -24,6 +24,7 @@ from posthoc.methods.network import members
 from posthoc.rows import Rows
 
 if TYPE_CHECKING:
+    from posthoc.export import Keep
     from posthoc.frozen import Frozen
     from posthoc.graph import Fragment
     from posthoc.network.attach import Attached, NetworkRows
@@ -45,7 +46,6 @@ INFO = Info(
     preserves=False,
     either=True,
 )
-KEEP = "normalisation"  # what the export of a torch model has to leave in the graph
 ROWS = 20_000  # module rows that are read, at most
 LOSS = 0.005  # of accuracy that a member may have, at 95 % confidence
 ENOUGH = 3200  # rows on which the guard can tell
@@ -70,6 +70,12 @@ class Settings(BaseModel):
     learning_rate: float = Field(default=5e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     seed: int = Field(default=0, ge=0)
+
+
+def keep(settings: Settings) -> Keep:
+    """What the export of a torch model has to leave in the graph."""
+    del settings
+    return "normalisation"
 
 
 def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) -> Attached:

@@ -22,6 +22,7 @@ from posthoc.methods.network import members
 from posthoc.rows import Rows
 
 if TYPE_CHECKING:
+    from posthoc.export import Keep
     from posthoc.frozen import Frozen
     from posthoc.graph import Fragment
     from posthoc.network.attach import Attached, NetworkRows
@@ -42,7 +43,6 @@ INFO = Info(
     preserves=False,
     either=True,
 )
-KEEP = "normalisation"  # what the export of a torch model has to leave in the graph
 ROWS = 5_000  # module rows that are read, at most
 
 
@@ -53,6 +53,12 @@ class Settings(BaseModel):
     samples: int = Field(default=16, ge=2)
     batch: int = Field(default=32, ge=2)
     seed: int = Field(default=0, ge=0)
+
+
+def keep(settings: Settings) -> Keep:
+    """What the export of a torch model has to leave in the graph."""
+    del settings
+    return "normalisation"
 
 
 def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) -> Attached:

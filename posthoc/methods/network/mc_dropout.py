@@ -25,6 +25,7 @@ from posthoc.methods.network import members
 from posthoc.rows import Rows
 
 if TYPE_CHECKING:
+    from posthoc.export import Keep
     from posthoc.frozen import Frozen
     from posthoc.graph import Fragment
     from posthoc.network.attach import Attached, NetworkRows
@@ -45,7 +46,6 @@ INFO = Info(
     preserves=False,
     either=True,
 )
-KEEP = "dropout"  # what the export of a torch model has to leave in the graph
 ROWS = 1000  # module rows that a rate is judged on, at most
 _STEPS = 12  # halvings of the range of rates
 _MOST = 0.9
@@ -67,6 +67,12 @@ class Settings(BaseModel):
     epsilon: float = Field(default=0.01, gt=0, lt=1)
     channels: bool = False
     seed: int = Field(default=0, ge=0)
+
+
+def keep(settings: Settings) -> Keep | None:
+    """What the export of a torch model has to leave in the graph: its dropouts, where they are
+    looked for."""
+    return None if settings.at else "dropout"
 
 
 def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) -> Attached:
