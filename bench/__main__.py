@@ -10,7 +10,7 @@ from importlib import import_module
 
 from calibration.assemble import versions
 
-NAMES = ("overhead", "resplits", "laplace", "fit", "heads", "ood")
+NAMES = ("overhead", "resplits", "laplace", "fit", "heads", "ood", "bayescap", "dropout", "abnn")
 
 
 def main() -> None:

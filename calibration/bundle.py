@@ -72,13 +72,14 @@ class Guarantee(_Record):
     """What one threshold promises: rank k of n at level alpha; coverage is Beta(k, n+1-k).
 
     ``kind`` risk: of a dense model the expected share of a new image's pixels that are not covered
-    is at most alpha (conformal risk control over n images, n images or more needed).
+    is at most alpha (conformal risk control over n images). ``kind`` missed: the expected share of
+    a class's pixels that its mask misses, in a new image that shows the class, is at most alpha.
     """
 
     alpha: float
     n: int
     rank: int  # n + 1 when n is too small for the level: the set is then everything; 0 for a risk
-    kind: Literal["coverage", "risk"] = "coverage"
+    kind: Literal["coverage", "risk", "missed"] = "coverage"
     threshold: float | None  # None stands for +inf
     n_needed: int
 

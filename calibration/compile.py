@@ -91,10 +91,9 @@ def compile_predictor(
     phi = phi if head.features is not None else None
     sizes = ""
     if dense is not None:
-        spatial = len(dense.spatial)
-        sizes = pixels.emit_sizes(g, z, dense.axis)
-        z = pixels.emit_rows(g, z, dense.axis, spatial)
-        phi = None if phi is None else pixels.emit_rows(g, phi, dense.phi_axis, spatial)
+        sizes = pixels.emit_sizes(g, z, dense.axis, len(dense.spatial))
+        z = pixels.emit_rows(g, z, dense.axis)
+        phi = None if phi is None else pixels.emit_rows(g, phi, dense.phi_axis)
     logits = emit_link(g, z, link)
 
     def per_row(name: str) -> str:

@@ -7,20 +7,21 @@ comparison come from the same run.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from calibration.bundle import REFERENCE, Bundle
+from calibration.bundle import Bundle
 from calibration.evaluation import Evaluation, evaluate_classification, evaluate_regression
+from calibration.evaluation.dense import evaluate_maps
+from calibration.evaluation.unseen import Unseen, seen_hashes
 from calibration.predictor import Predictor
 from posthoc.contract import Array, DataError
-from posthoc.data import Rows, open_table, to_rows
+from posthoc.data import open_table, to_rows
 from posthoc.folds import log_softmax
 
+__all__ = ["evaluate", "seen_hashes"]
 Progress = Callable[[str, int, int], None]
 BATCH = 256
 LOGITS = "logits"  # what the frozen model itself says, beside the fields
@@ -36,8 +37,12 @@ def evaluate(
     threads: int = 0,
     progress: Progress | None = None,
     seed: int = 0,
+    data_range: float | None = None,
 ) -> Evaluation:
     """Every figure of the report, from labelled rows and (for OOD scores) strange rows by name.
+
+    Of a dense bundle rows are images, and what is resampled are images. ``data_range`` is the range
+    of the target's values there (255, 1.0), for the peak signal-to-noise ratio of restored images.
 
     Raises DataError when no row is left after those the fit saw are dropped, and for a table that
     the bundle's mapping does not fit.
@@ -48,25 +53,25 @@ def evaluate(
         else Predictor(bundle, device=device, threads=threads)
     )
     manifest = predictor.manifest
+    if data_range is not None and (manifest.dense is None or manifest.task != "regression"):
+        raise DataError("a range of values is for a model that makes maps of values; leave it out")
+    if manifest.dense is not None:
+        return evaluate_maps(
+            predictor,
+            data,
+            ood_data=ood_data or {},
+            about=_about(predictor),
+            progress=progress,
+            data_range=data_range,
+            seed=seed,
+        )
     levels = {g.alpha: predictor.q_hat(g.alpha) for g in manifest.conformal.guarantees}
     run = _Pass(predictor, levels if manifest.task == "classification" else {})
     made, y, dropped = run.over(data, "evaluate", labelled=True, progress=progress)
     if len(y) == 0:
         raise DataError(f"{data}: no row is left ({dropped} were used by the fit or are faulty)")
-    about = {
-        "model": f"{manifest.name} {manifest.version} ({manifest.frozen.file})",
-        "bundle": predictor.bundle.identity,
-        "module": manifest.module.name,
-        "answer": "the module's" if manifest.prediction == "module" else "the frozen model's",
-        "rows": f"{len(y)} evaluated, {dropped} dropped (seen by the fit, or faulty)",
-        "splits": ", ".join(f"{k} {v}" for k, v in manifest.splits.rows.items()),
-    }
-    if beside := manifest.evaluation.get("linearised"):
-        # It needs torch and the curvature, which no bundle holds: measured when it was fitted.
-        about["linearised predictive of laplace-torch"] = (
-            f"{beside['nll']:.4f} nats on {beside['rows']} test rows of the fit, where the bundle "
-            f"has {manifest.evaluation['hedged']['nll']:.4f} on all of them"
-        )
+    about = _about(predictor)
+    about["rows"] = f"{len(y)} evaluated, {dropped} dropped (seen by the fit, or faulty)"
     strange = {}
     for name, path in (ood_data or {}).items():
         rows, _, faulty = run.over(path, name, labelled=False, progress=progress)
@@ -107,11 +112,23 @@ def evaluate(
     )
 
 
-def seen_hashes(bundle: Bundle, column: str = "row_hash") -> Array:
-    """Sorted hashes (or split keys) of the rows that the fit used for anything but testing."""
-    table = pq.read_table(io.BytesIO(bundle.files[REFERENCE]), columns=["role", column])
-    role = np.asarray(table["role"].to_pylist())
-    return np.unique(np.asarray(table[column])[role != "test"])
+def _about(predictor: Predictor) -> dict[str, str]:
+    """The header's lines that are the bundle's own."""
+    manifest = predictor.manifest
+    about = {
+        "model": f"{manifest.name} {manifest.version} ({manifest.frozen.file})",
+        "bundle": predictor.bundle.identity,
+        "module": manifest.module.name,
+        "answer": "the module's" if manifest.prediction == "module" else "the frozen model's",
+        "splits": ", ".join(f"{k} {v}" for k, v in manifest.splits.rows.items()),
+    }
+    if beside := manifest.evaluation.get("linearised"):
+        # It needs torch and the curvature, which no bundle holds: measured when it was fitted.
+        about["linearised predictive of laplace-torch"] = (
+            f"{beside['nll']:.4f} nats on {beside['rows']} test rows of the fit, where the bundle "
+            f"has {manifest.evaluation['hedged']['nll']:.4f} on all of them"
+        )
+    return about
 
 
 class _Pass:
@@ -120,8 +137,7 @@ class _Pass:
     def __init__(self, predictor: Predictor, levels: Mapping[float, float]):
         self.predictor = predictor
         self.levels = levels
-        self.hashes = seen_hashes(predictor.bundle)
-        self.keys = seen_hashes(predictor.bundle, "split_key")
+        self.unseen = Unseen(predictor.bundle)
 
     def over(
         self, data: str | Path, what: str, *, labelled: bool, progress: Progress | None
@@ -143,7 +159,7 @@ class _Pass:
                 need_target=labelled,
                 n_classes=_width(self.predictor),
             )
-            keep = self._usable(rows, labelled)
+            keep = self.unseen.usable(rows, labelled)
             if keep.any():
                 made = self._run({k: v[keep] for k, v in rows.inputs.items()})
                 for name, value in {**made, GROUPS: rows.split_keys[keep]}.items():
@@ -156,15 +172,6 @@ class _Pass:
                 progress(what, done, table.n_rows)
         made = {k: np.concatenate(v) for k, v in parts.items()}
         return made, np.concatenate(labels) if labels else np.zeros(0), dropped
-
-    def _usable(self, rows: Rows, labelled: bool) -> Array:
-        """Rows without a fault that neither the fit nor a sibling of theirs in it has seen."""
-        keep = np.ones(len(rows), bool)
-        keep[list(rows.bad)] = False
-        if labelled:
-            keep &= ~_among(rows.content_hashes, self.hashes)
-            keep &= ~_among(rows.split_keys, self.keys)
-        return keep
 
     def _run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         logits = self.predictor.manifest.frozen.logits
@@ -180,14 +187,6 @@ class _Pass:
                 else self.predictor.run(inputs, outputs=["set"], q_hat=q)["set"]
             )
         return out
-
-
-def _among(values: Array, known: Array) -> Array:
-    """Whether each value is among the sorted ``known``: a search, where np.isin would sort all."""
-    if len(known) == 0:
-        return np.zeros(len(values), bool)
-    at = np.minimum(np.searchsorted(known, values), len(known) - 1)
-    return np.asarray(known[at] == values)
 
 
 def _width(predictor: Predictor) -> int | None:

@@ -17,6 +17,7 @@ import numpy as np
 from calibration.assemble import USES, Dataset, assemble
 from calibration.bundle import Bundle, SplitRecord
 from calibration.fit_head import fit_head
+from calibration.fit_masks import control_misses
 from calibration.fit_options import FitOptions, check_options
 from calibration.fit_thresholds import Fitted, run_head
 from calibration.material import DEFAULT_SPLIT, ROLES, Material, Progress, parts_of, prepare, split
@@ -85,6 +86,8 @@ def fit(
     )
     posterior = None if laplace is None else _imported(laplace, material, options)
     fitted, test, roles = fit_material(material, options, fractions, posterior)
+    if options.mask is not None:
+        fitted = control_misses(fitted, material, data, roles, options)
     return write(material, fitted, test, roles, out, options, data, name=name, version=version)
 
 

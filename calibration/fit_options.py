@@ -19,7 +19,9 @@ class FitOptions(BaseModel):
     ``method`` none is scaling alone, ``settings`` are the method's own; ``prediction`` module is
     needed by a method that refits the head. ``predictive`` is the way from Gaussian logits to
     probabilities, ``draws`` the number of fixed logit draws (even; default 16, 64 for mc) where a
-    module has none of its own. ``ood`` auto chooses. What does not go together is refused by
+    module has none of its own. ``mask`` is the class of a segmentation whose
+    pixels the sets are to hold: the promise is then about the share of them that is missed. ``ood``
+    auto chooses. What does not go together is refused by
     `check_options`, and by `fit_head` where only the fitted module can tell.
     """
 
@@ -31,6 +33,7 @@ class FitOptions(BaseModel):
     predictive: links.Predictive = "probit"
     draws: int | None = Field(default=None, ge=2, le=4096, multiple_of=2)
     conformal: str | None = None  # default: lac, or residual for a regression
+    mask: int | None = Field(default=None, ge=0)
     alphas: tuple[float, ...] = Field(default=(0.1, 0.05), min_length=1)
     ood: str = "auto"
     ood_alpha: float = Field(default=0.05, gt=0, lt=1)
@@ -78,6 +81,10 @@ def check_options(options: FitOptions) -> None:
             raise FitError("--draws is for classification; error bars of a regression need none")
     elif options.tolerance is not None:
         raise FitError("--tolerance is for regression; a class is right or wrong")
+    if options.mask is not None and (
+        options.task == "regression" or options.conformal not in (None, "lac")
+    ):
+        raise FitError("--mask is for a segmentation with --conformal lac")
     known = METHODS if options.task == "classification" else ("residual",)
     if options.conformal not in (None, *known):
         raise FitError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,30 +64,54 @@ def module_rows(
     fractions: Mapping[str, float],
     seed: int,
 ) -> NetworkRows:
-    """Raw inputs and labels of the first module rows without a fault: at most ``limit``, and one
-    gigabyte. Raises DataError without a target, FitError where there is none."""
+    """Raw inputs and labels of at most ``limit`` module rows without a fault, and one gigabyte:
+    those with the smallest hashes of their content, so that they are a random sample however the
+    table is ordered. Where the sizes of rows are free, those of the first row's sizes.
+
+    Raises DataError without a target, FitError where there is no such row.
+    """
     mapping = samples.mapping(frozen.inputs)
     if not mapping.target:
         raise DataError("a fit needs labels: name their column with --target")
     how: dict[str, Any] = {"task": task, "classes": classes, "n_classes": max(2, frozen.z_dim)}
     if frozen.dense is not None:
         how["maps"] = target_shape(frozen.dense, task, frozen.z_dim)
-    inputs: dict[str, list[Array]] = {s.name: [] for s in frozen.inputs}
-    labels: list[Array] = []
-    size = 0
+    names = [s.name for s in frozen.inputs]
+    held: list[tuple[Array, NetworkRows]] = []
+    largest = np.iinfo(np.uint64).max  # that a hash may be
     for batch in samples.table.batches(_READ, mapping.columns(target=True)):
         read = to_rows(batch, mapping, frozen.inputs, **how)
         keep = split_roles(read.split_keys, fractions, seed) == list(fractions).index("module")
         keep[list(read.bad)] = False
-        if keep.any() and read.y is not None:
-            for name, parts in inputs.items():
-                parts.append(read.inputs[name][keep])
-                size += parts[-1].nbytes
-            labels.append(np.asarray(read.y)[keep])
-        if sum(map(len, labels)) >= limit or size > _BYTES:
-            break
-    if not labels:
+        keep &= read.content_hashes <= largest
+        if not keep.any() or read.y is None:
+            continue
+        part = NetworkRows({n: read.inputs[n][keep] for n in names}, np.asarray(read.y)[keep])
+        if held and _sizes(part) != _sizes(held[0][1]):
+            continue
+        held.append((read.content_hashes[keep], part))
+        limit = min(limit, max(1, _BYTES * len(part) // _bytes(part)))
+        if sum(len(k) for k, _ in held) > limit + limit // 4:
+            held = [_smallest(held, limit)]
+            largest = held[0][0][-1]
+    if not held:
         raise FitError("no module rows to sample the network on: give more data or another --split")
-    return NetworkRows(
-        {k: np.concatenate(v)[:limit] for k, v in inputs.items()}, np.concatenate(labels)[:limit]
-    )
+    return _smallest(held, limit)[1]
+
+
+def _smallest(held: Sequence[tuple[Array, NetworkRows]], limit: int) -> tuple[Array, NetworkRows]:
+    """The rows with the ``limit`` smallest hashes, in their order."""
+    hashes = np.concatenate([k for k, _ in held])
+    order = np.argsort(hashes, kind="stable")[:limit]
+    inputs = {n: np.concatenate([p.inputs[n] for _, p in held])[order] for n in held[0][1].inputs}
+    labels = np.concatenate([p.y for _, p in held if p.y is not None])[order]
+    return hashes[order], NetworkRows(inputs, labels)
+
+
+def _sizes(rows: NetworkRows) -> list[tuple[int, ...]]:
+    labels = () if rows.y is None else (rows.y,)
+    return [a.shape[1:] for a in (*rows.inputs.values(), *labels)]
+
+
+def _bytes(rows: NetworkRows) -> int:
+    return max(1, sum(a.nbytes for a in rows.inputs.values()))

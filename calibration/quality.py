@@ -28,12 +28,17 @@ def classification_totals(p: Array, label: Array, y: Array) -> ClassificationTot
 
 
 def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
-    """Accuracy (or RMSE), NLL, ECE and coverage on the test rows, frozen beside hedged."""
+    """Accuracy (or RMSE), NLL, ECE and coverage on the test rows, frozen beside hedged.
+
+    Of a dense model the rows are the pixels drawn from the test images, ``rows`` counts images and
+    a level has the promised figure: the mean over images of the share of uncovered pixels.
+    """
     assert test.y is not None
     if len(test) == 0:
         return {}
     out = run_head(fitted.head, test)
     levels = {}
+    per = _pixels(fitted)
     if fitted.head.task == "classification":
         y = np.asarray(test.y, np.int64)
         label, said = out["label"], test.z.argmax(1)
@@ -41,7 +46,7 @@ def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
         for g in fitted.conformal.guarantees:
             q = np.inf if g.threshold is None else g.threshold
             levels[level_name(g.alpha)] = {
-                "coverage": float((true <= q).mean()),
+                **_covered(true <= q, g.alpha, per),
                 "mean_set_size": float((out["set_scores"] <= q).sum(1).mean()),
                 "empty": float(((out["set_scores"] <= q).sum(1) == 0).mean()),
             }
@@ -49,21 +54,40 @@ def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
             "frozen": _classification(classification_totals(softmax(test.z), said, y)),
             "hedged": _classification(classification_totals(out["probs"], label, y)),
         }
-        return {"rows": len(test), **rows, "levels": levels}
+        return {"rows": len(test) // (per or 1), **rows, "levels": levels}
     y = np.asarray(test.y, np.float64)
     totals = update_regression(RegressionTotals(), mean=out["mean"], std=out["std"], y=y)
     score = residual_scores(y, out["mean"], out["std"])
     for g in fitted.conformal.guarantees:
         assert g.threshold is not None
         levels[level_name(g.alpha)] = {
-            "coverage": float((score <= g.threshold).mean()),
+            **_covered(score <= g.threshold, g.alpha, per),
             "mean_width": float((2 * g.threshold * out["std"]).mean()),
         }
     return {
-        "rows": len(test),
+        "rows": len(test) // (per or 1),
         "frozen": {"rmse": float(np.sqrt(((y - test.z) ** 2).mean()))},
         "hedged": {"rmse": totals.rmse, "crps": totals.crps, "nll": totals.log_loss},
         "levels": levels,
+    }
+
+
+def _pixels(fitted: Fitted) -> int | None:
+    """Pixels drawn from an image; None where rows are no pixels."""
+    if all(g.kind != "risk" for g in fitted.conformal.guarantees):
+        return None
+    key = "set" if fitted.head.task == "classification" else "interval"
+    return int(fitted.scores[key].shape[1])
+
+
+def _covered(inside: Array, alpha: float, per: int | None) -> dict[str, float]:
+    """Coverage of rows; of images the share of uncovered pixels, and how many have over alpha."""
+    if per is None:
+        return {"coverage": float(inside.mean())}
+    shares = 1 - inside.reshape(-1, per).mean(axis=1)
+    return {
+        "uncovered_pixels": float(shares.mean()),
+        "images_above": float((shares > alpha).mean()),
     }
 
 

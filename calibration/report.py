@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from calibration.evaluation.images import PIXELS
 from calibration.evaluation.parts import HEDGED
-from calibration.evaluation.records import Difference, Evaluation, Figure
+from calibration.evaluation.records import Difference, Evaluation
 from calibration.figures import Panel, panels
-from calibration.figures.panel import level_percent, number, percent
+from calibration.figures.maps import class_table, picture_sections, uncovered_table
+from calibration.figures.panel import level_percent, percent, unit
+from calibration.figures.tables import cell, difference, items, shown, table
 
 # Metric: title, what it is and which way is better, and how many decimals (% for shares).
 _METRICS = {
     "accuracy": ("Accuracy", "share of labels that are right; higher is better", "%"),
+    "mean_iou": ("Mean IoU", "overlap with the truth, mean over classes; higher is better", ".4f"),
     "nll": ("NLL", "log loss in nats; lower is better", ".4f"),
     "brier": ("Brier score", "squared error of the probabilities; lower is better", ".4f"),
     "debiased_ece": ("ECE, debiased", "calibration error; a perfect model shows 0", "%"),
@@ -27,12 +30,21 @@ _METRICS = {
     "aurc": ("AURC", "mean error over all shares answered; lower is better", ".4f"),
     "augrc": ("AUGRC", "the same with every error weighed alike; lower is better", ".4f"),
     "error_auroc": ("AUROC of errors", "does low confidence find the errors? 0.5 is chance", ".3f"),
+    "class_ece": ("ECE by class", "calibration error of each class's probability, mean", "%"),
+    "ged": ("GED²", "distance to the annotators' maps; lower is better", ".4f"),
+    "disagreement": ("Disagreement", "mean distance between annotators", ".4f"),
     "rmse": ("RMSE", "in the target's units; lower is better", ".4g"),
     "mae": ("MAE", "in the target's units; lower is better", ".4g"),
     "crps": ("CRPS", "error of the whole distribution, target's units; lower is better", ".4g"),
+    "psnr": ("PSNR", "peak signal to noise in dB, mean over images; higher is better", ".2f"),
+    "uce": ("UCE", "calibration error of the variance, squared units; read with AUSE", ".3g"),
+    "pearson": ("Pearson, σ with |error|", "within an image; higher is better", ".3f"),
+    "spearman": ("Spearman, σ with |error|", "the same by ranks; higher is better", ".3f"),
+    "pearson_pooled": ("Pearson, all pixels", "also tells hard from easy images", ".3f"),
+    "ause": ("AUSE", "area to the oracle's sparsification; lower is better", ".4f"),
+    "ause_random": ("AUSE of a random order", "what a useless map would have", ".4f"),
     "pce": ("PCE", "calibration error of the distribution; lower is better", "%"),
 }
-_NONE = "–"
 
 
 def write_report(path: Path, evaluation: Evaluation) -> None:
@@ -49,17 +61,20 @@ def render(evaluation: Evaluation) -> str:
     """The report as one HTML document."""
     from plotly.offline import get_plotlyjs
 
-    shown = list(panels(evaluation))
-    figures = [{"key": p.key, "data": p.data, "layout": p.layout} for p in shown]
+    drawn = list(panels(evaluation))
+    figures = [{"key": p.key, "data": p.data, "layout": p.layout} for p in drawn]
     slots = {
         "title": escape(evaluation.about.get("model", f"the {evaluation.task}")),
         "about": _about(evaluation),
+        "pictures": picture_sections(evaluation),
+        "classes": class_table(evaluation),
+        "unit": items(evaluation),
         "glance": _glance(evaluation),
         "comparison": _comparison(evaluation),
         "levels": _levels(evaluation),
-        "figures": "\n".join(_section(p) for p in shown if not p.key.startswith("scores-")),
+        "figures": "\n".join(_section(p) for p in drawn if not p.key.startswith("scores-")),
         "ood": _ood(evaluation),
-        "scores": "\n".join(_section(p) for p in shown if p.key.startswith("scores-")),
+        "scores": "\n".join(_section(p) for p in drawn if p.key.startswith("scores-")),
         "data": _script_json(figures),
         "plotly": get_plotlyjs().replace("</script", "<\\/script"),
     }
@@ -77,12 +92,15 @@ def _script_json(value: object) -> str:
 
 
 def _about(e: Evaluation) -> str:
+    unit = items(e)
     lines = {
         **{k[:1].upper() + k[1:]: v for k, v in e.about.items() if k != "model"},
         "Task": e.task,
-        "Test rows": f"{e.n:,}",
-        "Conformal rows": f"{e.n_conformal:,}",
+        f"Test {unit}": f"{e.n:,}",
+        f"Conformal {unit}": f"{e.n_conformal:,}",
     }
+    if e.dense is not None:
+        lines["Test pixels"] = f"{e.dense.pixels:,}"
     return "\n".join(
         f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in lines.items()
     )
@@ -98,16 +116,25 @@ def _tile(name: str, value: str, note: str) -> str:
 def _glance(e: Evaluation) -> str:
     """A few figures in large type: the first baseline beside hedged."""
     first, hedged = e.systems[0], next(s for s in e.systems if s.name == HEDGED)
-    keys = (
+    keys: tuple[str, ...] = (
         ("accuracy", "nll", "debiased_ece")
         if e.task == "classification"
         else ("rmse", "nll", "pce")
     )
+    if e.dense is not None:
+        keys = (
+            ("accuracy", "mean_iou", "nll", "debiased_ece")
+            if e.task == "classification"
+            else ("rmse", "nll", "uce", "ause")
+        )
     tiles = []
     for key in keys:
         title, _, form = _METRICS[key]
-        note = "" if first is hedged else f"{first.name}: {_number(first.metrics[key].value, form)}"
-        tiles.append(_tile(title, _number(hedged.metrics[key].value, form), note))
+        theirs = first.metrics.get(key)
+        note = ""
+        if first is not hedged and theirs is not None:
+            note = f"{first.name}: {shown(theirs.value, form)}"
+        tiles.append(_tile(title, shown(hedged.metrics[key].value, form), note))
     if e.levels:
         v = e.levels[0]
         note = f"chance allows {percent(v.band_low)} to {percent(v.band_high)}"
@@ -116,7 +143,9 @@ def _glance(e: Evaluation) -> str:
         score = e.ood[0].score
         mine = [r.auroc.value for r in e.ood if r.score == score]
         tiles.append(
-            _tile("AUROC of strange rows", f"{sum(mine) / len(mine):.3f}", f"score “{score}”")
+            _tile(
+                f"AUROC of strange {items(e)}", f"{sum(mine) / len(mine):.3f}", f"score “{score}”"
+            )
         )
     if e.label_equal is not None:
         tiles.append(
@@ -138,10 +167,10 @@ def _comparison(e: Evaluation) -> str:
     rows = []
     for key in keys:
         title, note, form = _METRICS[key]
-        cells = [_cell(s.metrics.get(key), form) for s in e.systems]
-        cells += [_difference(by.get(key), form) for by in against.values()]
+        cells = [cell(s.metrics.get(key), form) for s in e.systems]
+        cells += [difference(by.get(key), form) for by in against.values()]
         rows.append((f"{escape(title)}<small>{escape(note)}</small>", cells))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _levels(e: Evaluation) -> str:
@@ -158,11 +187,15 @@ def _levels(e: Evaluation) -> str:
         rows.append(
             (level_percent(v.alpha), [*cells, percent(v.empty_share or 0)] if sets else cells)
         )
-    text = _table([*head, "Empty sets"] if sets else head, rows)
+    text = table([*head, "Empty sets"] if sets else head, rows)
+    text += uncovered_table(e)
     a = e.answered
     if a is None:
         return text
-    said = f"Without what was flagged or abstained on, {percent(a.share)} of the rows are answered"
+    what = unit(e)
+    said = (
+        f"Without what was flagged or abstained on, {percent(a.share)} of the {what} are answered"
+    )
     if a.error is not None:
         said += f", {percent(a.error, 2)} of them wrongly"
     if a.coverage is not None and a.level is not None:
@@ -178,17 +211,30 @@ def _ood(e: Evaluation) -> str:
         return ""
     rows = [
         (
-            f"{escape(r.out)}<small>{r.n_out:,} rows</small>",
-            [escape(r.score), _cell(r.auroc, ".3f"), f"{r.aupr:.3f}", percent(r.fpr95)],
+            f"{escape(r.out)}<small>{r.n_out:,} {_of(e, r.score)}</small>",
+            [escape(r.score), cell(r.auroc, ".3f"), f"{r.aupr:.3f}", percent(r.fpr95)],
         )
         for r in e.ood
     ]
-    table = _table(["Strange rows", "Score", "AUROC", "AUPR", "FPR95"], rows)
+    what = "rows" if e.dense is None else "images and pixels"
+    row = "row" if e.dense is None else "image (by the mean of its map), or pixel,"
+    found = table([f"Strange {what}", "Score", "AUROC", "AUPR", "FPR95"], rows)
     return (
-        f"<section><h2>Strange rows</h2>{table}<p>AUROC: how often a strange row scores above "
-        "a test row. AUPR: precision averaged over the strange rows found. FPR95: the share of "
-        "strange rows let through where 95 % of the test rows are.</p></section>"
+        f"<section><h2>Strange {what}</h2>{found}<p>AUROC: how often a strange {row} scores above "
+        f"one of the test {items(e)}. AUPR: precision averaged over the strange ones found. FPR95: "
+        "the share of strange ones let through where 95 % of the test ones are."
+        f"{_drawn(e)}</p></section>"
     )
+
+
+def _of(e: Evaluation, score: str) -> str:
+    return "pixels" if score.endswith(PIXELS.format("")) else items(e)
+
+
+def _drawn(e: Evaluation) -> str:
+    if e.dense is None:
+        return ""
+    return f" Of each image {e.dense.sampled} pixels at most were drawn for ranks of single pixels."
 
 
 def _section(p: Panel) -> str:
@@ -197,48 +243,3 @@ def _section(p: Panel) -> str:
         f'<section><h2>{title}</h2><figure><div id="{p.key}" class="plot" role="img" '
         f'aria-label="{title}"></div><figcaption>{escape(p.meaning)}</figcaption></figure></section>'
     )
-
-
-def _table(head: Iterable[str], rows: Iterable[tuple[str, list[str]]]) -> str:
-    """A table of ready cells; ``head`` is escaped here."""
-    labels = [escape(h) for h in head]
-    top = "".join(f'<th scope="col">{label}</th>' for label in labels)
-    body = []
-    for name, cells in rows:
-        tds = "".join(
-            f'<td data-label="{label}"{" class=none" if cell == _NONE else ""}>{cell}</td>'
-            for label, cell in zip(labels[1:], cells, strict=True)
-        )
-        body.append(f'<tr><th scope="row">{name}</th>{tds}</tr>')
-    return (
-        f'<div class="wide"><table><thead><tr>{top}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _number(value: float, form: str) -> str:
-    return percent(value, 2) if form == "%" else number(value, form)
-
-
-def _cell(f: Figure | None, form: str) -> str:
-    if f is None:
-        return _NONE
-    text = _number(f.value, form)
-    if f.low is None or f.high is None:
-        return text
-    span = f"{_number(f.low, form)} to {_number(f.high, form)}"
-    return f"{text}<small>{'perfect: ' if f.range == 'perfect' else ''}{span}</small>"
-
-
-def _difference(d: Difference | None, form: str) -> str:
-    if d is None:
-        return _NONE
-    mark = "" if d.low <= 0 <= d.high else ' class="clear"'
-    return (
-        f"<span{mark}>{_signed(d.value, form)}</span>"
-        f"<small>{_signed(d.low, form)} to {_signed(d.high, form)}</small>"
-    )
-
-
-def _signed(value: float, form: str) -> str:
-    return f"{'+' if value >= 0 else '−'}{_number(abs(value), form)}"

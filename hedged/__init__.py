@@ -39,9 +39,9 @@ def fit(
 ) -> Bundle:
     """Fit a bundle at ``out`` for a frozen model on labelled rows.
 
-    ``options`` are those of `calibration.fit_head.FitOptions`; ``source`` what else is said of the
-    model: checkpoint, preprocess, example, trust_pickle, output, head (`posthoc.opening.Source`),
-    and laplace, sampling, train_data (`calibration.fit.fit` and `prepare`).
+    ``options`` are those of `calibration.fit_options.FitOptions`; ``source`` what else is said of
+    the model: checkpoint, preprocess, example, trust_pickle, output, head
+    (`posthoc.opening.Source`), and laplace, sampling, train_data, pixels (`calibration.fit.fit` and `prepare`).
     Raises a HedgedError that names the object and the fix.
     """
     from calibration import fit as fitting

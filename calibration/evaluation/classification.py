@@ -10,6 +10,7 @@ import numpy as np
 from calibration.evaluation.parts import (
     HEDGED,
     Resampling,
+    against,
     answered,
     check_rows,
     difference,
@@ -19,28 +20,26 @@ from calibration.evaluation.parts import (
     independent,
     level,
     ood_results,
+    reliability,
+    shares_of_sizes,
 )
 from calibration.evaluation.records import (
     Curve,
     Difference,
     Evaluation,
     Figure,
-    Reliability,
-    SetSizes,
     System,
 )
 from calibration.metrics.calibration_error import (
-    PerfectBand,
     debiased_ece,
     ece_difference,
     perfect_band,
 )
-from calibration.metrics.coverage import SetTotals, set_sizes
+from calibration.metrics.coverage import set_sizes
 from calibration.metrics.proper import brier_score
 from calibration.metrics.ranking import auroc, auroc_estimate, risk_coverage
 from calibration.metrics.totals import (
     ClassificationTotals,
-    level_name,
     update_classification,
 )
 from posthoc.contract import F64, I64, Array
@@ -123,7 +122,7 @@ def evaluate_classification(
             level(a, t.coverage, t.mean_size, units, n_conformal, t.empty_share)
             for a, t in sizes.items()
         ),
-        set_sizes=tuple(_set_sizes(a, t) for a, t in sizes.items()),
+        set_sizes=tuple(shares_of_sizes(a, t) for a, t in sizes.items()),
         answered=answered(
             fields,
             {a: _at(mask, truth) for a, mask in sets.items()},
@@ -161,8 +160,8 @@ def _system(
     curve = risk_coverage(r.confidence, wrong)
     metrics = {
         **figures(losses, resampling),
-        "ece": _against(totals.ece, band.ece),
-        "debiased_ece": _against(debiased_ece(totals), band.debiased_ece),
+        "ece": against(totals.ece, band.ece),
+        "debiased_ece": against(debiased_ece(totals), band.debiased_ece),
         "aurc": Figure(value=curve.aurc),
         "augrc": Figure(value=curve.augrc),
     }
@@ -179,36 +178,9 @@ def _system(
     return System(
         name=name,
         metrics=metrics,
-        reliability=_reliability(totals, band),
+        reliability=reliability(totals.count, totals.correct, totals.confidence_sum, band),
         risk_coverage=Curve(x=tuple(curve.coverage[at].tolist()), y=tuple(curve.risk[at].tolist())),
     )
-
-
-def _reliability(totals: ClassificationTotals, band: PerfectBand) -> Reliability:
-    filled = np.flatnonzero(totals.count)
-    n = totals.count[filled]
-    return Reliability(
-        count=tuple(n.tolist()),
-        confidence=tuple((totals.confidence_sum[filled] / n).tolist()),
-        accuracy=tuple((totals.correct[filled] / n).tolist()),
-        low=tuple(band.accuracy_low[filled].tolist()),
-        high=tuple(band.accuracy_high[filled].tolist()),
-    )
-
-
-def _set_sizes(alpha: float, totals: SetTotals) -> SetSizes:
-    coverage = totals.coverage_by_size
-    return SetSizes(
-        level=level_name(alpha),
-        size=tuple(coverage),
-        count=tuple(int(totals.count[s]) for s in coverage),
-        coverage=tuple(coverage.values()),
-    )
-
-
-def _against(value: float, band: tuple[float, float]) -> Figure:
-    """A calibration error beside what a perfectly calibrated model would show."""
-    return Figure(value=value, low=band[0], high=band[1], range="perfect")
 
 
 def _at(table: Array, index: I64) -> Array:

@@ -16,9 +16,12 @@ from calibration.evaluation.records import (
     Histogram,
     Level,
     OodResult,
+    Reliability,
+    SetSizes,
 )
 from calibration.metrics.bootstrap import Estimate, mean_estimates, paired_difference
-from calibration.metrics.coverage import coverage_band
+from calibration.metrics.calibration_error import PerfectBand
+from calibration.metrics.coverage import SetTotals, coverage_band
 from calibration.metrics.ranking import aupr, auroc_estimate, fpr95
 from calibration.metrics.totals import level_name
 from posthoc.contract import F64, Array, DataError
@@ -54,6 +57,35 @@ def figures(columns: Mapping[str, Array], resampling: Resampling) -> dict[str, F
 def figure(e: Estimate) -> Figure:
     """An estimate as a figure of the report."""
     return Figure(value=e.value, low=e.low, high=e.high)
+
+
+def against(value: float, band: tuple[float, float]) -> Figure:
+    """A calibration error beside what a perfectly calibrated model would show."""
+    return Figure(value=value, low=band[0], high=band[1], range="perfect")
+
+
+def reliability(count: Array, right: Array, claimed: Array, band: PerfectBand) -> Reliability:
+    """The filled ones of the 20 confidence bins, from counts and sums over their rows."""
+    filled = np.flatnonzero(count)
+    n = count[filled]
+    return Reliability(
+        count=tuple(int(k) for k in n),
+        confidence=tuple((claimed[filled] / n).tolist()),
+        accuracy=tuple((right[filled] / n).tolist()),
+        low=tuple(band.accuracy_low[filled].tolist()),
+        high=tuple(band.accuracy_high[filled].tolist()),
+    )
+
+
+def shares_of_sizes(alpha: float, totals: SetTotals) -> SetSizes:
+    """The set sizes that occur at ``alpha``."""
+    coverage = totals.coverage_by_size
+    return SetSizes(
+        level=level_name(alpha),
+        size=tuple(coverage),
+        count=tuple(int(totals.count[s]) for s in coverage),
+        coverage=tuple(coverage.values()),
+    )
 
 
 def difference(metric: str, other: str, e: Estimate) -> Difference:

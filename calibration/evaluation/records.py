@@ -61,10 +61,35 @@ class System(_Record):
     pit: tuple[int, ...] | None = None  # counts in 20 equal bins of 0…1
 
 
+class Histogram(_Record):
+    """Shares of rows per bin, by the name of the set of rows; edges are one longer."""
+
+    name: str
+    edges: tuple[float, ...]
+    shares: dict[str, tuple[float, ...]]
+
+
+class ImageShares(_Record):
+    """How the share of uncovered pixels is spread over the images of a dense model.
+
+    ``mean`` is what risk control promises to be at most alpha in expectation; ``above`` is the
+    share of images with more than alpha uncovered, ``quantiles`` the shares that 50, 90 and 99 %
+    of the images do not exceed, ``ambiguous`` the share of pixels whose set holds several classes:
+    these are measured, not promised. Intervals resample images.
+    """
+
+    mean: Figure
+    above: Figure
+    quantiles: tuple[float, float, float]
+    ambiguous: Figure | None = None
+    histogram: Histogram
+
+
 class Level(_Record):
     """Coverage at one level beside the 99 % band that luck allows; size is a set size or width.
 
-    ``mean_size`` is None where too few conformal rows made an interval infinite.
+    ``mean_size`` is None where too few conformal rows made an interval infinite. Of a dense model
+    coverage is one less the mean over ``images`` of their share of uncovered pixels.
     """
 
     level: str
@@ -74,6 +99,7 @@ class Level(_Record):
     band_high: float
     mean_size: float | None
     empty_share: float | None = None
+    images: ImageShares | None = None
 
 
 class SetSizes(_Record):
@@ -83,14 +109,6 @@ class SetSizes(_Record):
     size: tuple[int, ...]
     count: tuple[int, ...]
     coverage: tuple[float, ...]
-
-
-class Histogram(_Record):
-    """Shares of rows per bin, by the name of the set of rows; edges are one longer."""
-
-    name: str
-    edges: tuple[float, ...]
-    shares: dict[str, tuple[float, ...]]
 
 
 class OodResult(_Record):
@@ -128,6 +146,71 @@ class WidthGroup(_Record):
     count: int
 
 
+class ClassFigures(_Record):
+    """One class of a segmentation: its share of the pixels, intersection over union of hedged's
+    labels (None where it neither occurs nor is said), calibration error by system."""
+
+    name: str
+    share: float
+    iou: float | None
+    ece: dict[str, float]
+
+
+class Sparsified(_Record):
+    """Error left, over that of all pixels, once the share x of the least certain pixels is gone.
+
+    Mean over the images; ``oracle`` removes by the error itself, and a random order leaves 1.
+    """
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    oracle: tuple[float, ...]
+
+
+class VarianceBins(_Record):
+    """Pixels in bins of about equal count by predicted variance: bin b ends at ``upper[b]``.
+
+    Mean variance and mean squared error of each bin; equal where the variance is honest.
+    """
+
+    name: str
+    upper: tuple[float, ...]
+    count: tuple[int, ...]
+    variance: tuple[float, ...]
+    squared_error: tuple[float, ...]
+
+
+class PictureMap(_Record):
+    """One map of one image as a base64 PNG, what it shows and, as text, what is in it."""
+
+    title: str
+    alt: str
+    png: str
+
+
+class Picture(_Record):
+    """A test image with its maps; ``row`` is its place in the table."""
+
+    title: str
+    note: str
+    row: int
+    maps: tuple[PictureMap, ...]
+
+
+class Dense(_Record):
+    """What only maps have. ``sampled`` pixels of each image stand for all of them in the figures
+    that need every pixel at once (widths, ranks of single pixels' scores)."""
+
+    pixels: int  # with a truth
+    sampled: int
+    classes: tuple[ClassFigures, ...] = ()
+    sparsification: tuple[Sparsified, ...] = ()
+    variance: tuple[VarianceBins, ...] = ()
+    swatches: tuple[tuple[str, str], ...] = ()  # class name and colour, as in the pictures
+    pictures: tuple[Picture, ...] = ()
+
+
 class Evaluation(_Record):
     """Everything that the report shows, from ``evaluate_classification`` or ``_regression``.
 
@@ -137,7 +220,7 @@ class Evaluation(_Record):
 
     task: Task
     about: dict[str, str] = {}
-    n: int
+    n: int  # rows, or images
     n_conformal: int
     label_equal: float | None = None  # share of rows whose label is the frozen argmax
     systems: tuple[System, ...]
@@ -151,3 +234,4 @@ class Evaluation(_Record):
     answered: Answered | None = None
     ood: tuple[OodResult, ...] = ()
     scores: tuple[Histogram, ...] = ()
+    dense: Dense | None = None

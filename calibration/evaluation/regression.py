@@ -111,7 +111,7 @@ def evaluate_regression(
         widths=None
         if default is None
         else histogram(f"width at level {level_name(default)}", {IN_ROWS: widths[default]}),
-        width_groups=() if default is None else _by_width(widths[default], covered[default]),
+        width_groups=() if default is None else by_width(widths[default], covered[default]),
         quantiles=_quantiles(fields, quantile_levels, truth),
         pce_floor=pce_floor(truth.size),
         answered=answered(fields, covered, None),
@@ -154,7 +154,7 @@ def _quantiles(
     )
 
 
-def _by_width(width: F64, covered: Array) -> tuple[WidthGroup, ...]:
+def by_width(width: F64, covered: Array) -> tuple[WidthGroup, ...]:
     parts = [p for p in np.array_split(np.argsort(width, kind="stable"), 5) if len(p)]
     return tuple(
         WidthGroup(

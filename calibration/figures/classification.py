@@ -15,10 +15,12 @@ from calibration.figures.panel import (
     level_percent,
     line,
     percent,
+    unit,
 )
 
 
 def reliability(evaluation: Evaluation) -> Panel:
+    rows = unit(evaluation)
     data = [guide([0, 1], [0, 1], "perfect calibration")]
     for i, s in enumerate(evaluation.systems):
         r = s.reliability
@@ -34,20 +36,21 @@ def reliability(evaluation: Evaluation) -> Panel:
             x=r.confidence,
             y=r.accuracy,
             customdata=r.count,
-            hovertemplate="confidence %{x:.1%}<br>right %{y:.1%}<br>%{customdata} rows",
+            hovertemplate=f"confidence %{{x:.1%}}<br>right %{{y:.1%}}<br>%{{customdata}} {rows}",
         )
         # Area, not width, grows with the rows: the eye compares areas.
         trace["marker"]["size"] = [4 + 14 * math.sqrt(k / sum(r.count)) for k in r.count]
         data.append(trace)
+    as_many = "rows" if evaluation.dense is None else "images, whose pixels hang together"
     ece = next(s for s in evaluation.systems if s.name == HEDGED).metrics["debiased_ece"]
     return Panel(
         "reliability",
         "Reliability",
-        "Of the rows that were given a confidence of 80 %, 80 % should be right: points below the "
-        "diagonal are over-confident, and points inside the shaded band are what a perfectly "
+        f"Of the {rows} that were given a confidence of 80 %, 80 % should be right: points below "
+        "the diagonal are over-confident, and points inside the shaded band are what a perfectly "
         f"calibrated model would also show. Hedged has a debiased ECE of {percent(ece.value, 2)}; "
         f"the perfect model would have {percent(ece.low or 0, 2)} to {percent(ece.high or 0, 2)} "
-        "on as many rows. Larger marks stand for more rows.",
+        f"on as many {as_many}. Larger marks stand for more {rows}.",
         data,
         axes(
             "confidence",
@@ -90,7 +93,7 @@ def risk_coverage(evaluation: Evaluation) -> Panel:
     )
 
 
-def set_sizes(sizes: SetSizes, level: Level) -> Panel:
+def set_sizes(sizes: SetSizes, level: Level, rows: str) -> Panel:
     total = sum(sizes.count)
     goal = 1 - level.alpha
     span = [min(sizes.size) - 0.5, max(sizes.size) + 0.5]
@@ -105,11 +108,11 @@ def set_sizes(sizes: SetSizes, level: Level) -> Panel:
         [
             {
                 "type": "bar",
-                "name": "share of rows",
+                "name": f"share of {rows}",
                 "x": sizes.size,
                 "y": [c / total for c in sizes.count],
                 "marker": {"color": "var(--hedged)"},
-                "hovertemplate": "%{x} classes: %{y:.1%} of rows<extra></extra>",
+                "hovertemplate": f"%{{x}} classes: %{{y:.1%}} of {rows}<extra></extra>",
             },
             {
                 "type": "scatter",
@@ -120,14 +123,14 @@ def set_sizes(sizes: SetSizes, level: Level) -> Panel:
                 "yaxis": "y2",
                 "customdata": sizes.count,
                 "marker": {"color": "var(--hedged)", "symbol": "diamond", "size": 8},
-                "hovertemplate": "%{x} classes: %{y:.1%} covered<br>%{customdata} rows"
+                "hovertemplate": f"%{{x}} classes: %{{y:.1%}} covered<br>%{{customdata}} {rows}"
                 "<extra></extra>",
             },
             {**guide(span, [goal, goal], "level"), "yaxis": "y2"},
         ],
         axes(
             "classes in the set",
-            "share of rows",
+            f"share of {rows}",
             # Sizes are whole numbers: ticks at quarters would say otherwise.
             xaxis={
                 "range": span,

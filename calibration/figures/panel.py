@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibration.evaluation.parts import HEDGED
-from calibration.evaluation.records import Histogram, System
+from calibration.evaluation.records import Evaluation, Histogram, System
 
 SHARE = {"tickformat": ".0%", "rangemode": "tozero"}
 _SYMBOLS = ("circle", "square", "diamond")
@@ -26,6 +26,11 @@ class Panel:
     meaning: str
     data: list[dict[str, Any]]
     layout: dict[str, Any]
+
+
+def unit(evaluation: Evaluation) -> str:
+    """What single figures are of: rows, or the pixels of images."""
+    return "rows" if evaluation.dense is None else "pixels"
 
 
 def percent(share: float, digits: int = 1) -> str:

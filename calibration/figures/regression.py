@@ -16,8 +16,16 @@ from calibration.figures.panel import (
     guide,
     outline,
     percent,
+    unit,
 )
 from calibration.metrics.regression import PIT_BINS
+
+
+def drawn(evaluation: Evaluation) -> str:
+    """Where a figure is of drawn pixels, the sentence that says so."""
+    if evaluation.dense is None:
+        return ""
+    return f" Of each image {evaluation.dense.sampled} pixels at most were drawn for it."
 
 
 def pit(evaluation: Evaluation) -> Panel:
@@ -27,7 +35,7 @@ def pit(evaluation: Evaluation) -> Panel:
         if s.pit is None:
             continue
         n = sum(s.pit)
-        if not data:
+        if not data and evaluation.dense is None:
             p = 1 / PIT_BINS
             half = 2.576 * math.sqrt(p * (1 - p) / n)
             data.append(band([0, 1], [p - half] * 2, [p + half] * 2, "perfect model, 99 %"))
@@ -41,14 +49,19 @@ def pit(evaluation: Evaluation) -> Panel:
                 "hovertemplate": "PIT near %{x:.3f}: %{y:.1%}",
             }
         )
+    floor = evaluation.pce_floor
+    perfect = (
+        "; how far a perfect Gaussian would be depends on how the pixels of an image hang together"
+        if floor is None
+        else f"; a perfect Gaussian on as many rows would be {percent(floor, 2)}"
+    )
     pce = next(s for s in evaluation.systems if s.name == HEDGED).metrics["pce"].value
     return Panel(
         "pit",
         "Probability integral transform",
         "Where in its predicted distribution each target fell: flat is calibrated, a hump in the "
         "middle means error bars that are too wide, raised ends too narrow. Hedged is "
-        f"{percent(pce, 2)} off flat on average; a perfect Gaussian on as many rows would be "
-        f"{percent(evaluation.pce_floor or 0, 2)}.",
+        f"{percent(pce, 2)} off flat on average{perfect}.",
         data,
         axes(
             "PIT of the target",
@@ -91,27 +104,29 @@ def quantiles(evaluation: Evaluation) -> Panel:
     )
 
 
-def widths(histogram: Histogram) -> Panel:
+def widths(histogram: Histogram, evaluation: Evaluation) -> Panel:
     return Panel(
         "widths",
         f"Interval {histogram.name}",
         "The narrower an interval, the more it says; a spread of widths means that the model knows "
-        "where it is unsure. The outermost bins hold everything beyond them.",
+        f"where it is unsure. The outermost bins hold everything beyond them.{drawn(evaluation)}",
         [outline(histogram, name, "var(--hedged)", "solid") for name in histogram.shares],
-        axes("width in the target's units", "share of rows", yaxis=SHARE) | {"showlegend": False},
+        axes("width in the target's units", f"share of {unit(evaluation)}", yaxis=SHARE)
+        | {"showlegend": False},
     )
 
 
 def width_groups(evaluation: Evaluation) -> Panel:
     groups = evaluation.width_groups
     goal = 1 - evaluation.levels[0].alpha
+    rows = unit(evaluation)
     names = [f"{g.mean_width:.3g}" for g in groups]
     return Panel(
         "width-coverage",
         "Coverage by interval width",
-        "The rows in fifths by the width of their interval: if the narrow ones cover less than "
+        f"The {rows} in fifths by the width of their interval: if the narrow ones cover less than "
         "the wide ones, the model is surer than it should be where it claims to be sure. Only "
-        "the average is promised.",
+        f"the average is promised.{drawn(evaluation)}",
         [
             {
                 "type": "bar",
@@ -120,7 +135,8 @@ def width_groups(evaluation: Evaluation) -> Panel:
                 "y": [g.coverage for g in groups],
                 "customdata": [g.count for g in groups],
                 "marker": {"color": "var(--hedged)"},
-                "hovertemplate": "mean width %{x}: %{y:.1%}<br>%{customdata} rows<extra></extra>",
+                "hovertemplate": f"mean width %{{x}}: %{{y:.1%}}<br>%{{customdata}} {rows}"
+                "<extra></extra>",
             },
             {
                 **guide([], [], "level"),
@@ -130,7 +146,7 @@ def width_groups(evaluation: Evaluation) -> Panel:
         ],
         axes(
             "mean width of the fifth",
-            "share of rows covered",
+            f"share of {rows} covered",
             xaxis={"type": "category"},
             yaxis={"range": [0, 1.02], "tickformat": ".0%"},
             showlegend=False,

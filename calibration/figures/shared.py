@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from calibration.evaluation.images import PIXELS
 from calibration.evaluation.parts import HEDGED, IN_ROWS
 from calibration.evaluation.records import Evaluation, Histogram
 from calibration.figures.panel import (
@@ -10,6 +11,7 @@ from calibration.figures.panel import (
     axes,
     guide,
     outline,
+    unit,
 )
 
 _OUT_COLOURS = 5  # --out-0 … --out-4 in the page's style sheet
@@ -20,7 +22,9 @@ def coverage(evaluation: Evaluation) -> Panel:
     x = [1 - v.alpha for v in levels]
     edges = [*x, *[v.coverage for v in levels], *[v.band_low for v in levels]]
     low = max(0.0, min(edges) - 0.03)
+    dense = evaluation.dense is not None
     what = "A set" if evaluation.task == "classification" else "An interval"
+    whose = "a new image's pixels, averaged over images" if dense else "new rows"
     inside = sum(v.band_low <= v.coverage <= v.band_high for v in levels)
     data = [
         guide([low, 1], [low, 1], "coverage = level"),
@@ -49,13 +53,13 @@ def coverage(evaluation: Evaluation) -> Panel:
     return Panel(
         "coverage",
         "Coverage against level",
-        f"{what} asked for at level 90 % should hold the truth for 90 % of new rows; the bars "
-        f"show the luck that {evaluation.n_conformal:,} conformal and {evaluation.n:,} test rows "
-        f"leave open. {inside} of {len(levels)} levels lie inside.",
+        f"{what} asked for at level 90 % should hold the truth for 90 % of {whose}; the bars "
+        f"show the luck that {evaluation.n_conformal:,} conformal and {evaluation.n:,} test "
+        f"{'images' if dense else 'rows'} leave open. {inside} of {len(levels)} levels lie inside.",
         data,
         axes(
             "level asked for",
-            "share of rows covered",
+            f"share of {unit(evaluation)} covered",
             xaxis={"range": [low, 1.01], "tickformat": ".0%"},
             yaxis={"range": [low, 1.01], "tickformat": ".0%"},
         ),
@@ -76,14 +80,17 @@ def scores(i: int, histogram: Histogram, evaluation: Evaluation) -> Panel:
         for name in sets
     ]
     found = [r for r in evaluation.ood if r.score == histogram.name]
+    rows = "rows"
+    if evaluation.dense is not None:
+        rows = "pixels" if histogram.name.endswith(PIXELS.format("")) else "images"
     told = "; ".join(f"{r.out} {r.auroc.value:.3f}" for r in found)
     return Panel(
         f"scores-{i}",
         f"Score “{histogram.name}”",
-        "The further the strange rows lie to the right of the test rows, the better the score "
+        f"The further the strange {rows} lie to the right of the test {rows}, the better the score "
         "tells them apart"
         + (f" (AUROC, 0.5 is a coin toss: {told})" if told else "")
         + "; the outermost bins hold everything beyond them.",
         data,
-        axes("score (larger = stranger)", "share of rows", yaxis=SHARE),
+        axes("score (larger = stranger)", f"share of {rows}", yaxis=SHARE),
     )

@@ -83,6 +83,11 @@ def fit(
     conformal: Annotated[
         str | None, option(help="Sets: lac (default) or raps; intervals: residual")
     ] = None,
+    mask: Annotated[
+        str | None,
+        option(help="Segmentation: class whose pixels the sets are to hold; alpha is their share"),
+    ] = None,
+    pixels: Annotated[int, option(min=2, help="Dense models: pixels drawn from each image")] = 256,
     alpha: Annotated[
         str, option(help="Miss rates of sets or intervals; the first is the default")
     ] = ".1,.05",
@@ -166,6 +171,7 @@ def fit(
         predictive=predictive,
         draws=draws,
         conformal=conformal,
+        mask=_class(mask, console.lines(classes)),
         alphas=console.numbers(alpha, "--alpha"),
         ood=ood,
         ood_alpha=ood_alpha,
@@ -207,6 +213,7 @@ def fit(
             laplace=import_laplace,
             train_data=train_data,
             sampling=sampling,
+            pixels=pixels,
             batch_size=batch_size,
             device=device,
             max_cache_bytes=None if max_cache is None else int(max_cache * 1e9),
@@ -241,6 +248,18 @@ def _together(
         raise typer.BadParameter(
             "--import-laplace stands in place of --method and --weights; leave them out"
         )
+
+
+def _class(text: str | None, names: tuple[str, ...] | None) -> int | None:
+    """The index of a class given by its name or index."""
+    if text is None:
+        return None
+    if names and text in names:
+        return names.index(text)
+    if not text.isdigit():
+        known = f"; there are {', '.join(names)}" if names else " (names need --classes)"
+        raise typer.BadParameter(f"--mask {text} is no class{known}")
+    return int(text)
 
 
 def _options(model: Any, **values: Any) -> Any:

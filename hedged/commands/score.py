@@ -12,13 +12,15 @@ from hedged.commands.console import option
 
 _MORE = """One output file for each input fragment. Kill it at any moment and run it again: it
 goes on after the last committed fragment, and the output is byte for byte that of a run that was
-never killed. Exit code 75: SIGTERM came, the fragment in hand was finished, run it again.
+never killed. Exit code 75: SIGTERM came, the fragment in hand was finished, run it again. Maps of
+a dense bundle become tensor columns, or nested lists where images differ in size.
 
 \b
 Examples:
   hedged score bundle rows.parquet scored
   hedged score bundle rows/ scored --passthrough customer,day \\
       --max-error-ratio 0.01
+  hedged score segmenter images/ scored --outputs label,confidence
 
 Each option is also a variable: HEDGED_SCORE_THREADS for --threads.
 """
@@ -32,6 +34,7 @@ def score(
     batch_size: Annotated[int, option(help="Rows in one run of the model")] = 256,
     threads: Annotated[int, option(help="Threads of the model on the CPU; 0: one per core")] = 1,
     device: Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    outputs: Annotated[str, option(help="Fields to write: a,b; default: all")] = "",
     passthrough: Annotated[str, option(help="Columns to copy to the output: a,b")] = "",
     max_error_ratio: Annotated[float, option(help="Stop above this share of bad rows")] = 0.1,
     overwrite: Annotated[bool, option("--overwrite", help="Replace another run's output")] = False,
@@ -57,6 +60,7 @@ def score(
             max_error_ratio=max_error_ratio,
             overwrite=overwrite,
             passthrough=tuple(c for c in passthrough.split(",") if c),
+            outputs=tuple(f for f in outputs.split(",") if f),
             progress=tell,
         )
     if json:

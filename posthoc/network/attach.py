@@ -79,14 +79,7 @@ def attach(
     graph what it should: see `posthoc.network.fold`.
     """
     axis = channel_axis(frozen)
-    numbers = sum(t.size for n in noises.values() for t in n.terms().values())
-    if numbers > MAX_NUMBERS:
-        largest = max(noises, key=lambda t: sum(x.size for x in noises[t].terms().values()))
-        raise ModelError(
-            f"the stored noise would be {numbers:,} numbers, above the limit of {MAX_NUMBERS:,}; "
-            f"the largest is at {sites[largest].node!r}: take fewer samples, noise for whole "
-            "channels, or tensors further back"
-        )
+    check_room({sites[t].node: sum(x.size for x in noises[t].terms().values()) for t in noises})
     probe = rows.take(slice(0, PROBE)).inputs
     model = sampled(frozen.model, frozen.z, noises, MEMBERS, axis=axis, rows=probe)
     believe(frozen.model, model, probe, output=frozen.z, members=MEMBERS, noises=noises, axis=axis)
@@ -106,6 +99,17 @@ def attach(
         notes=(*frozen.notes, note),
         dense=None if dense is None else dataclasses.replace(dense, phi_axis=axis),
     )
+
+
+def check_room(numbers: Mapping[str, int]) -> None:
+    """ModelError where so many numbers of stored noise, by site, are too many."""
+    total = sum(numbers.values())
+    if total > MAX_NUMBERS:
+        raise ModelError(
+            f"the stored noise would be {total:,} numbers, above the limit of {MAX_NUMBERS:,}; "
+            f"the largest is at {max(numbers, key=lambda t: numbers[t])!r}: take fewer samples, "
+            "noise for whole channels, or tensors further back"
+        )
 
 
 def stored(values: Array) -> Array:

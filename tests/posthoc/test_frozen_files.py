@@ -141,13 +141,9 @@ REFUSED = {
         },
         "axis 0 must be N",
     ),
-    "dense outputs": (
-        {
-            "nodes": [*BODY, node("Unsqueeze", ["phi", "a"], ["p"]), node("Exp", ["p"], ["y"])],
-            "extra": {"a": np.array([1, 2])},
-            "shapes": {"y": ["N", 1, 1, C]},
-        },
-        r"of shape \(8, 1, 1, 6\); classification takes one row of floats",
+    "whole numbers": (
+        {"nodes": [*BODY, node("Cast", ["phi"], ["y"], to=7)], "types": {"y": TensorProto.INT64}},
+        r"has values int64 of shape \(8, 6\); classification takes one row of floats",
     ),
 }  # fmt: skip
 

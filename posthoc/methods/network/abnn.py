@@ -6,13 +6,15 @@ one an element. M members start from the frozen network and are trained for a fe
 classes weighted at random (eq. 5), so that they part; each is served with its own draws of ε.
 
 Only the normalisations' parameters move: member m has γ(1 + d) and β + δ, so that d = δ = 0 and
-α = 0 are the frozen network, bit for bit, whatever the kind of normalisation. What is stored are d,
-δ and ε. Weight decay pulls d and δ to 0. A member stops at its best epoch by its own weighted loss
-on module rows held out, and one that loses accuracy there is rejected: see ``guard``.
+α = 0 are the frozen network, bit for bit, whatever the kind of normalisation. What is stored are d
+and δ; the draws of ε are in the graph. Weight decay pulls d and δ to 0. A member stops at its best
+epoch by its own weighted loss on module rows held out, and one that loses accuracy there is
+rejected: see ``guard``.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -85,7 +87,7 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
     where the graph cannot be differentiated; FitError for too few rows and where every member is
     rejected.
     """
-    from posthoc.network.attach import PROBE, Attached, attach, stored
+    from posthoc.network.attach import PROBE, Attached, attach, check_room, stored
     from posthoc.network.fold import Noise
     from posthoc.network.sites import find_normalisations, normalisation_hint
 
@@ -98,13 +100,15 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
         raise ModelError(f"{frozen.file}: {normalisation_hint(frozen.model)}")
     from posthoc.methods.network.abnn_training import train
 
+    count = settings.members * settings.samples
+    check_room({s.node: 2 * count * prod(_shape(s, settings.noise)) for s in sites})
     found, said = train(frozen, sites, rows, settings)
     rng = np.random.default_rng([settings.seed, 2])
     noises: dict[str, Noise] = {}
     tensors: dict[str, Array] = {}
     for i, site in enumerate(sites):
         scale, shift = (np.stack([m[i][k] for m in found]) for k in (0, 1))
-        eps = _draws(rng, site, len(found) * settings.samples, settings.noise)
+        eps = draws(rng, _shape(site, settings.noise), len(found), settings.samples)
         scale_s = site.along(scale.repeat(settings.samples, 0))
         shift_s = site.along(shift.repeat(settings.samples, 0))
         gain = (1.0 + scale_s) * (1.0 + settings.alpha * eps)
@@ -114,14 +118,17 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
         tensors |= {f"scale/{site.tensor}": scale, f"shift/{site.tensor}": shift}
     note = f"{len(found)} members with {settings.samples} draws of noise on {len(sites)} "
     note += f"normalisations ({', '.join(sorted({s.kind for s in sites}))})"
+    if said["rejected"]:
+        note += f"; {said['rejected']} lost more than half a point of accuracy and were left out"
+    note += f"; {said['guard']}" if "guard" in said else ""
     made = attach(frozen, {s.tensor: s for s in sites}, noises, rows, note=note)
     return Attached(made, tensors, {**settings.model_dump(), "sites": len(sites), **said})
 
 
 def fit(rows: Rows, head: LinearHead | None, task: Task, settings: Settings) -> State:
     """See `posthoc.methods.network.members.fit`."""
-    del head
-    return members.fit("abnn", rows, task, settings.members * settings.samples)
+    del head, settings
+    return members.fit("abnn", rows, task)
 
 
 def spread(state: State, phi: Array, z: Array) -> Spread:
@@ -134,21 +141,25 @@ def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
     return members.emit(g, state, phi, z)
 
 
-def _draws(rng: np.random.Generator, site: Site, count: int, noise: str) -> Array:
-    """Standard normal numbers S×… that broadcast against a row of a site; in antithetic pairs, so
-    that their mean over an even number of samples is zero and the members' centre is the
-    network."""
-    shape = site.along(np.zeros((1, site.channels))).shape[1:]
-    if noise == "element":
-        shape = site.shape
-        if -1 in shape:
-            raise ModelError(
-                f"noise per element needs maps of one size, and those at {site.node!r} have any; "
-                "take --set noise=channel"
-            )
-    half = rng.standard_normal((-(-count // 2), *shape))
-    both: Array = np.stack([half, -half], 1).reshape(-1, *shape)[:count]
-    return both
+def _shape(site: Site, noise: str) -> tuple[int, ...]:
+    """The shape of one draw of noise, to broadcast against a row of a site."""
+    if noise == "channel":
+        return site.along(np.zeros((1, site.channels))).shape[1:]
+    if -1 in site.shape:
+        raise ModelError(
+            f"noise per element needs maps of one size, and those at {site.node!r} have any; "
+            "take --set noise=channel"
+        )
+    return site.shape
+
+
+def draws(rng: np.random.Generator, shape: tuple[int, ...], members: int, samples: int) -> Array:
+    """Standard normal numbers (M·S)×shape, member by member, each member's in antithetic pairs: the
+    mean over a member's draws is zero where S is even, so that its centre is the member without
+    noise. Of an odd S the last draw stands alone."""
+    half = rng.standard_normal((members, -(-samples // 2), *shape), np.float32)
+    pairs = np.stack([half, -half], 2).reshape(members, -1, *shape)
+    return pairs[:, :samples].reshape(members * samples, *shape)
 
 
 def guard(frozen: Array, member: Array) -> tuple[float, bool]:

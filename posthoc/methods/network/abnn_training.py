@@ -29,8 +29,11 @@ def train(
 
     Raises FitError for fewer than 50 rows and where no member is kept.
     """
+    if rows.y is not None:  # of images: those with a labelled pixel
+        rows = rows.take(np.asarray((rows.y.reshape(len(rows), -1) >= 0).any(1)))
     if rows.y is None or len(rows) < FEWEST:
-        raise FitError(f"abnn needs at least {FEWEST} labelled module rows and has {len(rows)}")
+        known = 0 if rows.y is None else len(rows)
+        raise FitError(f"abnn needs at least {FEWEST} labelled module rows and has {known}")
     axis = channel_axis(frozen)
     network = Network(frozen.model, [frozen.z])
     index = np.arange(len(rows))
@@ -128,12 +131,13 @@ class _Run:
         """Mean log loss (with classes weighted), and which rows are right (of images: their share
         of labelled pixels), of the mean over as many noisy passes as are served."""
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000 + seed)
-        passes = 1 if member is None else self.settings.samples
+        noisy = member is not None and self.settings.alpha > 0
+        passes = self.settings.samples if noisy else 1
         losses, right = [], []
         with torch.no_grad():
             for i in range(0, len(rows), self.settings.batch):
                 part = rows.take(slice(i, i + self.settings.batch))
-                noise = None if member is None else generator
+                noise = generator if noisy else None
                 p = sum(self.logits(part, member, noise).softmax(1) for _ in range(passes)) / passes
                 y = torch.as_tensor(np.asarray(part.y, np.int64)).reshape(-1)
                 assert isinstance(p, Tensor)

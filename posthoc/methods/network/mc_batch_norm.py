@@ -100,8 +100,8 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
 
 def fit(rows: Rows, head: LinearHead | None, task: Task, settings: Settings) -> State:
     """See `posthoc.methods.network.members.fit`."""
-    del head
-    return members.fit("mc_batch_norm", rows, task, settings.samples)
+    del head, settings
+    return members.fit("mc_batch_norm", rows, task)
 
 
 def spread(state: State, phi: Array, z: Array) -> Spread:

@@ -13,11 +13,19 @@ regression: at which the epistemic standard deviation is at most ε times that o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from posthoc.contract import Array, FitError, Info, LinearHead, ModelError, Paper, State, Task
 from posthoc.links import Spread, SpreadNames
@@ -47,12 +55,12 @@ INFO = Info(
     either=True,
 )
 ROWS = 1000  # module rows that a rate is judged on, at most
-_STEPS = 12  # halvings of the range of rates
-_MOST = 0.9
+_SHOWN = 4  # sites that are named in a note
 
 
 def _names(given: Any) -> Any:
-    return [n.strip() for n in given.split(",") if n.strip()] if isinstance(given, str) else given
+    names = given.split(",") if isinstance(given, str) else given
+    return tuple(dict.fromkeys(n.strip() for n in names if n.strip()))
 
 
 class Settings(BaseModel):
@@ -67,6 +75,15 @@ class Settings(BaseModel):
     epsilon: float = Field(default=0.01, gt=0, lt=1)
     channels: bool = False
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("epsilon")
+    @classmethod
+    def _of_the_search(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("rate") is not None:
+            raise ValueError("the rate is given; leave it out")
+        if not info.data.get("at"):
+            raise ValueError("it finds the rate at named tensors; name them with --set at=NAME")
+        return value
 
 
 def keep(settings: Settings) -> Keep | None:
@@ -96,6 +113,8 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
             "Give the torch module (module:factory), name tensors with --set at=NAME,NAME, or "
             "take --method head_dropout"
         )
+    if certain := [s.node for s in sites if s.rate is not None and s.rate >= 1.0]:
+        raise ModelError(f"dropout at {certain[0]!r} drops everything (rate 1); give --set rate=")
     uniforms = _uniforms(sites, settings)
 
     def masks(rates: Sequence[float]) -> dict[str, Noise]:
@@ -104,27 +123,37 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
             for s, u, p in zip(sites, uniforms, rates, strict=True)
         }
 
-    said: dict[str, Any] = {"sites": [s.node for s in sites], "samples": settings.samples}
+    said: dict[str, Any] = {}
     if settings.rate is not None:
         rates = [settings.rate] * len(sites)
     elif settings.at:
-        rate = _largest(
-            _distance(frozen, masks, len(sites), rows.take(slice(0, ROWS)), task), settings
-        )
+        from posthoc.methods.network.dropout_rate import distance, largest
+
+        judges = rows.take(slice(0, ROWS))
+        distances = distance(frozen, masks, len(sites), judges, task)
+        rate, said = largest(distances, settings.epsilon, 1.0 / settings.samples)
         rates = [rate] * len(sites)
-        said |= {"epsilon": settings.epsilon, "uncalibrated": True}
+        said |= {"judges": len(judges)}
     else:
         rates = [float(s.rate or 0.0) for s in sites]
-    said["rates"] = rates
-    note = f"{settings.samples} fixed dropout masks at {', '.join(said['sites'][:4])}"
-    made = attach(frozen, {s.tensor: s for s in sites}, masks(rates), rows, note=note)
+    noises = masks(rates)
+    if all(np.all(n.terms()["gain"]) for n in noises.values()):
+        raise FitError(
+            f"mc_dropout: at rate {max(rates):.3g} no unit is dropped in any of "
+            f"{settings.samples} samples; give a larger rate or epsilon, or more samples"
+        )
+    said |= {"sites": [s.node for s in sites], "rates": rates, "samples": settings.samples}
+    said |= {"channels": settings.channels, "seed": settings.seed}
+    more = f" and {len(sites) - _SHOWN} more" if len(sites) > _SHOWN else ""
+    note = f"{settings.samples} fixed dropout masks at {', '.join(said['sites'][:_SHOWN])}{more}"
+    made = attach(frozen, {s.tensor: s for s in sites}, noises, rows, note=note)
     return Attached(made, {}, said)
 
 
 def fit(rows: Rows, head: LinearHead | None, task: Task, settings: Settings) -> State:
     """See `posthoc.methods.network.members.fit`."""
-    del head
-    return members.fit("mc_dropout", rows, task, settings.samples)
+    del head, settings
+    return members.fit("mc_dropout", rows, task)
 
 
 def spread(state: State, phi: Array, z: Array) -> Spread:
@@ -139,96 +168,27 @@ def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
 
 def _uniforms(sites: Sequence[Site], settings: Settings) -> list[Array]:
     """For each site S×… numbers in [0, 1), stratified over S for each unit."""
-    rng, found = np.random.default_rng(settings.seed), []
+    from posthoc.network.attach import check_room
+
+    shapes: list[tuple[int, ...]] = []
     for site in sites:
         shape = site.shape
-        if site.whole or settings.channels:
+        if (site.whole or settings.channels) and site.channels > 0:
             shape = site.along(np.zeros((1, site.channels))).shape[1:]
         if -1 in shape:
             raise ModelError(
                 f"dropout at {site.node!r} acts on maps of any size ({shape}), and masks are "
                 "stored; drop whole channels with --set channels=true"
+                if site.channels > 0
+                else f"{site.node!r} has no fixed number of channels ({shape}), and masks are "
+                "stored; name another tensor"
             )
+        shapes.append(shape)
+    check_room({x.node: settings.samples * prod(d) for x, d in zip(sites, shapes, strict=True)})
+    rng, found = np.random.default_rng(settings.seed), []
+    for shape in shapes:
         drawn = rng.random((settings.samples, *shape), np.float32)
-        strata = rng.permuted(
-            np.broadcast_to(
-                np.arange(settings.samples, dtype=np.float32).reshape(-1, *[1] * len(shape)),
-                drawn.shape,
-            ),
-            axis=0,
-        )
+        strata = np.arange(settings.samples, dtype=np.float32).reshape(-1, *[1] * len(shape))
+        strata = rng.permuted(np.broadcast_to(strata, drawn.shape), axis=0)
         found.append((strata + drawn) / settings.samples)
     return found
-
-
-def _distance(
-    frozen: Frozen,
-    masks: Callable[[Sequence[float]], dict[str, Any]],
-    sites: int,
-    rows: NetworkRows,
-    task: Task,
-) -> Callable[[float], float]:
-    """How far the mixture at a rate is from the frozen prediction: what ε bounds."""
-    from posthoc.links import softmax
-    from posthoc.network.attach import MEMBERS, channel_axis
-    from posthoc.network.fold import sampled, separate
-    from posthoc.pixels import pixels
-    from posthoc.runtime import open_session
-
-    axis = channel_axis(frozen)
-    first = masks([0.5] * sites)
-    count = next(len(n.terms()["gain"]) for n in first.values())
-    probe = rows.take(slice(0, 8)).inputs
-    model = sampled(frozen.model, frozen.z, first, MEMBERS, inputs=True, axis=axis, rows=probe)
-    import onnx
-
-    from posthoc.model.probe import with_outputs
-
-    session = open_session(with_outputs(onnx.load_from_string(model), [frozen.z]))
-    block = max(1, 256 // count)
-
-    def flat(z: Array) -> Array:
-        return pixels(z, axis).reshape(-1, z.shape[axis]).astype(np.float64)
-
-    def distance(rate: float) -> float:
-        noise = {f"{t}/gain": n.gain for t, n in masks([rate] * sites).items()}
-        off, turned, n = 0.0, 0.0, 0
-        for i in range(0, len(rows), block):
-            part = rows.take(slice(i, i + block)).inputs
-            z, found = session.run([frozen.z, MEMBERS], {**part, **noise})
-            each = [flat(m) for m in separate(found, count, axis)]
-            own = flat(z)
-            n += len(own)
-            if task == "regression":
-                scale = np.maximum(own.std(0), 1e-12)
-                off += float((np.std(each, axis=0) / scale).mean(1).sum())
-                continue
-            if own.shape[1] == 1:
-                own, each = _pair(own), [_pair(m) for m in each]
-            p, q = softmax(own), np.mean([softmax(m) for m in each], axis=0)
-            off += float(0.5 * np.abs(p - q).sum())
-            turned += float((p.argmax(1) != q.argmax(1)).sum())
-        return max(off, turned) / n
-
-    return distance
-
-
-def _pair(z: Array) -> Array:
-    return np.concatenate([np.zeros_like(z), z], 1)
-
-
-def _largest(distance: Callable[[float], float], settings: Settings) -> float:
-    """The largest rate within ε, to a thousandth of the range on a logarithmic scale."""
-    low, high = 1.0 / settings.samples, _MOST
-    if distance(low) > settings.epsilon:
-        raise FitError(
-            f"dropping a unit in one of {settings.samples} samples moves the predictions by more "
-            f"than epsilon={settings.epsilon:g} already; give a rate, a larger epsilon or more "
-            "samples"
-        )
-    if distance(high) <= settings.epsilon:
-        return high
-    for _ in range(_STEPS):
-        middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if distance(middle) <= settings.epsilon else (low, middle)
-    return low

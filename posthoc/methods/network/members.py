@@ -19,20 +19,17 @@ if TYPE_CHECKING:
     from posthoc.graph import Fragment
 
 
-def fit(name: str, rows: Rows, task: Task, samples: int, **said: Any) -> State:
-    """Counts the members, and in a regression the noise about the frozen mean (one pass).
-
-    ``samples`` tells one logit for each member (of two classes) from two. Raises FitError where the
-    features are not the outputs of two members or more.
-    """
+def fit(name: str, rows: Rows, task: Task) -> State:
+    """Counts the copies, and in a regression the noise about the frozen mean (one pass). Raises
+    FitError where the features are not the outputs of two copies or more."""
     first = next(iter(rows))
     assert first.phi is not None
     wide, classes = first.phi.shape[1], first.z.shape[1]
-    single = task == "classification" and classes == 2 and wide == samples
+    single = task == "classification" and _single(first.phi, first.z)
     found, left = (wide, 0) if single else divmod(wide, classes)
     if left or found < 2:
         raise FitError(f"{name} needs the outputs of a sampled network as features")
-    said = {"task": task, "samples": found, "single": single, **said}
+    said: dict[str, Any] = {"task": task, "copies": found, "single": single}
     if task == "classification":
         return State({}, said)
     total, n = np.zeros(classes), 0
@@ -55,8 +52,7 @@ def spread(state: State, phi: Array, z: Array) -> Spread:
 
 def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
     """The same as a graph fragment."""
-    samples = state.settings["samples"]
-    members = g.op("Reshape", phi, g.const([0, samples, -1], "int64"))
+    members = g.op("Reshape", phi, g.const([0, state.settings["copies"], -1], "int64"))
     if state.settings["single"]:
         members = g.op("Concat", g.op("Mul", members, g.const(0.0)), members, axis=2)
     apart = g.op("Sub", members, g.unsqueeze(z, 1))
@@ -68,7 +64,14 @@ def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
 
 
 def _members(state: State, phi: Array, z: F64) -> F64:
-    found = np.asarray(phi, np.float64).reshape(len(phi), state.settings["samples"], -1)
+    found = np.asarray(phi, np.float64).reshape(len(phi), state.settings["copies"], -1)
     if state.settings["single"]:
         found = np.concatenate([np.zeros_like(found), found], 2)
     return found
+
+
+def _single(phi: Array, z: Array) -> bool:
+    """Whether a copy has one logit, that of the second of two classes, the first of which is
+    always zero in z. (Where the model itself gives such a zero, its copies do too.)"""
+    zero = z.shape[1] == 2 and not z[:, 0].any()
+    return zero and (phi.shape[1] % 2 == 1 or bool(phi[:, ::2].any()))

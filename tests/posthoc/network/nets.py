@@ -10,6 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from posthoc.network.fold import Noise
+from posthoc.runtime import open_session
+
+S = 3  # samples
+
 
 class Root(nn.Module):
     """RMSNorm as it was written before torch had it."""
@@ -252,3 +257,20 @@ def _at(values, s, batch, default):
 
 def outputs(model):
     return [o.name for o in onnx.load_from_string(model).graph.output]
+
+
+def run(model, names, feed):
+    return open_session(model).run(names, feed)
+
+
+def noisy(sites, seed=0):
+    """Noise of the kind that each site gets: masks at dropouts, a scale and shift elsewhere."""
+    rng, noises = np.random.default_rng(seed), {}
+    for site in sites:
+        shape = site.shape
+        if site.kind == "dropout" and not site.whole and -1 not in shape:
+            noises[site.tensor] = Noise((rng.random((S, *shape)) > 0.3) / 0.7)
+            continue
+        scale, shift = rng.normal(size=(2, S, site.channels)) * 0.3
+        noises[site.tensor] = Noise(site.along(1 + scale), site.along(shift))
+    return noises

@@ -40,7 +40,7 @@ def exported(net, x, how):
     ("name", "how"),
     [
         ("images", "kept"), ("volumes", "kept"), ("words", "kept"), ("tokens", "kept"),
-        ("maps", 18), ("images", 20), ("images", 23), ("volumes", 23), ("tokens", 20),
+        ("maps", 18), ("volumes", 20), ("images", 23),
         ("images", 13), ("tokens", 13), ("windows", 13), ("words", 16), ("words", 17),
     ],
 )  # fmt: skip

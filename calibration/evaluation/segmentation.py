@@ -1,0 +1,341 @@
+"""Evaluate segmentations: class maps, probabilities, sets and scores, image by image.
+
+Accuracy, log loss, Brier score and what is uncovered are means over images of each image's own
+figure; intersection over union and calibration errors add up all pixels. Intervals and the band of
+a perfect model resample images. Pixels without a label count nowhere, except in score maps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from calibration.evaluation.classification import FROZEN, SCALED
+from calibration.evaluation.image_calibration import (
+    ImageBins,
+    debiased_ece,
+    ece_difference,
+    image_bins,
+    perfect_band,
+    pixel_bins,
+    plug_in_ece,
+)
+from calibration.evaluation.images import (
+    SAMPLED,
+    Columns,
+    Curves,
+    ScoreMaps,
+    image_figures,
+    image_level,
+    ood_maps,
+)
+from calibration.evaluation.parts import (
+    HEDGED,
+    Resampling,
+    against,
+    difference,
+    differences,
+    reliability,
+    shares_of_sizes,
+)
+from calibration.evaluation.records import (
+    Answered,
+    ClassFigures,
+    Dense,
+    Evaluation,
+    Figure,
+    System,
+)
+from calibration.metrics.bootstrap import row_weights
+from calibration.metrics.class_calibration import ClassTotals, class_bins
+from calibration.metrics.coverage import SetTotals, set_sizes
+from calibration.metrics.energy_distance import energy_distance
+from calibration.metrics.proper import brier_score
+from calibration.metrics.ranking import auroc
+from calibration.metrics.sparsification import sparsification
+from calibration.metrics.totals import level_name
+from posthoc.contract import F64, Array, DataError
+from posthoc.folds import log_loss_of_probs
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """A batch of N images of P pixels: what was said of them and what they are.
+
+    ``probs`` N×P×C by system, ``frozen`` N×P the frozen argmax, ``label`` and ``confidence`` N×P of
+    hedged, ``sets`` N×P×C by alpha,
+    ``held`` N×P where flagged or abstained on, ``scores`` N×P by name, ``y`` N×P classes, -1 where
+    there is none, ``annotations`` N×A×P of all annotators, ``keys`` and ``groups`` N hashes of
+    content and split key.
+    """
+
+    probs: Mapping[str, Array]
+    frozen: Array
+    label: Array
+    confidence: Array
+    sets: Mapping[float, Array]
+    y: Array
+    keys: Array
+    groups: Array
+    scores: Mapping[str, Array] = field(default_factory=dict)
+    held: Array | None = None
+    annotations: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class _Rated(NamedTuple):
+    """What one system says of the labelled pixels of one image."""
+
+    label: Array
+    confidence: Array
+    probs: Array
+
+
+class _System:
+    """Running sums of one system."""
+
+    def __init__(self, classes: int):
+        self.fold = class_bins(classes, axis=-1)
+        self.columns, self.curves = Columns(), Curves()
+        self.bins: list[F64] = []
+        self.both: list[Array] = []
+        self.either: list[Array] = []
+        self.totals: ClassTotals = self.fold.init()
+
+    def add(self, r: _Rated, y: Array, more: Mapping[str, float]) -> None:
+        right = r.label == y
+        classes = r.probs.shape[1]
+        unsure = -r.confidence.astype(np.float64)
+        said, true = (np.bincount(x, minlength=classes) for x in (r.label, y))
+        both = np.bincount(y[right], minlength=classes)
+        mixed = right.any() and not right.all()
+        self.columns.add(
+            {
+                "accuracy": float(right.mean()),
+                "nll": float(log_loss_of_probs(r.probs, y).mean()),
+                "brier": float(brier_score(r.probs, y).mean()),
+                "error_auroc": auroc(unsure[right], unsure[~right]) if mixed else math.nan,
+                **self.curves.add(sparsification((~right).astype(np.float64), unsure)),
+                **more,
+            }
+        )
+        self.bins.append(pixel_bins(r.confidence, right))
+        self.both.append(both)
+        self.either.append(said + true - both)
+        self.totals = self.fold.update(self.totals, {"probs": r.probs, "y": y})
+
+    def image_bins(self, groups: Array | None) -> ImageBins:
+        return image_bins(np.stack(self.bins), groups)
+
+
+class Segmentation:
+    """The figures of a segmentation, from batches; it holds a few hundred numbers an image."""
+
+    def __init__(self, n_classes: int, alphas: Sequence[float], *, per: int = SAMPLED):
+        self.classes, self.alphas = n_classes, tuple(alphas)
+        self.systems: dict[str, _System] = {}
+        self.sizes = {a: set_sizes(n_classes) for a in self.alphas}
+        self.set_totals: dict[float, SetTotals] = {a: f.init() for a, f in self.sizes.items()}
+        self.levels = {a: Columns() for a in self.alphas}
+        self.scores = ScoreMaps(per)
+        self.pixels = self.known = self.same = 0
+        self.kept: F64 | None = None  # pixels kept, wrong and covered among them
+        self.annotators = 0
+
+    @property
+    def n(self) -> int:
+        """Images seen."""
+        return len(self.scores.groups)
+
+    @property
+    def error(self) -> F64:
+        """Share of wrong pixels of each image, N."""
+        return 1 - self.systems[HEDGED].columns["accuracy"]
+
+    def uncovered(self, alpha: float) -> F64:
+        """Share of uncovered pixels of each image, N."""
+        return self.levels[alpha]["uncovered"]
+
+    def add(self, batch: Segmented) -> None:
+        """Take in a batch; DataError for an image without a labelled pixel."""
+        for i in range(len(batch)):
+            self._add(batch, i)
+
+    def _add(self, batch: Segmented, i: int) -> None:
+        known = batch.y[i] >= 0
+        if not known.any():
+            raise DataError(f"image {self.n} has no labelled pixel")
+        y = batch.y[i][known].astype(np.int64)
+        frozen = batch.frozen[i]
+        self.same += int((frozen == batch.label[i]).sum())
+        self.pixels += len(known)
+        self.known += len(y)
+        for name, maps in batch.probs.items():
+            p = maps[i][known]
+            label = (batch.label[i] if name == HEDGED else frozen)[known]
+            confidence = (
+                batch.confidence[i][known] if name == HEDGED else p[np.arange(len(p)), label]
+            )
+            more: dict[str, float] = {}
+            if batch.annotations is not None:
+                more = self._distance(batch.label[i] if name == HEDGED else frozen, batch, i)
+            self.systems.setdefault(name, _System(self.classes)).add(
+                _Rated(label, confidence, p), y, more
+            )
+        covered = {}
+        for alpha, fold in self.sizes.items():
+            inside = batch.sets[alpha][i][known]
+            size = inside.sum(1)
+            covered[alpha] = inside[np.arange(len(y)), y]
+            self.set_totals[alpha] = fold.update(self.set_totals[alpha], {"set": inside, "y": y})
+            self.levels[alpha].add(
+                {
+                    "uncovered": 1 - covered[alpha].mean(),
+                    "size": size.mean(),
+                    "ambiguous": (size > 1).mean(),
+                }
+            )
+        if batch.held is not None:
+            kept = ~batch.held[i][known]
+            wrong = (batch.label[i][known] != y)[kept].sum()
+            inside = covered[self.alphas[0]][kept].sum() if self.alphas else 0
+            sums = np.array([kept.sum(), wrong, inside], dtype=np.float64)
+            self.kept = sums if self.kept is None else self.kept + sums
+        scores = {name: s[i] for name, s in batch.scores.items()}
+        self.scores.add(scores, int(batch.keys[i]), int(batch.groups[i]))
+
+    def _distance(self, label: Array, batch: Segmented, i: int) -> dict[str, float]:
+        """GED² of one label map, a deterministic model's only sample, to the annotators who
+        labelled the image; class 0 is the background and does not count."""
+        assert batch.annotations is not None
+        found = batch.annotations[i]
+        found = found[(found >= 0).any(1)]
+        known = (found >= 0).all(0)
+        self.annotators = max(self.annotators, len(found))
+        if len(found) < 2 or not known.any():
+            return {"ged": math.nan, "disagreement": math.nan}
+        one = energy_distance(label[None, known], found[:, known], range(1, self.classes))
+        return {"ged": one.squared, "disagreement": one.disagreement}
+
+    def result(
+        self,
+        *,
+        n_conformal: int,
+        everything: Iterable[float] = (),
+        strange: Mapping[str, ScoreMaps] | None = None,
+        grouped: bool = False,
+        classes: Sequence[str] | None = None,
+        about: Mapping[str, str] | None = None,
+        n_boot: int = 1000,
+        seed: int = 0,
+    ) -> Evaluation:
+        """The evaluation. ``everything`` names levels whose threshold is infinite; ``grouped``:
+        images of one split key are no independent evidence."""
+        groups = np.asarray(self.scores.groups, np.uint64) if grouped else None
+        how = Resampling(groups, n_boot, seed)
+        bins = {name: s.image_bins(groups) for name, s in self.systems.items()}
+        hedged = self.systems[HEDGED]
+        columns = {n: s.columns.arrays() for n, s in self.systems.items()}
+        compared = []
+        for other in [name for name in (SCALED, FROZEN) if name in self.systems]:
+            compared += differences(columns, ("nll", "brier"), other, how)
+            gap = ece_difference(bins[HEDGED], bins[other], n_boot=n_boot, seed=seed)
+            compared.append(difference("debiased_ece", other, gap))
+        ood, scores = ood_maps(self.scores, strange or {}, grouped)
+        return Evaluation(
+            task="classification",
+            about=dict(about or {}),
+            n=self.n,
+            n_conformal=n_conformal,
+            label_equal=self.same / self.pixels,
+            systems=tuple(_record(n, s, bins[n], how) for n, s in self.systems.items()),
+            differences=tuple(compared),
+            levels=tuple(
+                image_level(
+                    a,
+                    c["uncovered"],
+                    n_conformal,
+                    c["size"],
+                    how,
+                    empty_share=self.set_totals[a].empty_share,
+                    ambiguous=c["ambiguous"],
+                    everything=a in set(everything),
+                )
+                for a, c in self.levels.items()
+            ),
+            set_sizes=tuple(shares_of_sizes(a, t) for a, t in self.set_totals.items()),
+            answered=self._answered(),
+            ood=ood,
+            scores=scores,
+            dense=Dense(
+                pixels=self.known,
+                sampled=self.scores.per,
+                classes=self._classes(classes),
+                sparsification=hedged.curves.record(HEDGED),
+            ),
+        )
+
+    def _answered(self) -> Answered | None:
+        if self.kept is None:
+            return None
+        kept, wrong, covered = self.kept.tolist()
+        if not kept:
+            return Answered(share=0.0)
+        return Answered(
+            share=kept / self.known,
+            error=wrong / kept,
+            level=level_name(self.alphas[0]) if self.alphas else None,
+            coverage=covered / kept if self.alphas else None,
+        )
+
+    def _classes(self, names: Sequence[str] | None) -> tuple[ClassFigures, ...]:
+        hedged = self.systems[HEDGED]
+        iou = _iou(np.sum(hedged.both, 0), np.sum(hedged.either, 0))
+        errors = {name: s.totals.per_class for name, s in self.systems.items()}
+        hits = hedged.totals.hits.sum(1) / self.known
+        return tuple(
+            ClassFigures(
+                name=f"class {c}" if names is None else names[c],
+                share=float(hits[c]),
+                iou=None if math.isnan(iou[c]) else float(iou[c]),
+                ece={name: float(e[c]) for name, e in errors.items()},
+            )
+            for c in range(self.classes)
+        )
+
+
+def _record(name: str, s: _System, bins: ImageBins, how: Resampling) -> System:
+    band = perfect_band(bins, seed=how.seed)
+    found = image_figures(s.columns.arrays(), how)
+    first = {k: found.pop(k) for k in ("accuracy",)}
+    metrics = {
+        **first,
+        "mean_iou": _mean_iou(np.stack(s.both), np.stack(s.either), how),
+        **{k: found.pop(k) for k in ("nll", "brier")},
+        "debiased_ece": against(debiased_ece(bins), band.debiased_ece),
+        "ece": against(plug_in_ece(bins), band.ece),
+        "class_ece": Figure(value=s.totals.static),
+        **found,
+    }
+    count, right, claimed = (x.sum(0) for x in (bins.count, bins.right, bins.confidence))
+    return System(name=name, metrics=metrics, reliability=reliability(count, right, claimed, band))
+
+
+def _mean_iou(both: Array, either: Array, how: Resampling) -> Figure:
+    """Mean over classes that occur of pooled intersection over union, with its interval."""
+    value = float(np.nanmean(_iou(both.sum(0), either.sum(0))))
+    weights = row_weights(len(both), groups=how.groups, n_boot=how.n_boot, seed=how.seed)
+    drawn = [np.nanmean(_iou(w @ both, w @ either)) for w in weights]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Figure(value=value, low=float(low), high=float(high))
+
+
+def _iou(both: Array, either: Array) -> F64:
+    found: F64 = np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0)
+    return found

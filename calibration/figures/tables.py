@@ -1,0 +1,64 @@
+"""Tables of the report as HTML, and their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+from calibration.evaluation.records import Difference, Evaluation, Figure
+from calibration.figures.panel import number, percent
+
+NONE = "–"
+
+
+def items(e: Evaluation) -> str:
+    """What was resampled: rows, or images."""
+    return "rows" if e.dense is None else "images"
+
+
+def table(head: Iterable[str], rows: Iterable[tuple[str, list[str]]]) -> str:
+    """A table of ready cells; ``head`` is escaped here."""
+    labels = [escape(h) for h in head]
+    top = "".join(f'<th scope="col">{label}</th>' for label in labels)
+    body = []
+    for name, cells in rows:
+        tds = "".join(
+            f'<td data-label="{label}"{" class=none" if cell == NONE else ""}>{cell}</td>'
+            for label, cell in zip(labels[1:], cells, strict=True)
+        )
+        body.append(f'<tr><th scope="row">{name}</th>{tds}</tr>')
+    return (
+        f'<div class="wide"><table><thead><tr>{top}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def shown(value: float, form: str) -> str:
+    """A number in its format; ``%`` for a share."""
+    return percent(value, 2) if form == "%" else number(value, form)
+
+
+def cell(f: Figure | None, form: str) -> str:
+    """A figure above its range."""
+    if f is None:
+        return NONE
+    text = shown(f.value, form)
+    if f.low is None or f.high is None:
+        return text
+    span = f"{shown(f.low, form)} to {shown(f.high, form)}"
+    return f"{text}<small>{'perfect: ' if f.range == 'perfect' else ''}{span}</small>"
+
+
+def difference(d: Difference | None, form: str) -> str:
+    """A difference above its interval, marked where that leaves out zero."""
+    if d is None:
+        return NONE
+    mark = "" if d.low <= 0 <= d.high else ' class="clear"'
+    return (
+        f"<span{mark}>{_signed(d.value, form)}</span>"
+        f"<small>{_signed(d.low, form)} to {_signed(d.high, form)}</small>"
+    )
+
+
+def _signed(value: float, form: str) -> str:
+    return f"{'+' if value >= 0 else '−'}{shown(abs(value), form)}"
