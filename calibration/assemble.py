@@ -67,6 +67,13 @@ NOTES = (
     "promise holds singly, not all jointly. Coverage among answered rows is not promised.",
 )
 
+OF_MAPS = (
+    "What is promised of sets and intervals is the expected share of a new image's pixels that are "
+    "not covered: pixels of one image are no independent evidence, so images are counted.",
+    "p-values, the out-of-distribution flag and abstention hold, each singly, for one random pixel "
+    "of a new image; they share their conformal images.",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -168,7 +175,10 @@ def assemble(
         data={**data.summary, "head_max_difference": differences},
         evaluation=dict(evaluation or {}),
         versions=versions(),
-        notes=(*NOTES, *_facts(fitted, frozen, options, data)),
+        notes=(
+            *(NOTES if frozen.dense is None else OF_MAPS),
+            *_facts(fitted, frozen, options, data),
+        ),
     )
     files = {
         PREDICTOR: fused.model,

@@ -41,7 +41,8 @@ def fit(
 
     ``options`` are those of `calibration.fit_options.FitOptions`; ``source`` what else is said of
     the model: checkpoint, preprocess, example, trust_pickle, output, head
-    (`posthoc.opening.Source`), and laplace, sampling, train_data, pixels (`calibration.fit.fit` and `prepare`).
+    (`posthoc.opening.Source`), and laplace, sampling, train_data, pixels (`calibration.fit.fit`,
+    `calibration.material.prepare`).
     Raises a HedgedError that names the object and the fix.
     """
     from calibration import fit as fitting

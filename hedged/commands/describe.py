@@ -6,6 +6,7 @@ from rich.table import Table
 
 from calibration.bundle import Bundle
 from hedged.commands import console
+from posthoc import registry
 
 
 def describe(bundle: Bundle) -> None:
@@ -15,15 +16,22 @@ def describe(bundle: Bundle) -> None:
     say(f"[bold]{m.name}[/] version {m.version} · {m.task} · {bundle.path}")
     say(f"identity {bundle.identity}")
     say(f"frozen model {m.frozen.file} sha256 {m.frozen.sha256[:16]}… ({m.frozen.size:,} bytes)")
+    made = m.module.settings.get("samples")
     if m.module.name == "weights":
-        say(f"beside it {m.module.settings['samples']} copies with sampled weights")
+        say(f"beside it {made} copies with sampled weights")
+    elif m.module.name != "none" and "network" in registry.info(m.module.name).needs:
+        copies = "a network over its output" if made is None else f"{made} noisy copies"
+        say(f"beside it {copies}, in one graph")
     else:
         head = m.frozen.head or "none found: a black box, outputs only"
         width = f", {m.frozen.features} features" if m.frozen.features else ""
         say(f"linear head: {head}{width}")
     rows = ", ".join(f"{k} {v:,}" for k, v in m.splits.rows.items())
-    say(f"rows: {rows}")
-    if m.splits.items is not None:
+    if m.dense is None:
+        say(f"rows: {rows}")
+    else:
+        say(f"images: {rows}, {m.dense.pixels} pixels of each")
+    if m.splits.items is not None and m.splits.by is not None:
         items = ", ".join(f"{k} {v:,}" for k, v in m.splits.items.items())
         say(f"items, by {m.splits.by}: {items}")
     scaling = ", ".join(f"{k} {v:.4g}" for k, v in m.scaling.items())
@@ -41,12 +49,19 @@ def describe(bundle: Bundle) -> None:
 def _promises(bundle: Bundle) -> None:
     m = bundle.manifest
     table = Table(title="Promises, each by itself", title_justify="left")
-    for column in ("what", "level", "rows", "needs", "threshold"):
+    unit = "rows" if m.dense is None else "images"
+    for column in ("what", "level", unit, "needs", "threshold"):
         table.add_column(column)
     for g in m.conformal.guarantees:
         q = "everything" if g.threshold is None else f"{g.threshold:.5g}"
-        what = f"{m.conformal.method}: covers the truth"
-        table.add_row(what, f"≥ {1 - g.alpha:.3g}", str(g.n), str(g.n_needed), q)
+        what, level = f"{m.conformal.method}: covers the truth", f"≥ {1 - g.alpha:.3g}"
+        if g.kind == "risk":
+            what, level = f"{m.conformal.method}: share of an image not covered", f"≤ {g.alpha:g}"
+        elif g.kind == "missed":
+            named = m.conformal.settings["mask"]
+            named = m.classes[named] if m.classes else f"class {named}"
+            what, level = f"mask of {named}: share of it missed", f"≤ {g.alpha:g}"
+        table.add_row(what, level, str(g.n), str(g.n_needed), q)
     if m.ood is not None:
         o = m.ood
         q = "nothing flagged" if o.threshold is None else f"{o.threshold:.5g}"
@@ -68,7 +83,8 @@ def _measured(bundle: Bundle) -> None:
     evaluation = bundle.manifest.evaluation
     if not evaluation:
         return
-    console.out.print(f"On its {evaluation['rows']:,} test rows:")
+    unit = "rows" if bundle.manifest.dense is None else "images"
+    console.out.print(f"On its {evaluation['rows']:,} test {unit}:")
     for who in ("frozen", "hedged"):
         if who in evaluation:
             figures = "  ".join(f"{k} {v:.4f}" for k, v in evaluation[who].items())
