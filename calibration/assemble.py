@@ -73,6 +73,11 @@ OF_MAPS = (
     "p-values, the out-of-distribution flag and abstention hold, each singly, for one random pixel "
     "of a new image; they share their conformal images.",
 )
+OF_MASKS = (
+    "What is promised of the sets is that the pixels whose set holds the class are a mask that is "
+    "expected to miss at most the given share of it, in a new image that shows it; nothing is "
+    "promised of other classes."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +180,7 @@ def assemble(
         data={**data.summary, "head_max_difference": differences},
         evaluation=dict(evaluation or {}),
         versions=versions(),
-        notes=(
-            *(NOTES if frozen.dense is None else OF_MAPS),
-            *_facts(fitted, frozen, options, data),
-        ),
+        notes=(*_promised(fitted, frozen), *_facts(fitted, frozen, options, data)),
     )
     files = {
         PREDICTOR: fused.model,
@@ -190,6 +192,14 @@ def assemble(
         EXAMPLES: _examples(golden),
     }
     return write_bundle(out, manifest, files)
+
+
+def _promised(fitted: Fitted, frozen: Frozen) -> tuple[str, ...]:
+    """What the promises do not say."""
+    if frozen.dense is None:
+        return NOTES
+    missed = any(g.kind == "missed" for g in fitted.conformal.guarantees)
+    return (OF_MASKS if missed else OF_MAPS[0], *OF_MAPS[1:])
 
 
 def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions, data: Dataset) -> tuple[str, ...]:

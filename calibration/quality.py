@@ -74,7 +74,7 @@ def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
 
 def _pixels(fitted: Fitted) -> int | None:
     """Pixels drawn from an image; None where rows are no pixels."""
-    if all(g.kind != "risk" for g in fitted.conformal.guarantees):
+    if all(g.kind == "coverage" for g in fitted.conformal.guarantees):
         return None
     key = "set" if fitted.head.task == "classification" else "interval"
     return int(fitted.scores[key].shape[1])
