@@ -31,7 +31,8 @@ def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
     """Accuracy (or RMSE), NLL, ECE and coverage on the test rows, frozen beside hedged.
 
     Of a dense model the rows are the pixels drawn from the test images, ``rows`` counts images and
-    a level has the promised figure: the mean over images of the share of uncovered pixels.
+    a level has the promised figure: the mean over images of the share of uncovered pixels, or of
+    those of a class that its mask misses.
     """
     assert test.y is not None
     if len(test) == 0:
@@ -45,6 +46,11 @@ def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
         true = out["set_scores"][np.arange(len(y)), y]
         for g in fitted.conformal.guarantees:
             q = np.inf if g.threshold is None else g.threshold
+            if g.kind == "missed":
+                c = int(fitted.conformal.settings["mask"])
+                mask = out["set_scores"][:, c] <= q
+                levels[level_name(g.alpha)] = _missed(mask, y == c, per or 1)
+                continue
             levels[level_name(g.alpha)] = {
                 **_covered(true <= q, g.alpha, per),
                 "mean_set_size": float((out["set_scores"] <= q).sum(1).mean()),
@@ -89,6 +95,17 @@ def _covered(inside: Array, alpha: float, per: int | None) -> dict[str, float]:
         "uncovered_pixels": float(shares.mean()),
         "images_above": float((shares > alpha).mean()),
     }
+
+
+def _missed(mask: Array, shown: Array, per: int) -> dict[str, float]:
+    """Mean over images of the share of a class's drawn pixels outside its mask, where any were."""
+    count = shown.reshape(-1, per).sum(axis=1)
+    outside = (shown & ~mask).reshape(-1, per).sum(axis=1)
+    some = count > 0
+    found = {"images_with_class": float(some.sum()), "mask_share": float(mask.mean())}
+    if some.any():
+        found = {"missed_pixels": float((outside[some] / count[some]).mean()), **found}
+    return found
 
 
 def _classification(totals: ClassificationTotals) -> dict[str, float]:

@@ -175,7 +175,10 @@ def _comparison(e: Evaluation) -> str:
 
 def _levels(e: Evaluation) -> str:
     sets = e.task == "classification"
-    head = ["Level", "Coverage", "Chance, 99 %", "Mean set size" if sets else "Mean width"]
+    masks = any(v.images is not None and v.images.mask is not None for v in e.levels)
+    size = "Mean share of pixels" if masks else "Mean set size" if sets else "Mean width"
+    head = ["Level", "Coverage", "Chance, 99 %", size]
+    sets = sets and not masks
     rows = []
     for v in e.levels:
         size = "infinite" if v.mean_size is None else f"{v.mean_size:.4g}"

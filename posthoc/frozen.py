@@ -141,8 +141,9 @@ def open_frozen(
     if found is None and head is not None:
         raise ModelError(f"{head!r} is not the linear head of output {name!r}: {stop}")
     if layout is not None:
+        where = {1: ", in axis 1", -1: ", in the last axis", None: ""}[layout.out_axis]
         notes.append(
-            f"dense: every pixel of {name!r} is a row of {width} channel{'s' * (width > 1)}"
+            f"dense: every pixel of {name!r} is a row of {width} channel{'s' * (width > 1)}{where}"
         )
     if found is None:
         notes.append(f"black box, no linear head: {stop}; methods that need features do not apply")

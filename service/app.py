@@ -56,6 +56,7 @@ class Application:
             Router(routes, redirect_slashes=False, lifespan=self._lifespan),
             max_body_bytes=settings.max_body_bytes,
             max_body_bytes_total=settings.max_body_bytes_total,
+            max_answer_bytes_total=settings.max_answer_bytes_total,
             body_timeout=settings.request_timeout_s,
         )
 
@@ -113,6 +114,7 @@ def _announce(model: Model, ledger: Ledger) -> None:
         levels,
         model.task,
         scored=model.task == "classification" and model.width <= MAX_STORED_CLASSES,
+        labels=model.dense is None,
     )
     ledger.register(
         model.name,

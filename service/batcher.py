@@ -1,13 +1,15 @@
-"""The greedy batcher: when the device is free it takes everything that waits, up to a row limit.
+"""The greedy batcher: when the device is free it takes everything that waits, up to a limit.
 
 One batcher and one thread per device. Requests of several models and bundle versions wait in one
 queue bounded in rows; those that call the same function with tensors of the same trailing shapes
-share a batch. A batch that fails is bisected, so that only the bad row's request fails.
+share a batch, so images of two sizes do not. A run of the model is bounded in rows and in bytes. A
+batch that fails is bisected, so that only the bad row's request fails.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,12 +37,14 @@ class RowError(HedgedError):
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """One request's rows, from joining the queue to its answer in ``future``."""
+    """One request's rows, from joining the queue to its answer in ``future``. ``row_bytes``: of a
+    row and its answer."""
 
     run: Run
     feed: Mapping[str, Array]
     outputs: frozenset[str]
     rows: int
+    row_bytes: int
     future: asyncio.Future[Answer]
     joined: float
     waiting: bool = True
@@ -56,12 +60,21 @@ class Work:
 class Batcher:
     """Runs queued work on one device. Used from one event loop; computes in one thread.
 
-    ``max_batch_rows`` bounds one run of the model, ``max_queue_rows`` what may wait, in rows.
-    ``max_delay`` (seconds) lets an idle device wait for a fuller batch; 0 never waits.
+    ``max_batch_rows`` and ``max_batch_bytes`` (of rows and their answers) bound one run of the
+    model, which has at least one row; ``max_queue_rows`` what may wait. ``max_delay`` (seconds)
+    lets an idle device wait for a fuller batch; 0 never waits.
     """
 
-    def __init__(self, *, max_batch_rows: int, max_queue_rows: int, max_delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch_rows: int,
+        max_queue_rows: int,
+        max_batch_bytes: int = sys.maxsize,
+        max_delay: float = 0.0,
+    ) -> None:
         self.max_batch_rows = max_batch_rows
+        self.max_batch_bytes = max_batch_bytes
         self.max_queue_rows = max_queue_rows
         self.max_delay = max_delay
         self.queued_rows = 0
@@ -78,9 +91,11 @@ class Batcher:
         outputs: frozenset[str],
         *,
         timeout: float,
+        row_bytes: int = 0,
     ) -> Work:
         """Queue the rows of ``feed``: arrays that share axis 0, rows already validated.
 
+        ``row_bytes`` is what a row and its answer take together, about.
         ``work.future`` gets the answer, or: RowError for a row that fails by itself; ServiceError
         504 when ``timeout`` seconds passed. Cancelling it takes the work out of the queue. Raises
         ServiceError 503 at once when the rows do not fit into the queue.
@@ -92,7 +107,8 @@ class Batcher:
         if (self._busy or self._queue) and self.queued_rows + rows > self.max_queue_rows:
             raise overloaded(f"{self.queued_rows} rows are waiting for the model", "queue_full")
         loop = asyncio.get_running_loop()
-        work = Work(run, feed, outputs, rows, loop.create_future(), monotonic())
+        future: asyncio.Future[Answer] = loop.create_future()
+        work = Work(run, feed, outputs, rows, row_bytes, future, monotonic())
         timer = loop.call_later(timeout, _expire, work, timeout)
         work.future.add_done_callback(lambda _: self._left(work, timer))
         self._queue.append(work)
@@ -129,7 +145,7 @@ class Batcher:
             self._wake = None
         if self._busy or not self._queue or self._closed:
             return
-        if self.max_delay and self.queued_rows < self.max_batch_rows:
+        if self.max_delay and self.queued_rows < self._room(self._queue[0].row_bytes):
             due = self._queue[0].joined + self.max_delay - monotonic()
             if due > 0:
                 self._wake = asyncio.get_running_loop().call_later(due, self._dispatch)
@@ -143,26 +159,32 @@ class Batcher:
         """The oldest live work and all that can share its batch, in order of arrival."""
         batch: list[Work] = []
         passed: list[Work] = []
-        rows = 0
-        while self._queue and rows < self.max_batch_rows:
+        rows = heaviest = 0
+        while self._queue and rows < self._room(heaviest):
             work = self._queue.popleft()
+            heavier = max(heaviest, work.row_bytes)
             if work.future.done():
                 self._unqueue(work)
             elif batch and (
-                work.signature != batch[0].signature or rows + work.rows > self.max_batch_rows
+                work.signature != batch[0].signature or rows + work.rows > self._room(heavier)
             ):
                 passed.append(work)
             else:
                 self._unqueue(work)
                 batch.append(work)
                 rows += work.rows
+                heaviest = heavier
         self._queue.extendleft(reversed(passed))
         return batch
+
+    def _room(self, row_bytes: int) -> int:
+        """Rows of so many bytes that one run may have."""
+        return max(1, min(self.max_batch_rows, self.max_batch_bytes // max(1, row_bytes)))
 
     def _compute(self, batch: list[Work], loop: asyncio.AbstractEventLoop) -> None:
         """In the device's thread: answer a batch and hand the answers back to the loop."""
         start = monotonic()
-        answers = solve(batch, self.max_batch_rows)
+        answers = solve(batch, self._room(max(work.row_bytes for work in batch)))
         seconds = monotonic() - start
         loop.call_soon_threadsafe(self._finish, batch, answers, start, seconds)
 

@@ -75,8 +75,9 @@ class Hedged:
             core = self.bento_service.core()
             served = core.model(model)
             wanted = friendly.read_predict({"rows": rows, "alpha": alpha}, served)
+            names = friendly.default_outputs(served)
             answer = await core.predict(
-                served, wanted.inputs, outputs=friendly.default_outputs(served), alpha=wanted.alpha
+                served, wanted.inputs, outputs=names, text=names, alpha=wanted.alpha
             )
         except ServiceError as e:
             raise BentoMLException(e.message, error_code=HTTPStatus(e.status)) from None

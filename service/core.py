@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import numpy as np
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from posthoc.contract import Array, DataError, TensorSpec
-from service import instruments
+from service import images, instruments, sizes
 from service.batcher import Batcher, RowError, Work
 from service.errors import ServiceError, invalid, shorten, unknown_model
 from service.ids import row_ids
@@ -26,6 +26,7 @@ from service.settings import Settings
 from service.shared import Shared
 from service.tensors import cast, first_row
 
+_MAP_LEVELS = 16  # in one request: of maps each is searched among the pixels of all images
 _UNBOUNDED = frozenset({"lower", "upper", "quantiles"})  # infinite where a level needs more rows
 _log = logging.getLogger("hedged.core")
 
@@ -39,6 +40,11 @@ class Answer:
     ids: list[str]
     fields: dict[str, Array]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the fields."""
+        return sum(value.nbytes for value in self.fields.values())
+
 
 class Core:
     """The models of one server process, their device's batcher, and the ledger."""
@@ -50,6 +56,7 @@ class Core:
         self.ready = False
         self.batcher = Batcher(
             max_batch_rows=settings.max_batch_rows,
+            max_batch_bytes=settings.max_batch_bytes,
             max_queue_rows=settings.max_queue_rows,
             max_delay=settings.max_queue_delay_s,
         )
@@ -83,31 +90,44 @@ class Core:
         alpha: float | Sequence[float] | None = None,
         id: str | None = None,
         ids: Sequence[str] | None = None,
+        text: Collection[str] = (),
+        reserve: Callable[[int], None] | None = None,
         disconnected: Callable[[], Awaitable[None]] | None = None,
     ) -> Answer:
         """Predict rows. ``inputs`` maps every input name to an array with rows along axis 0.
 
-        ``outputs`` names what the answer holds (default: every field); ``alpha`` is one level for
-        the request or one per row (default: the bundle's first). Rows are called ``ids``, or
-        ``{id}:{row}``. The work is dropped before it is computed when ``disconnected()`` returns.
-        Raises ServiceError, naming the input and row at fault.
+        ``outputs`` names what the answer holds (default: every field), ``text`` those that will
+        leave as JSON; ``alpha`` is one level for the request or one per row (default: the bundle's
+        first). Rows are called ``ids``, or ``{id}:{row}``. ``reserve`` is told the answer's bytes
+        beforehand and may refuse them. The work is dropped before it is computed when
+        ``disconnected()`` returns. Raises ServiceError, naming the input and row at fault.
         """
+        given = sum(v.nbytes for v in inputs.values())
         with refusals(model, max((len(v) for v in inputs.values() if v.ndim), default=0)):
-            feed = validate(inputs, model.predictor.inputs, self.settings.max_rows)
+            specs, most = model.predictor.inputs, self.settings.max_rows
+            feed = await self.parse.beside(given, lambda: validate(inputs, specs, most))
             rows = len(next(iter(feed.values())))
             names = _outputs(model, outputs)
             id, ids = row_ids(rows, id, ids)
             alphas = _alphas(model, alpha, rows)
-            feed["q_hat"] = _thresholds(model, alphas, rows)
+            values, row_bytes = sizes.row_values(feed), sizes.row_bytes(feed)
+            asked = self._fitting(model, rows, values, frozenset(names), frozenset(text))
+            computed = frozenset((*model.recorded, *names))
+            answer_bytes = model.sizes.answer_bytes(computed, values)
+            if reserve is not None:
+                reserve(asked + rows * answer_bytes)
+            feed["q_hat"] = await self._thresholds(model, alphas, rows)
             work = self.batcher.submit(
                 model.run,
                 feed,
-                frozenset((*model.fields, *names)),
+                computed,
                 timeout=self.settings.request_timeout_s,
+                row_bytes=row_bytes + answer_bytes,
             )
             fields = await _answer(work, disconnected)
-            _check_finite(model, fields)
-        self._record(model, alphas, ids, {name: fields[name] for name in model.fields})
+            size = rows * answer_bytes
+            await self.parse.beside(size, lambda: _check_finite(model, fields))
+        await self._record(model, alphas, ids, {name: fields[name] for name in model.recorded})
         return Answer(model, id, ids, {name: fields[name] for name in names})
 
     async def close(self) -> None:
@@ -117,15 +137,53 @@ class Core:
         await asyncio.to_thread(self.parse.close)
         await asyncio.to_thread(self.calibration.close)
 
-    def _record(
+    def _fitting(
+        self, model: Model, rows: int, values: int, names: frozenset[str], text: frozenset[str]
+    ) -> int:
+        """Bytes of the body that will hold the answer; ServiceError 413 for too many."""
+        settings = self.settings
+        plain = rows * model.sizes.answer_text(names & text, values)
+        if plain > settings.max_json_bytes:
+            raise ServiceError(
+                413,
+                "answer_too_large",
+                f"the answer would take about {plain} bytes of JSON, and {settings.max_json_bytes} "
+                "are the most; send fewer rows, name fewer outputs, or ask for binary tensors: "
+                f"POST /v2/models/{model.name}/infer with binary_data_output",
+            )
+        binary = rows * model.sizes.answer_bytes(names - text, values)
+        if binary > settings.max_answer_bytes:
+            raise ServiceError(
+                413,
+                "answer_too_large",
+                f"the answer would take {binary} bytes, and {settings.max_answer_bytes} are the "
+                "most; send fewer rows or name fewer outputs",
+            )
+        return plain + binary
+
+    async def _thresholds(self, model: Model, alphas: Sequence[float], rows: int) -> Array:
+        own = frozenset(alphas) <= model.levels.keys()
+        if model.dense is None or own:
+            return _thresholds(model, alphas, rows)
+        if len(set(alphas)) > _MAP_LEVELS:
+            raise invalid(f"a request for maps may have {_MAP_LEVELS} different values of alpha")
+        # Any other level of a risk is searched among the pixels of all images.
+        return await asyncio.to_thread(_thresholds, model, alphas, rows)
+
+    async def _record(
         self,
         model: Model,
         alphas: Sequence[float],
         ids: list[str],
-        fields: dict[str, Array],
+        fields: Mapping[str, Array],
     ) -> None:
         """Count and remember a prediction; whatever goes wrong here never reaches the answer."""
         try:
+            if model.dense is not None:
+                size, maps = sum(v.nbytes for v in fields.values()), fields
+                fields = await self.parse.beside(
+                    size, lambda: images.summary(model.task, maps, ids)
+                )
             # Only the bundle's own levels are metric labels: callers may ask for any alpha.
             levels = [model.levels.get(alpha) for alpha in alphas]
             found = {level: n for n, level in enumerate(dict.fromkeys(levels))}
@@ -136,8 +194,13 @@ class Core:
                     rows = np.flatnonzero(codes == code)
                     chosen = {name: value[rows] for name, value in fields.items()}
                     named = [ids[row] for row in rows.tolist()]
-                instruments.observe_prediction(model.name, model.version, chosen, level)
-                self.ledger.record(model.name, model.version, model.identity, named, chosen, level)
+                observe, record = (
+                    (instruments.observe_prediction, self.ledger.record)
+                    if model.dense is None
+                    else (instruments.observe_images, self.ledger.record_images)
+                )
+                observe(model.name, model.version, chosen, level)
+                record(model.name, model.version, model.identity, named, chosen, level)
         except Exception:
             _log.exception("a prediction of %s could not be recorded", model.name)
 
@@ -176,7 +239,8 @@ def validate(
         if value.ndim != len(spec.shape) or any(
             want not in (-1, have) for want, have in zip(spec.shape, value.shape, strict=True)
         ):
-            wanted = ", ".join("N" if d < 0 else str(d) for d in spec.shape)
+            tail = ("any" if d < 0 else str(d) for d in spec.shape[1:])
+            wanted = ", ".join(("N", *tail) if spec.shape else ())
             raise invalid(f"{where} has shape {list(value.shape)}; the model takes [{wanted}]")
         if rows not in (-1, len(value)):
             raise invalid(f"{where} has {len(value)} rows and another input has {rows}")

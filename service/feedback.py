@@ -22,8 +22,9 @@ def parse_labels(
 
     ``model`` finds a served model by name (None: the only one). A class may be given by name or
     index, a regression target as a number or a list of K numbers; which of them fits is left to
-    the ledger. Raises ServiceError 400 naming an item that is none of these, and 413 for more
-    than ``limit`` items; then none of them counts.
+    the ledger. Raises ServiceError 400 naming an item that is none of these, 413 for more than
+    ``limit`` items, and 422 where the model predicts maps: no map is kept that a label map could
+    be joined with. Then none of them counts.
     """
     if content_type == NDJSON:
         lines = [line for line in body.splitlines() if line.strip()]
@@ -86,6 +87,15 @@ def _item(value: Any, where: str, model: Callable[[str | None], Model]) -> Label
         raise invalid(f"{where}: 'id' must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -")
     if name is not None and not isinstance(name, str):
         raise invalid(f"{where}: 'model' must be a string")
+    served = model(name)
+    if served.dense is not None:
+        raise ServiceError(
+            422,
+            "labels_of_maps",
+            f"{where}: model {served.name!r} predicts maps, and of a map the ledger keeps a few "
+            "numbers and no pixel that a label could be joined with; measure it on labelled images "
+            "with: hedged evaluate BUNDLE --data IMAGES",
+        )
     if "label" not in value:
         raise invalid(f"{where}: 'label' is missing")
     label = value["label"]
@@ -96,7 +106,7 @@ def _item(value: Any, where: str, model: Callable[[str | None], Model]) -> Label
         )
     # What it means is for the ledger to say: the version that predicted may not be the one that
     # is served now, and may have other classes.
-    return LabelItem(model=model(name).name, id=id, label=label)
+    return LabelItem(model=served.name, id=id, label=label)
 
 
 def _is_label(value: Any) -> bool:

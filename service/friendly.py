@@ -17,7 +17,9 @@ from service.models import Model
 from service.tensors import kind, number_array, parse_object
 
 _KEYS = frozenset({"rows", "inputs", "alpha", "id", "ids", "outputs"})
-_HIDDEN = frozenset({"probs"})  # long for many classes; asked for by "outputs"
+# Long for many classes, or as maps; asked for by "outputs".
+_HIDDEN = frozenset({"probs"})
+_HIDDEN_MAPS = _HIDDEN | {"set", "quantiles"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
 
 def default_outputs(model: Model) -> list[str]:
     """The fields that an answer holds when none are asked for."""
-    return [name for name in model.fields if name not in _HIDDEN]
+    hidden = _HIDDEN if model.dense is None else _HIDDEN_MAPS
+    return [name for name in model.fields if name not in hidden]
 
 
 def encode_predict(answer: Answer) -> bytes:
@@ -79,11 +82,17 @@ def encode_predict(answer: Answer) -> bytes:
 
 
 def response(answer: Answer) -> dict[str, Any]:
-    """The answer as an object; numbers may still be numpy scalars and arrays."""
+    """The answer as an object; numbers may still be numpy scalars and arrays.
+
+    Beside maps of class indices stand the names of the classes, where the bundle has them.
+    """
+    model = answer.model
+    named = model.dense is not None and model.classes is not None
     return {
-        "model": answer.model.name,
-        "version": answer.model.version,
+        "model": model.name,
+        "version": model.version,
         "id": answer.id,
+        **({"classes": model.classes} if named else {}),
         "predictions": predictions(answer),
     }
 
@@ -92,9 +101,11 @@ def predictions(answer: Answer) -> list[dict[str, Any]]:
     """One object per row: its id, then the fields.
 
     Labels and sets are class names where the bundle has names, else indices. A regression of one
-    output gives plain numbers, and its quantiles an object by level.
+    output gives plain numbers, and its quantiles an object by level. Maps are nested lists in the
+    layout of the model's own output, of class indices and masks; quantiles an object of maps.
     """
-    columns = {name: _column(name, value, answer.model) for name, value in answer.fields.items()}
+    column = _column if answer.model.dense is None else _maps
+    columns = {name: column(name, value, answer.model) for name, value in answer.fields.items()}
     return [
         dict(zip(("id", *columns), row, strict=True))
         for row in zip(answer.ids, *columns.values(), strict=True)
@@ -119,6 +130,15 @@ def _column(name: str, value: Array, model: Model) -> list[Any]:
             return [dict(zip(levels, row, strict=True)) for row in value]
     # numpy float32 scalars keep their short decimal form in JSON, Python floats would not.
     return value.tolist() if value.dtype.kind in "biu" else list(value)
+
+
+def _maps(name: str, value: Array, model: Model) -> list[Any]:
+    """One field as one map per image."""
+    if name != "quantiles":
+        return list(np.ascontiguousarray(value))  # as JSON can have them without a copy
+    levels = [format(q, "g") for q in model.predictor.manifest.quantile_levels]
+    maps = np.ascontiguousarray(np.moveaxis(value, -1, 1))
+    return [dict(zip(levels, image, strict=True)) for image in maps]
 
 
 def _length(rows: Any, tensors: Any) -> int:

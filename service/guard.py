@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterable, Sequence
 
@@ -40,10 +41,12 @@ _log = logging.getLogger("hedged.guard")
 class Guard:
     """Bounds, names, times and answers for an ASGI application.
 
-    The application finds the whole body in ``scope["hedged.body"]`` (and through ``receive``) and
-    the request's id in ``scope["hedged.request_id"]``. Requests whose body is larger than
-    ``max_body_bytes``, takes longer than ``body_timeout`` seconds to arrive, is compressed, or is
-    of a media type outside ``media_types`` are refused before the application is called, and so
+    The application finds the whole body in ``scope["hedged.body"]`` (and through ``receive``), the
+    request's id in ``scope["hedged.request_id"]``, and in ``scope["hedged.reserve"]`` whom to tell
+    the bytes of an answer before it is made: that raises ServiceError 503 where the answers of all
+    requests together would be more than ``max_answer_bytes_total``. Requests whose body is larger
+    than ``max_body_bytes``, takes longer than ``body_timeout`` seconds to arrive, is compressed, or
+    is of a media type outside ``media_types`` are refused before the application is called, and so
     are those for whose body ``max_body_bytes_total`` of all bodies together leaves no room.
     """
 
@@ -53,13 +56,16 @@ class Guard:
         *,
         max_body_bytes: int,
         max_body_bytes_total: int | None = None,
+        max_answer_bytes_total: int = sys.maxsize,
         body_timeout: float = 30.0,
         media_types: Sequence[str] = MEDIA_TYPES,
     ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.max_body_bytes_total = max_body_bytes_total or 4 * max_body_bytes
+        self.max_answer_bytes_total = max_answer_bytes_total
         self.held = 0  # bytes of the bodies of all requests that are not answered yet
+        self.reserved = 0  # bytes of answers that are being made or sent
         self.body_timeout = body_timeout
         self.media_types = frozenset(media_types)
 
@@ -82,6 +88,7 @@ class _Exchange:
         "receive",
         "replayed",
         "request_id",
+        "reserved",
         "scope",
         "send_on",
         "status",
@@ -96,11 +103,13 @@ class _Exchange:
         self.ended = scope["method"] in _BODYLESS  # nothing of the body is still to come
         self.replayed = False
         self.held = 0  # bytes of this body
+        self.reserved = 0  # bytes of this answer
         self.request_id = _request_id(scope)
 
     async def run(self) -> None:
         start = time.perf_counter()
         self.scope["hedged.request_id"] = self.request_id
+        self.scope["hedged.reserve"] = self.reserve
         try:
             self.scope["hedged.body"] = b"" if self.ended else await self.read_body()
             await self.guard.app(self.scope, self.replay, self.send)
@@ -114,6 +123,7 @@ class _Exchange:
             await self.refuse(ServiceError(500, "internal", "the server failed on this request"))
         finally:
             self.guard.held -= self.held
+            self.guard.reserved -= self.reserved
             seconds = time.perf_counter() - start
             instruments.observe_request(_route(self.scope), str(self.status or 499), seconds)
 
@@ -149,6 +159,13 @@ class _Exchange:
     def check_room(self, more: int = 0) -> None:
         if self.guard.held + more > self.guard.max_body_bytes_total:
             raise overloaded("the server holds too many large requests", "bodies_full")
+
+    def reserve(self, size: int) -> None:
+        """Count an answer of so many bytes until it is sent. An idle server takes any."""
+        if 0 < self.guard.reserved > self.guard.max_answer_bytes_total - size:
+            raise overloaded("the server makes too many large answers", "answers_full")
+        self.reserved += size
+        self.guard.reserved += size
 
     def check_media_type(self, sent: bytes | None) -> None:
         # Stock OIP clients send none. Elsewhere it must be there: without one a page of another

@@ -48,9 +48,13 @@ _SIZES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 _DELAYS = (1, 10, 60, 600, 3600, 6 * 3600, 86_400, 3 * 86_400, 7 * 86_400, 30 * 86_400)
 _PVALUES = (0.001, 0.005, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 11)))
 
-PREDICTIONS = Counter("uq_predictions_total", "Rows by outcome.", (*_MV, "outcome"))
+PREDICTIONS = Counter(
+    "uq_predictions_total", "Rows by outcome; an image is one.", (*_MV, "outcome")
+)
 EXPECTED_CORRECT = Counter(
-    "uq_expected_correct_total", "Sum of confidence over all predicted rows.", _MV
+    "uq_expected_correct_total",
+    "Sum of confidence over all predicted rows; of an image its mean.",
+    _MV,
 )
 LABELED = Counter(
     "uq_labeled_predictions_total",
@@ -77,7 +81,9 @@ INTERVAL_WIDTH = Counter(
 LOG_LOSS = Counter("uq_log_loss_sum_total", "Sum of log loss over labelled rows, in nats.", _MV)
 BRIER = Counter("uq_brier_sum_total", "Sum of Brier scores over labelled rows.", _MV)
 CRPS = Counter("uq_crps_sum_total", "Sum of CRPS over labelled rows, in target units.", _MV)
-OOD = Counter("uq_ood_total", "Rows flagged as out of distribution.", _MV)
+OOD = Counter(
+    "uq_ood_total", "Rows flagged as out of distribution; of an image its share of pixels.", _MV
+)
 OOD_PVALUE = BulkHistogram(
     "uq_ood_pvalue", "Conformal p-value of the row being like the reference.", _MV, buckets=_PVALUES
 )
@@ -136,30 +142,38 @@ METRIC_NAMES: frozenset[str] = frozenset(_sample_names(REGISTRY.collect()))
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """The children of one level; widths belong to intervals, sizes to sets."""
+    """The children of one level of labelled rows; widths belong to intervals."""
 
     labeled: Counter
     covered: Counter
     width: Counter | None
-    size: BulkHistogram | None
 
 
 class _Series:
     """The children of one model and version, so that the hot path looks nothing up."""
 
-    def __init__(self, model: str, version: str, task: str, levels: Sequence[str]) -> None:
+    def __init__(
+        self, model: str, version: str, task: str, levels: Sequence[str], labels: bool = True
+    ) -> None:
         key = (model, version)
         self.key = key
         self.task = task
         self.closed = bool(levels)
         self.levels: dict[str, _Level] = {}
+        self.sizes: dict[str, BulkHistogram] = {}
         self.outcomes = {o: PREDICTIONS.labels(*key, o) for o in OUTCOMES}
         self.ood, self.ood_pvalue = OOD.labels(*key), OOD_PVALUE.labels(*key)
-        bins = BIN_LABELS if task == "classification" else (ALL,)
-        self.labeled = [LABELED.labels(*key, b) for b in bins]
         if task == "classification":
             self.expected_correct = EXPECTED_CORRECT.labels(*key)
             self.confidence = CONFIDENCE.labels(*key)
+            self.sizes = {level: SET_SIZE.labels(*key, level) for level in levels}
+        if labels:
+            self._add_labels(levels)
+
+    def _add_labels(self, levels: Sequence[str]) -> None:
+        key, bins = self.key, BIN_LABELS if self.task == "classification" else (ALL,)
+        self.labeled = [LABELED.labels(*key, b) for b in bins]
+        if self.task == "classification":
             self.correct = [CORRECT.labels(*key, b) for b in bins]
             self.confidence_sum = [CONFIDENCE_SUM.labels(*key, b) for b in bins]
         else:
@@ -173,7 +187,6 @@ class _Series:
             INTERVAL_LABELED.labels(*self.key, level),
             INTERVAL_COVERED.labels(*self.key, level),
             None if sets else INTERVAL_WIDTH.labels(*self.key, level),
-            SET_SIZE.labels(*self.key, level) if sets else None,
         )
 
     def add_level(self, level: str, totals: LevelTotals) -> None:
@@ -203,24 +216,32 @@ def register_model(
     task: str,
     *,
     scored: bool = True,
+    labels: bool = True,
 ) -> None:
     """Start every series of a bundle at 0 and announce that it is served.
 
     ``levels`` are its level names such as "0.9"; ``identity`` is its sha256; ``scored`` says that
-    probs are kept in the ledger, without which log loss and Brier have no series.
+    probs are kept in the ledger, without which log loss and Brier have no series; without
+    ``labels`` nothing that labels move has one.
     """
-    start_series(model, version, levels, task, scored=scored)
+    start_series(model, version, levels, task, scored=scored, labels=labels)
     MODEL_INFO.labels(model, version, identity, method, task).set(1)
 
 
 def start_series(
-    model: str, version: str, levels: Sequence[str], task: str, *, scored: bool = True
+    model: str,
+    version: str,
+    levels: Sequence[str],
+    task: str,
+    *,
+    scored: bool = True,
+    labels: bool = True,
 ) -> None:
     """Start the series of a version at 0, so that ``increase()`` sees its first labels too."""
-    series = _Series(model, version, task, levels)
+    series = _Series(model, version, task, levels, labels)
     _series[model, version] = series
     _models.add(model)
-    if task == "classification" and scored:
+    if task == "classification" and scored and labels:
         LOG_LOSS.labels(model, version)
         BRIER.labels(model, version)
     for result in FEEDBACK_RESULTS:
@@ -235,19 +256,39 @@ def observe_prediction(
     task = "regression" if "mean" in fields else "classification"
     series = _of(model, version, task)
     n = len(fields["mean" if task == "regression" else "label"])
+    _observe(series, n, fields, level)
+
+
+def observe_images(
+    model: str, version: str, summary: Mapping[str, Array], level: str | None
+) -> None:
+    """Count N images by their `service.images.summary`; ``level`` as above.
+
+    An image is one prediction: it adds its mean confidence, mean set size and one pixel's p-value,
+    to ``uq_ood_total`` its share of flagged pixels, and counts as abstained when all of it is.
+    """
+    task = "classification" if "confidence" in summary else "regression"
+    series = _of(model, version, task)
+    numbers = dict(summary)
+    if "abstain" in numbers:
+        numbers["abstain"] = numbers["abstain"] == 1
+    _observe(series, len(next(iter(summary.values()))), numbers, level)
+
+
+def _observe(series: _Series, n: int, fields: Mapping[str, Array], level: str | None) -> None:
     abstained = int(np.count_nonzero(fields["abstain"])) if "abstain" in fields else 0
     series.outcomes["answered"].inc(n - abstained)
     if abstained:
         series.outcomes["abstained"].inc(abstained)
-    if task == "classification":
+    if series.task == "classification":
         # A float32 softmax may sum to a hair above 1; the last bin is closed at 1.
         confidence = np.minimum(np.asarray(fields["confidence"], dtype=np.float64), 1.0)
         series.expected_correct.inc(float(confidence.sum()))
         series.confidence.observe_many(confidence)
-        sizes = series.levels[level].size if level in series.levels else None
+        sizes = series.sizes.get(level) if level is not None else None
         if sizes is not None and "set_size" in fields:
             sizes.observe_many(fields["set_size"])
-    if "ood" in fields and (flagged := int(np.count_nonzero(fields["ood"]))):
+    if "ood" in fields and (flagged := float(np.sum(fields["ood"]))):
         series.ood.inc(flagged)
     if "ood_pvalue" in fields:
         series.ood_pvalue.observe_many(fields["ood_pvalue"])

@@ -165,12 +165,35 @@ class Ledger:
             kept, width = compact(fields)
         except (TypeError, ValueError):
             log.exception("a batch of %s is no prediction", model)
-        else:
-            now = time.time()
-            served = Served(model, version, identity, ids, kept, width, level, group, now)
-            if self._writer.put(served):
-                return True
-        instruments.LEDGER_DROPPED.inc(len(ids))
+            instruments.LEDGER_DROPPED.inc(len(ids))
+            return False
+        return self._queue(
+            Served(model, version, identity, ids, kept, width, level, group, time.time())
+        )
+
+    def record_images(
+        self,
+        model: str,
+        version: str,
+        identity: str,
+        ids: Sequence[str],
+        summary: Mapping[str, Array],
+        level: str | None,
+    ) -> bool:
+        """Keep the `service.images.summary` of N images; as ``record`` otherwise.
+
+        A label for one of them is ``invalid``: there is no map to join it with.
+        """
+        return self._queue(
+            Served(
+                model, version, identity, ids, summary, None, level, None, time.time(), images=True
+            )
+        )
+
+    def _queue(self, served: Served) -> bool:
+        if self._writer.put(served):
+            return True
+        instruments.LEDGER_DROPPED.inc(len(served.ids))
         return False
 
     def add_labels(self, items: Sequence[LabelItem]) -> list[str]:
@@ -212,13 +235,14 @@ class Ledger:
         try:
             with self._transaction(read=True) as conn:
                 served = store.served_counts(conn, model, since)
+                images = store.image_means(conn, model, since)
                 for page in store.joined_pages(conn, model, since):
                     for key, part in totals_of(page).items():
                         totals[key] = merge_totals(totals[key], part) if key in totals else part
                 feedback = store.feedback_counts(conn, model)
         except SQLAlchemyError as e:
             raise LedgerError(f"the ledger's store cannot be read ({short(e)}); try again") from e
-        return summary_of(served, totals, feedback, since)
+        return summary_of(served, totals, feedback, since, images)
 
     def forget(self, id: str, model: str | None = None) -> int:
         """Erase a prediction and its label; the number of predictions erased.
@@ -268,7 +292,7 @@ class Ledger:
         with self._transaction(durable=not entry["rows"]) as conn:
             key = self._keys.get(source) or store.bundle_key(conn, source)
             if entry["rows"]:
-                store.insert_predictions(conn, key, entry["rows"])
+                store.insert_predictions(conn, key, entry["rows"], of_images=source.images)
         self._keys[source] = key  # only now is it committed
         instruments.LEDGER_WRITTEN.inc(len(entry["rows"]))
 

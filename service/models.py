@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.bundle import MANIFEST, parse_manifest
+from calibration.bundle import MANIFEST, DenseRecord, parse_manifest
 from calibration.metrics.totals import level_name
 from calibration.predictor import Predictor
 from posthoc.contract import Array, BundleError, Task, TensorSpec, output_fields
+from service.images import summarised
 from service.protocol import has_datatype
+from service.sizes import Sizes, measure
 
 ACTIVE = "active.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -31,6 +33,7 @@ class Model:
     predictor: Predictor
     frozen_outputs: tuple[TensorSpec, ...]  # those that are served beside the fields
     levels: dict[float, str]  # alpha -> its level as metrics write it, for the bundle's own alphas
+    sizes: Sizes  # of a row's answer
 
     @property
     def identity(self) -> str:
@@ -53,6 +56,18 @@ class Model:
         return self.predictor.fields
 
     @property
+    def dense(self) -> DenseRecord | None:
+        """How fields are maps; None where a row has a single answer."""
+        return self.predictor.manifest.dense
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The fields that the metrics and the ledger need."""
+        if self.dense is None:
+            return self.fields
+        return tuple(name for name in summarised(self.task) if name in self.fields)
+
+    @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Everything that can be asked for: the fields, then the frozen model's own outputs."""
         return (*self.predictor.manifest.outputs, *self.frozen_outputs)
@@ -61,7 +76,12 @@ class Model:
     def width(self) -> int:
         """Number of classes, or of regression outputs."""
         field = "probs" if self.task == "classification" else "mean"
-        return next(s.shape[1] for s in self.predictor.manifest.outputs if s.name == field)
+        shape = next(s.shape for s in self.predictor.manifest.outputs if s.name == field)
+        if self.dense is None:
+            return shape[1]
+        if len(shape) == 1 + len(self.dense.spatial):
+            return 1
+        return shape[-1] if self.dense.channels == -1 else shape[1]
 
     def run(self, feed: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """One run of the graph: the inputs, and ``q_hat`` with one threshold per row."""
@@ -125,7 +145,7 @@ def load_models(path: Path, *, device: str, threads: int) -> dict[str, Model]:
 
 
 def load_model(path: Path, *, device: str, threads: int) -> Model:
-    """Verify and open a bundle, reproduce its golden rows, and run one row to warm up.
+    """Verify and open a bundle, reproduce its golden rows, and measure and warm it on one.
 
     Raises BundleError or ModelError when it cannot be served, saying why.
     """
@@ -138,21 +158,22 @@ def load_model(path: Path, *, device: str, threads: int) -> Model:
         if not has_datatype(spec.dtype):
             raise BundleError(f"{path}: {spec.name!r} is {spec.dtype}; the service takes numbers")
     predictor.self_check()
+    frozen_outputs = tuple(
+        spec
+        for spec in manifest.frozen_outputs
+        # A frozen output that shares a field's name cannot be asked for by that name.
+        if spec.name not in output_fields(manifest.task)
+        and spec.shape[:1] == (-1,)
+        and has_datatype(spec.dtype)
+    )
     model = Model(
         name=manifest.name,
         version=manifest.version,
         predictor=predictor,
-        frozen_outputs=tuple(
-            spec
-            for spec in manifest.frozen_outputs
-            # A frozen output that shares a field's name cannot be asked for by that name.
-            if spec.name not in output_fields(manifest.task)
-            and spec.shape[:1] == (-1,)
-            and has_datatype(spec.dtype)
-        ),
+        frozen_outputs=frozen_outputs,
         levels={alpha: level_name(alpha) for alpha in manifest.alphas},
+        sizes=measure(predictor, (*manifest.outputs, *frozen_outputs)),
     )
-    _warm(model)
     _log.info("serving %s %s (%s)", model.name, model.version, model.identity[:12])
     return model
 
@@ -160,16 +181,3 @@ def load_model(path: Path, *, device: str, threads: int) -> Model:
 def threshold_rows(model: Model, alpha: float, rows: int) -> Array:
     """The conformal threshold at ``alpha`` for each of ``rows`` rows, as the graph takes it."""
     return np.full(rows, model.predictor.q_hat(alpha), np.float32)
-
-
-def _warm(model: Model) -> None:
-    rows = {
-        spec.name: np.zeros([1 if d < 0 else d for d in spec.shape], spec.dtype)
-        for spec in model.predictor.inputs
-    }
-    try:
-        model.predictor.run(
-            rows, q_hat=threshold_rows(model, model.predictor.manifest.alphas[0], 1)
-        )
-    except Exception:  # zeros need not be a valid row of every model; golden rows ran already
-        _log.debug("%s could not be warmed with zeros", model.name, exc_info=True)

@@ -16,6 +16,7 @@ _THREADS = 2
 _BESIDE = 8  # values of a row that are no input: id, alpha, columns of the table
 _SLACK = 4  # commas and brackets inside of texts
 _ENVELOPE = 10_000
+_VALUE_BYTES = 8  # of a number with its comma, usually
 T = TypeVar("T")
 
 
@@ -26,23 +27,27 @@ class Parser:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hedged-parse")
 
     async def __call__(
-        self, body: bytes, limit: int | None, parse: Callable[[], T], json: int | None = None
+        self, body: bytes, limit: int, parse: Callable[[], T], json: int | None = None
     ) -> T:
-        """``parse()``, in a thread for a large body.
+        """``parse()``, beside the loop for a large body.
 
         Raises ServiceError 413 first when the ``json`` bytes (default: all) at the start of a
         large body hold more than ``limit`` values: parsing holds the interpreter, so that a
         thread alone would not keep the server answering.
         """
-        if len(body) <= LARGE:
-            return parse()
 
         def checked() -> T:
-            if limit is not None:
+            if len(body) > LARGE:
                 check_values(body, limit, json)
             return parse()
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, checked)
+        return await self.beside(len(body), checked)
+
+    async def beside(self, size: int, work: Callable[[], T]) -> T:
+        """``work()`` on so many bytes: at once, or in a thread where they are many."""
+        if size <= LARGE:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
         """End the threads."""
@@ -61,20 +66,23 @@ def check_values(body: bytes, limit: int, end: int | None = None) -> None:
         found += sum(body.count(sign, *part) for sign in (b",", b"[", b"{"))
         if found > limit:
             raise ServiceError(
-                413, "too_many_values", f"the body holds more than {limit} values; send fewer rows"
+                413,
+                "too_many_values",
+                f"the body holds more than {limit} values; send fewer rows, or binary tensors",
             )
 
 
-def most_values(specs: Sequence[TensorSpec], max_rows: int) -> int | None:
-    """More values than any JSON request of ``max_rows`` rows has; None where rows are unbounded.
+def most_values(specs: Sequence[TensorSpec], max_rows: int, max_bytes: int) -> int:
+    """More values than any JSON request of ``max_rows`` rows has.
 
-    Each row holds its numbers, the lists around them, and what else may stand in it.
+    Each row holds its numbers, the lists around them, and what else may stand in it. Where an axis
+    is free no row is too long: it is what ``max_bytes`` of JSON hold of numbers of usual length.
     """
     per_row = _BESIDE
     for spec in specs:
         tail = spec.shape[1:]
         if any(d < 0 for d in tail):
-            return None
+            return max_bytes // _VALUE_BYTES + _ENVELOPE
         # One list for each prefix of the axes: a row of 2×3 is 1 list, 2 lists, and 6 numbers.
         per_row += sum(math.prod(tail[:k]) for k in range(len(tail) + 1))
     return _SLACK * max_rows * per_row + _ENVELOPE

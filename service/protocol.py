@@ -90,7 +90,7 @@ def encode_infer(
     an unbounded interval end is ``null`` there and ``inf`` in binary.
     """
     described: list[dict[str, Any]] = []
-    raw: list[bytes] = []
+    raw: list[memoryview] = []
     for name, value in outputs.items():
         entry: dict[str, Any] = {
             "name": name,
@@ -98,8 +98,8 @@ def encode_infer(
             "shape": list(value.shape),
         }
         if binary if isinstance(binary, bool) else binary[name]:
-            raw.append(_little_endian(value).tobytes())
-            entry["parameters"] = {"binary_data_size": len(raw[-1])}
+            raw.append(_little_endian(value))
+            entry["parameters"] = {"binary_data_size": raw[-1].nbytes}
         else:
             entry["data"] = np.ascontiguousarray(value, value.dtype.newbyteorder("=")).ravel()
         described.append(entry)
@@ -293,8 +293,10 @@ def _optional_string(request: Mapping[str, Any], name: str) -> str | None:
     return value or None
 
 
-def _little_endian(value: Array) -> Array:
-    return value.astype(value.dtype.newbyteorder("<"), copy=False)
+def _little_endian(value: Array) -> memoryview:
+    """The bytes of an array, not copied where they are as they should be."""
+    plain = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
+    return plain.reshape(-1).view(np.uint8).data
 
 
 def _is_int(value: Any) -> bool:

@@ -42,25 +42,28 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         specs = model.predictor.inputs
         wanted = await core.parse(
             body,
-            parsing.most_values(specs, core.settings.max_rows),
+            parsing.most_values(specs, core.settings.max_rows, core.settings.max_body_bytes),
             lambda: protocol.parse_infer(body, header, specs),
             json=protocol.header_length(header, len(body)),
         )
-        every = [spec.name for spec in model.outputs]
+        binary = wanted.outputs
+        if binary is None:
+            binary = {spec.name: wanted.binary for spec in model.outputs}
         answer = await core.predict(
             model,
             wanted.inputs,
-            outputs=every if wanted.outputs is None else list(wanted.outputs),
+            outputs=list(binary),
+            text=[name for name, raw in binary.items() if not raw],
             alpha=wanted.alpha,
             id=wanted.id,
+            reserve=request.scope["hedged.reserve"],
             disconnected=_watch(request),
         )
-        body, head = protocol.encode_infer(
-            model.name,
-            model.version,
-            answer.id,
-            answer.fields,
-            wanted.binary if wanted.outputs is None else wanted.outputs,
+        body, head = await core.parse.beside(
+            answer.nbytes,
+            lambda: protocol.encode_infer(
+                model.name, model.version, answer.id, answer.fields, binary
+            ),
         )
         if head is None:
             return Response(body, media_type="application/json")
@@ -75,19 +78,25 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         body = request.scope["hedged.body"]
         wanted = await core.parse(
             body,
-            parsing.most_values(model.predictor.inputs, core.settings.max_rows),
+            parsing.most_values(
+                model.predictor.inputs, core.settings.max_rows, core.settings.max_body_bytes
+            ),
             lambda: friendly.parse_predict(body, model),
         )
+        outputs = wanted.outputs or friendly.default_outputs(model)
         answer = await core.predict(
             model,
             wanted.inputs,
-            outputs=wanted.outputs or friendly.default_outputs(model),
+            outputs=outputs,
+            text=outputs,
             alpha=wanted.alpha,
             id=wanted.id,
             ids=wanted.ids,
+            reserve=request.scope["hedged.reserve"],
             disconnected=_watch(request),
         )
-        return Response(friendly.encode_predict(answer), media_type="application/json")
+        encoded = await core.parse.beside(answer.nbytes, lambda: friendly.encode_predict(answer))
+        return Response(encoded, media_type="application/json")
 
     async def labels(request: Request) -> Response:
         core = running()
@@ -191,6 +200,7 @@ def describe(model: Model) -> dict[str, Any]:
             "levels": list(model.levels.values()),
             "columns": friendly.input_columns(manifest.mapping),
             "classes": None if model.classes is None else list(model.classes),
+            "dense": None if model.dense is None else model.dense.model_dump(),
         },
     }
 

@@ -26,7 +26,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The bundle that predicted, as the ledger knows it. ``width``: classes or outputs."""
+    """The bundle that predicted, as the ledger knows it. ``width``: classes or outputs.
+
+    ``images`` says that the rows beside it are summaries of images.
+    """
 
     model: str
     version: str
@@ -35,13 +38,15 @@ class Source:
     width: int | None = None
     classes: tuple[str, ...] | None = None
     levels: tuple[str, ...] | None = None
+    images: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
     """One served batch: N ids, and of N rows the fields that `compact` keeps.
 
-    ``width``: classes, where the graph gives probs.
+    ``width``: classes, where the graph gives probs; ``images``: fields are a `service.images`
+    summary.
     """
 
     model: str
@@ -53,12 +58,13 @@ class Served:
     level: str | None
     group: Array | None
     time: float
+    images: bool = False
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Batches of one kind may be concatenated."""
         names = tuple(sorted(self.fields))
-        same = (self.model, self.version, self.identity, self.width, self.level)
+        same = (self.model, self.version, self.identity, self.width, self.level, self.images)
         return (*same, names, self.group is None)
 
     @property
@@ -85,15 +91,31 @@ def compact(fields: Mapping[str, Array]) -> tuple[dict[str, Array], int | None]:
     return {name: v if v.base is None else v.copy() for name, v in kept.items()}, width
 
 
-def rows_of(batches: Iterable[Served]) -> list[tuple[Source, list[Row]]]:
-    """Rows of the table ``predictions`` by bundle; neighbours of one kind are converted together.
+def rows_of(served: Iterable[Served]) -> list[tuple[Source, list[Row]]]:
+    """Rows of the table ``predictions`` (or ``images``) by bundle; neighbours of one kind are
+    converted together.
 
     Raises KeyError, ValueError or DataError for fields that are no prediction.
     """
     out: list[tuple[Source, list[Row]]] = []
-    for _, same in groupby(batches, key=lambda b: b.kind):
-        out.append(_rows(list(same)))
+    for _, same in groupby(served, key=lambda b: b.kind):
+        batches = list(same)
+        out.append(_images(batches) if batches[0].images else _rows(batches))
     return out
+
+
+def _images(batches: list[Served]) -> tuple[Source, list[Row]]:
+    first = batches[0]
+    names = ("model", "level", "id", "time", *first.fields)
+    columns = (np.concatenate([b.fields[k] for b in batches]).tolist() for k in first.fields)
+    ids = [i for b in batches for i in b.ids]
+    times = [t for b in batches for t in [b.time] * len(b.ids)]
+    rows = [
+        dict(zip(names, (first.model, first.level, *row), strict=True))
+        for row in zip(ids, times, *columns, strict=True)
+    ]
+    task: Task = "classification" if "confidence" in first.fields else "regression"
+    return Source(first.model, first.version, first.identity, task, images=True), rows
 
 
 def _rows(batches: list[Served]) -> tuple[Source, list[Row]]:
@@ -140,10 +162,7 @@ def _blobs(matrix: Array) -> list[bytes]:
 def to_json(rows: Sequence[Row]) -> list[Row]:
     """Rows with their blobs as base64 text."""
     return [
-        {
-            k: base64.b64encode(v).decode() if k in BLOBS and v is not None else v
-            for k, v in r.items()
-        }
+        {k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in r.items()}
         for r in rows
     ]
 
@@ -151,6 +170,7 @@ def to_json(rows: Sequence[Row]) -> list[Row]:
 def from_json(rows: Sequence[Row]) -> list[Row]:
     """The inverse of ``to_json``."""
     return [
-        {k: base64.b64decode(v) if k in BLOBS and v is not None else v for k, v in r.items()}
+        # The mean std of an image is a number under the name of a blob.
+        {k: base64.b64decode(v) if k in BLOBS and isinstance(v, str) else v for k, v in r.items()}
         for r in rows
     ]

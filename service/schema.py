@@ -73,6 +73,27 @@ predictions = sa.Table(
     sa.Index("predictions_served", "bundle", "time", "bin", "confidence"),
 )
 
+# Of a dense prediction a summary (service.images) and no pixel, so that no label can be joined.
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("seq", _BIG_KEY, primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("bundle", sa.Integer, nullable=False),
+    sa.Column("time", _F64, nullable=False),  # seconds since the epoch, UTC
+    sa.Column("level", sa.Text),
+    sa.Column("confidence", _F64),  # mean over pixels, and so are entropy, set_size and std
+    sa.Column("entropy", _F64),
+    sa.Column("set_size", _F64),
+    sa.Column("std", _F64),
+    sa.Column("ood", _F64),  # share of pixels, and so is abstain
+    sa.Column("abstain", _F64),
+    sa.Column("ood_pvalue", _F64),  # of one pixel, drawn by a hash of the id
+    sa.Index("images_id", "model", "id", unique=True),
+    sa.Index("images_served", "bundle", "time"),
+)
+
 labels = sa.Table(
     "labels",
     metadata,

@@ -60,9 +60,20 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=3000, ge=0, le=65535, description="Port to listen on")
     max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest request body, bytes")
+    max_answer_bytes: int = Field(
+        default=256 << 20, ge=1, description="Largest answer in binary tensors, bytes"
+    )
+    max_json_bytes: int = Field(
+        default=16 << 20, ge=1, description="Largest answer in JSON, bytes, about"
+    )
     max_rows: int = Field(default=4096, ge=1, description="Most rows in one prediction request")
     max_labels: int = Field(default=100_000, ge=1, description="Most labels in one request")
     max_batch_rows: int = Field(default=256, ge=1, description="Most rows in one run of the model")
+    max_batch_bytes: int = Field(
+        default=32 << 20,
+        ge=1,
+        description="Most bytes in one run of the model, of rows and answers; one row always runs",
+    )
     max_queue_rows: int = Field(
         default=16_384, ge=1, description="Most rows waiting for a device; beyond it 503"
     )
@@ -80,6 +91,11 @@ class Settings(BaseSettings):
     def max_body_bytes_total(self) -> int:
         """Most bytes of request bodies held at once; beyond it 503."""
         return 4 * self.max_body_bytes
+
+    @property
+    def max_answer_bytes_total(self) -> int:
+        """Most bytes of answers that are computed, written or sent at once; beyond it 503."""
+        return 4 * self.max_answer_bytes
 
     @property
     def ledger_url(self) -> str:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from posthoc.contract import DataError, Task
 from service.labels import Joined, Label, LabelItem, parse_label
 from service.rows import Row, Source
-from service.schema import LedgerError, bundles, feedback, insert, labels, predictions
+from service.schema import LedgerError, bundles, feedback, images, insert, labels, predictions
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 CHUNK = 1000  # rows per statement: SQLite binds at most 32,766 values
@@ -30,6 +30,7 @@ _JOINED: tuple[sa.ColumnElement[Any], ...] = (
     *(predictions.c[c] for c in ("mean", "std", "lower", "upper")),
 )
 _NAMES = tuple(str(c.key) for c in _JOINED)
+_MEANS = ("confidence", "entropy", "set_size", "std", "ood", "abstain")
 
 
 def bundle_key(conn: sa.Connection, source: Source) -> int:
@@ -52,11 +53,14 @@ def bundle_key(conn: sa.Connection, source: Source) -> int:
     return int(conn.execute(sa.select(bundles.c.bundle).where(same)).scalar_one())
 
 
-def insert_predictions(conn: sa.Connection, bundle: int, rows: Sequence[Row]) -> None:
-    """Insert rows of one bundle; a repeated id keeps the first prediction."""
+def insert_predictions(
+    conn: sa.Connection, bundle: int, rows: Sequence[Row], *, of_images: bool = False
+) -> None:
+    """Insert rows of one bundle, or summaries of its ``images``; a repeated id keeps the first."""
     # Two writers that insert the same ids in different orders would deadlock on PostgreSQL.
     ordered = [r | {"bundle": bundle} for r in sorted(rows, key=lambda r: str(r["id"]))]
-    conn.execute(insert(conn, predictions).on_conflict_do_nothing(), ordered)
+    table = images if of_images else predictions
+    conn.execute(insert(conn, table).on_conflict_do_nothing(), ordered)
 
 
 def sources(conn: sa.Connection) -> dict[int, Source]:
@@ -91,12 +95,13 @@ def insert_labels(conn: sa.Connection, items: Sequence[LabelItem], now: float) -
         newest_first[s.model].append(s)
     named = _with_models(conn, items, newest_first)
     found = _find(conn, predictions, named, predictions.c.bundle)
+    maps = _find(conn, images, named, images.c.bundle)
     results = [""] * len(items)
     first: dict[tuple[str, str], tuple[int, str]] = {}
     again: list[tuple[int, tuple[str, str]]] = []
     readers: dict[tuple[str, str], Sequence[Source | None]] = {}
     for i, (key, item) in enumerate(zip(named, items, strict=True)):
-        if key is None:
+        if key is None or (key in maps and key not in found):
             results[i] = "invalid"
             continue
         # A name is resolved by the bundle that predicted. Until that is known, a label waits if
@@ -338,6 +343,26 @@ def served_counts(
     return out
 
 
+def image_means(
+    conn: sa.Connection, model: str | None, since: float | None
+) -> dict[tuple[str, str, Task], tuple[int, dict[str, float]]]:
+    """(model, version, task) -> images served, and means over them of what their summaries hold."""
+    key = (bundles.c.model, bundles.c.version, bundles.c.task)
+    stmt = (
+        sa.select(*key, sa.func.count(), *(sa.func.avg(images.c[name]) for name in _MEANS))
+        .join(bundles, bundles.c.bundle == images.c.bundle)
+        .where(*_only(images, model, since))
+        .group_by(*key)
+    )
+    return {
+        (name, version, _task(task)): (
+            n,
+            {k: float(v) for k, v in zip(_MEANS, means, strict=True) if v is not None},
+        )
+        for name, version, task, n, *means in conn.execute(stmt)
+    }
+
+
 def feedback_counts(conn: sa.Connection, model: str | None) -> dict[str, dict[str, int]]:
     """Model -> result -> labels, with ``joined`` and ``waiting`` as they are now."""
     out: dict[str, dict[str, int]] = defaultdict(dict)
@@ -354,10 +379,11 @@ def feedback_counts(conn: sa.Connection, model: str | None) -> dict[str, dict[st
 
 def forget(conn: sa.Connection, id: str, model: str | None) -> int:
     """Erase a prediction and its label; how many predictions there were."""
-    for table in (labels, predictions):
+    erased = []
+    for table in (labels, predictions, images):
         chosen = [table.c.id == id, *_only(table, model, None)]
-        n = conn.execute(sa.delete(table).where(*chosen)).rowcount
-    return int(n)
+        erased.append(int(conn.execute(sa.delete(table).where(*chosen)).rowcount))
+    return sum(erased[1:])
 
 
 def expire(conn: sa.Connection, before: float) -> list[str]:

@@ -10,7 +10,8 @@ from calibration.metrics.totals import BIN_LABELS, ClassificationTotals, Regress
 from posthoc.contract import Task
 from service.labels import Totals
 
-Served = Mapping[tuple[str, str, Task], Mapping[int | None, tuple[int, float]]]
+Key = tuple[str, str, Task]
+Served = Mapping[Key, Mapping[int | None, tuple[int, float]]]
 
 
 def summary_of(
@@ -18,6 +19,7 @@ def summary_of(
     totals: Mapping[tuple[str, str], Totals],
     feedback: Mapping[str, Mapping[str, int]],
     since: float | None,
+    images: Mapping[Key, tuple[int, Mapping[str, float]]],
 ) -> dict[str, Any]:
     """The answer of ``GET /v1/calibration``.
 
@@ -25,19 +27,29 @@ def summary_of(
     ``label_coverage``, ``coverage`` by level, and for classification ``accuracy``, ``ece``,
     ``log_loss``, ``brier``, ``expected_accuracy`` (mean confidence of all served rows, which
     needs no label) and ``bins``; for regression ``rmse``, ``mae``, ``crps``, ``log_loss``.
+    Of a dense model ``served`` counts images, ``expected_accuracy`` is of pixels, and ``images``
+    has means over images in place of what needs labels: ``confidence``, ``entropy``,
+    ``set_size``, ``std``, and the shares of pixels ``ood`` and ``abstain``.
     ``feedback`` counts labels by model and result; null stands for "no rows".
     """
     models = []
     for (model, version, task), bins in served.items():
         found = totals.get((model, version))
         head: dict[str, Any] = {"model": model, "version": version, "task": task}
-        if task == "classification":
+        if not bins and (model, version, task) in images:
+            models.append(head | _images(*images[model, version, task]))
+        elif task == "classification":
             known = found if isinstance(found, ClassificationTotals) else ClassificationTotals()
             models.append(head | _counts(bins, known.n) | _classification(bins, known))
         else:
             values = found if isinstance(found, RegressionTotals) else RegressionTotals()
             models.append(head | _counts(bins, values.n) | _regression(values))
     return {"since": since, "models": models, "feedback": {m: dict(c) for m, c in feedback.items()}}
+
+
+def _images(served: int, means: Mapping[str, float]) -> dict[str, Any]:
+    counts = {"served": served, "labelled": 0, "label_coverage": 0.0}
+    return counts | {"expected_accuracy": means.get("confidence"), "images": dict(means)}
 
 
 def _counts(bins: Mapping[int | None, tuple[int, float]], labelled: int) -> dict[str, Any]:

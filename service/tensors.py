@@ -94,8 +94,8 @@ def cast(value: Array, dtype: np.dtype[Any], where: str) -> Array:
 
 
 def first_row(bad: Array) -> int:
-    """Index along axis 0 of the first true element."""
-    return int(np.argwhere(bad)[0][0])
+    """Index along axis 0 of the first row with a true element."""
+    return int(bad.reshape(len(bad), -1).any(axis=1).argmax())
 
 
 def kind(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.bundle import Manifest
 from calibration.evaluation.classification import FROZEN, SCALED
 from calibration.evaluation.image_regression import ImageRegression, Mapped
 from calibration.evaluation.images import ScoreMaps
@@ -21,7 +22,7 @@ from calibration.evaluation.parts import HEDGED
 from calibration.evaluation.pictures import Layer, Scene, choose, draw, photo
 from calibration.evaluation.records import Evaluation
 from calibration.evaluation.regression import CONSTANT
-from calibration.evaluation.segmentation import Segmentation, Segmented
+from calibration.evaluation.segmentation import Segmentation, Segmented, class_name
 from calibration.predictor import Predictor
 from posthoc.contract import Array, DataError
 from posthoc.folds import log_softmax
@@ -32,7 +33,7 @@ _FIELDS = {
     "regression": ("mean", "std", "quantiles", "ood", "abstain", *_SCORES),
 }
 _SHOWN = {
-    "classification": ("label", "entropy", "epistemic", "ood_score", "set_size"),
+    "classification": ("label", "entropy", "epistemic", "ood_score", "set", "set_size"),
     "regression": ("mean", "std", "epistemic_std", "ood_score"),
 }
 
@@ -57,7 +58,7 @@ def evaluate_maps(
     maps = MapPass(predictor, levels)
     figures: Segmentation | ImageRegression
     if manifest.task == "classification":
-        figures = Segmentation(maps.width, tuple(levels))
+        figures = Segmentation(maps.width, tuple(levels), mask=mask_of(manifest))
     else:
         quantiles = manifest.quantile_levels if "quantiles" in predictor.fields else ()
         figures = ImageRegression(tuple(levels), quantile_levels=quantiles, data_range=data_range)
@@ -111,6 +112,13 @@ def evaluate_maps(
     pictures, swatches = draw(scenes, manifest.classes)
     dense = found.dense.model_copy(update={"pictures": pictures, "swatches": swatches})
     return found.model_copy(update={"dense": dense})
+
+
+def mask_of(manifest: Manifest) -> int | None:
+    """The class whose pixels the sets were promised to hold; None where it is every pixel's."""
+    if all(g.kind != "missed" for g in manifest.conformal.guarantees):
+        return None
+    return int(manifest.conformal.settings["mask"])
 
 
 def _segmented(predictor: Predictor, batch: Images, levels: Mapping[float, float]) -> Segmented:
@@ -196,6 +204,8 @@ def _scenes(
     manifest = maps.predictor.manifest
     first = next(iter(levels), None)
     uncovered = None if first is None else figures.uncovered(first)
+    if uncovered is not None and np.isnan(uncovered).all():
+        uncovered = None  # no image shows the mask's class
     scenes = []
     for title, at in choose(figures.error, uncovered).items():
         row = int(rows[at])
@@ -206,17 +216,20 @@ def _scenes(
         error = float(figures.error[at])
         if manifest.task == "classification":
             note = f"{100 * error:.2f} % of its pixels wrong"
-            layers = _class_layers(image, first)
+            layers = _class_layers(image, first, mask_of(manifest), manifest.classes)
         else:
             note = f"root mean squared error {math.sqrt(error):.4g}"
             layers = _value_layers(image, first, levels)
-        if uncovered is not None and first is not None:
-            note += f", {100 * uncovered[at]:.2f} % uncovered at level {_percent(first)}"
+        if uncovered is not None and first is not None and not math.isnan(uncovered[at]):
+            what = "uncovered" if mask_of(manifest) is None else "of the class missed"
+            note += f", {100 * uncovered[at]:.2f} % {what} at level {_percent(first)}"
         scenes.append(Scene(title, f"Row {row}: {note}", row, tuple(layers)))
     return scenes
 
 
-def _class_layers(image: Images, alpha: float | None) -> list[Layer]:
+def _class_layers(
+    image: Images, alpha: float | None, mask: int | None, classes: Sequence[str] | None
+) -> list[Layer]:
     assert image.y is not None
     made = {name: value[0] for name, value in image.made.items()}
     truth, label = image.y[0], made["label"]
@@ -231,7 +244,10 @@ def _class_layers(image: Images, alpha: float | None) -> list[Layer]:
         flat.append(Layer("Epistemic part (nats)", "heat", made["epistemic"]))
     if "ood_score" in made:
         flat.append(Layer("Strangeness (OOD score)", "heat", made["ood_score"]))
-    if alpha is not None:
+    if alpha is not None and mask is not None:
+        title = f"Mask of {class_name(classes, mask)} at level {_percent(alpha)}"
+        flat.append(Layer(title, "heat", made["set"][:, mask].astype(np.float64)))
+    elif alpha is not None:
         flat.append(Layer(f"Set size at level {_percent(alpha)}", "heat", made["set_size"]))
     return [*_input(image), *_shaped(flat, image.spatial)]
 

@@ -101,6 +101,8 @@ def image_level(
     empty_share: float | None = None,
     ambiguous: Array | None = None,
     everything: bool = False,
+    mask: str | None = None,
+    excess: Array | None = None,
 ) -> Level:
     """Coverage at ``alpha`` from the N images' shares of uncovered pixels and mean sizes.
 
@@ -108,9 +110,13 @@ def image_level(
     alpha - 2/(n+1) and alpha (Angelopoulos et al. 2024, "Conformal risk control", Theorems 1
     and 2), and the luck of both samples is normal: ``s sqrt(1/n + 1/m)`` for n conformal and m
     test images whose shares have standard deviation s. ``everything``: an infinite threshold.
+    ``mask`` names the class whose missed pixels are the loss, NaN in an image without it, and
+    ``excess`` is the share of the mask that is of other classes, NaN for an empty mask.
     """
     x = np.asarray(losses, dtype=np.float64)
+    shown = ~np.isnan(x)
     groups, n_boot, seed = resampling
+    x, groups = x[shown], None if groups is None else groups[shown]
     found = share_uncovered(x, alpha, groups=groups, n_boot=n_boot, seed=seed)
     codes, units = group_codes(groups, len(x))
     mine = np.bincount(codes, x - x.mean(), units)
@@ -118,14 +124,20 @@ def image_level(
     luck = _BAND * math.hypot(of_mean, float(x.std()) / math.sqrt(max(n_conformal, 1)))
     low, high = 1 - alpha - luck, 1 - alpha + 2 / (n_conformal + 1) + luck
     size = float(np.mean(sizes))
+    extra = {} if excess is None else image_figures({"excess": excess}, resampling)
     shares = ImageShares(
+        n=len(x),
+        mask=mask,
+        excess=extra.get("excess"),
         mean=figure(found.mean),
         above=figure(found.above),
         quantiles=found.quantiles,
         ambiguous=None
         if ambiguous is None
         else image_figures({"ambiguous": ambiguous}, resampling)["ambiguous"],
-        histogram=_shares(f"uncovered at level {level_name(alpha)}", x),
+        histogram=_shares(
+            f"{'uncovered' if mask is None else 'missed'} at level {level_name(alpha)}", x
+        ),
     )
     return Level(
         level=level_name(alpha),

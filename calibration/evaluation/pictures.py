@@ -17,6 +17,7 @@ import numpy as np
 
 from calibration.evaluation import png
 from calibration.evaluation.records import Picture, PictureMap
+from calibration.evaluation.segmentation import class_name
 from posthoc.contract import F64, Array
 
 SIDE = 224
@@ -53,7 +54,11 @@ def choose(error: Array, uncovered: Array | None = None) -> dict[str, int]:
         "Hardest": order[0],
         "Median": order[len(order) // 2],
         "Easiest": order[-1],
-        **({} if uncovered is None else {"Least covered": int(np.argmax(uncovered))}),
+        **(
+            {}
+            if uncovered is None
+            else {"Least covered": int(np.argmax(np.nan_to_num(uncovered, nan=-1)))}
+        ),
     }
     found: dict[str, int] = {}
     for title, at in wanted.items():
@@ -86,7 +91,7 @@ def draw(
             scales[layer.title] = _range([m.pixels for m in layers if m.title == layer.title])
     values = _range([m.pixels for m in layers if m.kind == "values"])
     seen = sorted({int(c) for m in layers if m.kind == "classes" for c in np.unique(m.pixels)})
-    named = partial(_name, classes)
+    named = partial(class_name, classes)
     palette = png.class_palette()
     swatches = tuple((named(c), png.hex_colour(palette[c % png.BLANK])) for c in seen if c >= 0)
     pictures = tuple(
@@ -134,10 +139,6 @@ def _map(
 
 def _text(value: Any) -> str:
     return f"{float(value):.3g}".replace("-", "−")
-
-
-def _name(classes: Sequence[str] | None, c: int) -> str:
-    return f"class {c}" if classes is None else classes[c]
 
 
 def _range(maps: Sequence[Array]) -> tuple[float, float]:

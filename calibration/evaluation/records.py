@@ -76,8 +76,15 @@ class ImageShares(_Record):
     share of images with more than alpha uncovered, ``quantiles`` the shares that 50, 90 and 99 %
     of the images do not exceed, ``ambiguous`` the share of pixels whose set holds several classes:
     these are measured, not promised. Intervals resample images.
+
+    With ``mask``, the name of a class, they are the shares of the class's pixels that its mask
+    misses, of the ``n`` images that show the class; ``excess`` is the share of a mask's pixels that
+    are of another class.
     """
 
+    n: int
+    mask: str | None = None
+    excess: Figure | None = None
     mean: Figure
     above: Figure
     quantiles: tuple[float, float, float]
@@ -89,7 +96,8 @@ class Level(_Record):
     """Coverage at one level beside the 99 % band that luck allows; size is a set size or width.
 
     ``mean_size`` is None where too few conformal rows made an interval infinite. Of a dense model
-    coverage is one less the mean over ``images`` of their share of uncovered pixels.
+    coverage is one less the mean over ``images`` of their share of uncovered pixels; of a mask the
+    size is its share of an image's pixels.
     """
 
     level: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,7 @@ from calibration.evaluation.records import (
     Dense,
     Evaluation,
     Figure,
+    Level,
     System,
 )
 from calibration.metrics.bootstrap import row_weights
@@ -137,8 +138,16 @@ class _System:
 class Segmentation:
     """The figures of a segmentation, from batches; it holds a few hundred numbers an image."""
 
-    def __init__(self, n_classes: int, alphas: Sequence[float], *, per: int = SAMPLED):
-        self.classes, self.alphas = n_classes, tuple(alphas)
+    def __init__(
+        self,
+        n_classes: int,
+        alphas: Sequence[float],
+        *,
+        mask: int | None = None,
+        per: int = SAMPLED,
+    ):
+        """``mask``: the class whose pixels the sets were promised to hold, not every pixel's."""
+        self.classes, self.alphas, self.mask = n_classes, tuple(alphas), mask
         self.systems: dict[str, _System] = {}
         self.sizes = {a: set_sizes(n_classes) for a in self.alphas}
         self.set_totals: dict[float, SetTotals] = {a: f.init() for a, f in self.sizes.items()}
@@ -159,7 +168,7 @@ class Segmentation:
         return 1 - self.systems[HEDGED].columns["accuracy"]
 
     def uncovered(self, alpha: float) -> F64:
-        """Share of uncovered pixels of each image, N."""
+        """Share of uncovered pixels of each image, N; of the mask's class, NaN without any."""
         return self.levels[alpha]["uncovered"]
 
     def add(self, batch: Segmented) -> None:
@@ -194,12 +203,13 @@ class Segmentation:
             size = inside.sum(1)
             covered[alpha] = inside[np.arange(len(y)), y]
             self.set_totals[alpha] = fold.update(self.set_totals[alpha], {"set": inside, "y": y})
+            figures = {
+                "uncovered": 1 - covered[alpha].mean(),
+                "size": size.mean(),
+                "ambiguous": (size > 1).mean(),
+            }
             self.levels[alpha].add(
-                {
-                    "uncovered": 1 - covered[alpha].mean(),
-                    "size": size.mean(),
-                    "ambiguous": (size > 1).mean(),
-                }
+                figures if self.mask is None else _missed(inside[:, self.mask], y == self.mask)
             )
         if batch.held is not None:
             kept = ~batch.held[i][known]
@@ -257,19 +267,13 @@ class Segmentation:
             systems=tuple(_record(n, s, bins[n], how) for n, s in self.systems.items()),
             differences=tuple(compared),
             levels=tuple(
-                image_level(
-                    a,
-                    c["uncovered"],
-                    n_conformal,
-                    c["size"],
-                    how,
-                    empty_share=self.set_totals[a].empty_share,
-                    ambiguous=c["ambiguous"],
-                    everything=a in set(everything),
-                )
+                self._level(a, n_conformal, how, a in set(everything), classes)
                 for a, c in self.levels.items()
+                if not np.isnan(c["uncovered"]).all()
             ),
-            set_sizes=tuple(shares_of_sizes(a, t) for a, t in self.set_totals.items()),
+            set_sizes=()
+            if self.mask is not None
+            else tuple(shares_of_sizes(a, t) for a, t in self.set_totals.items()),
             answered=self._answered(),
             ood=ood,
             scores=scores,
@@ -281,17 +285,36 @@ class Segmentation:
             ),
         )
 
+    def _level(
+        self,
+        alpha: float,
+        n_conformal: int,
+        how: Resampling,
+        everything: bool,
+        names: Sequence[str] | None,
+    ) -> Level:
+        c = self.levels[alpha]
+        more: dict[str, Any] = (
+            {"empty_share": self.set_totals[alpha].empty_share, "ambiguous": c["ambiguous"]}
+            if self.mask is None
+            else {"mask": class_name(names, self.mask), "excess": c["excess"]}
+        )
+        return image_level(
+            alpha, c["uncovered"], n_conformal, c["size"], how, everything=everything, **more
+        )
+
     def _answered(self) -> Answered | None:
         if self.kept is None:
             return None
         kept, wrong, covered = self.kept.tolist()
         if not kept:
             return Answered(share=0.0)
+        promised = self.mask is None and self.alphas
         return Answered(
             share=kept / self.known,
             error=wrong / kept,
-            level=level_name(self.alphas[0]) if self.alphas else None,
-            coverage=covered / kept if self.alphas else None,
+            level=level_name(self.alphas[0]) if promised else None,
+            coverage=covered / kept if promised else None,
         )
 
     def _classes(self, names: Sequence[str] | None) -> tuple[ClassFigures, ...]:
@@ -301,13 +324,28 @@ class Segmentation:
         hits = hedged.totals.hits.sum(1) / self.known
         return tuple(
             ClassFigures(
-                name=f"class {c}" if names is None else names[c],
+                name=class_name(names, c),
                 share=float(hits[c]),
                 iou=None if math.isnan(iou[c]) else float(iou[c]),
                 ece={name: float(e[c]) for name, e in errors.items()},
             )
             for c in range(self.classes)
         )
+
+
+def class_name(names: Sequence[str] | None, c: int) -> str:
+    """A class as the figures name it."""
+    return f"class {c}" if names is None else names[c]
+
+
+def _missed(inside: Array, true: Array) -> dict[str, float]:
+    """Of one image: share of the class's pixels outside its mask, the mask's share of all pixels
+    and the share of the mask that is of other classes."""
+    return {
+        "uncovered": float((~inside)[true].mean()) if true.any() else math.nan,
+        "size": float(inside.mean()),
+        "excess": float((~true)[inside].mean()) if inside.any() else math.nan,
+    }
 
 
 def _record(name: str, s: _System, bins: ImageBins, how: Resampling) -> System:

@@ -21,21 +21,28 @@ from calibration.figures.panel import (
 def uncovered(level: Level) -> Panel:
     assert level.images is not None
     shares = level.images
+    what, of = "uncovered", "an image's pixels"
+    title = f"Uncovered pixels by image at level {level_percent(level.alpha)}"
+    if shares.mask is not None:
+        what, of = "missed", f"an image's pixels of {shares.mask}"
+        title = (
+            f"Pixels of {shares.mask} that its mask misses at level {level_percent(level.alpha)}"
+        )
     tall = max(shares.histogram.shares[IN_ROWS])
     middle, most, nearly = (percent(q) for q in shares.quantiles)
     return Panel(
         "uncovered",
-        f"Uncovered pixels by image at level {level_percent(level.alpha)}",
+        title,
         f"The promise is of the mean over images, here {percent(shares.mean.value, 2)} where at "
         f"most {percent(level.alpha)} is promised (the line); a single image may have more: "
         f"{percent(shares.above.value)} of them do. Half of the images have at most {middle} "
-        f"uncovered, 90 % at most {most} and 99 % at most {nearly}.",
+        f"{what}, 90 % at most {most} and 99 % at most {nearly}.",
         [
             outline(shares.histogram, IN_ROWS, "var(--hedged)", "solid"),
             guide([level.alpha, level.alpha], [0, tall], "alpha"),
         ],
         axes(
-            "share of an image's pixels that is uncovered",
+            f"share of {of} that is {what}",
             "share of images",
             xaxis={"tickformat": ".0%", "rangemode": "tozero"},
             yaxis=SHARE,

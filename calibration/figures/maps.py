@@ -18,13 +18,28 @@ def uncovered_table(e: Evaluation) -> str:
         s = v.images
         cells = [cell(s.mean, "%"), percent(v.alpha), cell(s.above, "%")]
         cells += [percent(q) for q in s.quantiles]
-        cells += [cell(s.ambiguous, "%")] if e.task == "classification" else []
+        last = s.ambiguous if s.mask is None else s.excess
+        cells += [cell(last, "%")] if e.task == "classification" else []
         rows.append((level_percent(v.alpha), cells))
     if not rows:
         return ""
-    head = ["Level", "Uncovered", "Promised at most", "Images above it"]
+    mask = e.levels[0].images.mask if e.levels[0].images is not None else None
+    head = [
+        "Level",
+        "Uncovered" if mask is None else "Missed",
+        "Promised at most",
+        "Images above it",
+    ]
     head += ["50 % of images", "90 %", "99 %"]
-    head += ["Ambiguous pixels"] if e.task == "classification" else []
+    if e.task == "classification":
+        head.append("Ambiguous pixels" if mask is None else "Of other classes")
+    if mask is not None:
+        return (
+            f"{table(head, rows)}<p>Missed: the share of an image's pixels of {escape(mask)} that "
+            "lie outside its mask, mean over the images that show it; that mean is what is "
+            "promised, over draws of calibration and test images. Of other classes: the share of "
+            "a mask's pixels that are none of it.</p>"
+        )
     several = " Ambiguous: several classes in the set." if e.task == "classification" else ""
     return (
         f"{table(head, rows)}<p>Uncovered: the share of an image's pixels whose truth lies "

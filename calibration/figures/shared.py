@@ -25,6 +25,9 @@ def coverage(evaluation: Evaluation) -> Panel:
     dense = evaluation.dense is not None
     what = "A set" if evaluation.task == "classification" else "An interval"
     whose = "a new image's pixels, averaged over images" if dense else "new rows"
+    mask = levels[0].images.mask if levels[0].images is not None else None
+    if mask is not None:
+        what, whose = f"A mask of {mask}", "a new image's pixels of it, averaged over images"
     inside = sum(v.band_low <= v.coverage <= v.band_high for v in levels)
     data = [
         guide([low, 1], [low, 1], "coverage = level"),

@@ -154,6 +154,18 @@ function reliability(bins) {
   );
 }
 
+/* What the ledger keeps of images: means over them, of maps that no label can be joined with. */
+function of_images(live) {
+  const means = live.images;
+  const pairs = [];
+  if (live.expected_accuracy !== null) {
+    pairs.push(["Expected accuracy", percent(live.expected_accuracy), "mean confidence of pixels"]);
+  }
+  if (means.set_size !== undefined) pairs.push(["Set size", number(means.set_size, 2), "mean of pixels"]);
+  if (means.std !== undefined) pairs.push(["Deviation", number(means.std), "mean std of pixels"]);
+  return pairs;
+}
+
 /* One bar per level: the share of labelled rows whose set or interval held the truth. */
 function coverage(levels, sets) {
   const [left, row, size] = [44, 34, 200];
@@ -201,9 +213,12 @@ function card(name, version, meta, live, metrics) {
   const inputs = meta.inputs.map((i) => `${i.name} ${i.datatype}[${i.shape.map((d) => (d < 0 ? "N" : d)).join(", ")}]`);
   const classes = p.classes ? ` · ${p.classes.length} classes` : "";
   const facts = `${p.task}${classes} · ${p.method} · ${p.conformal} at ${p.levels.join(", ")} · ${inputs.join(", ")} · ${p.identity.slice(0, 12)}`;
-  const of_labels = live ? `${count(live.labelled)} labelled, ${percent(live.label_coverage)}` : "no labels yet";
+  const maps = Boolean(p.dense);
+  const of_labels = maps ? "images" : live ? `${count(live.labelled)} labelled, ${percent(live.label_coverage)}` : "no labels yet";
   const pairs = [["Predictions", count(live ? live.served : served), of_labels]];
-  if (live && live.task === "classification") {
+  if (maps) {
+    pairs.push(...(live && live.images ? of_images(live) : []));
+  } else if (live && live.task === "classification") {
     pairs.push(
       ["Accuracy", percent(live.accuracy), `expected ${percent(live.expected_accuracy)}`],
       ["Calibration error", number(live.ece), "ECE, biased upward at few labels"],
@@ -220,12 +235,12 @@ function card(name, version, meta, live, metrics) {
     ["abstain", "Abstained", abstained],
   ]) {
     if (!meta.outputs.some((o) => o.name === field)) continue;
-    pairs.push([title, percent(served ? rows / served : null), "of rows since the start"]);
+    pairs.push([title, percent(served ? rows / served : null), `of ${maps && field === "ood" ? "pixels" : maps ? "images" : "rows"} since the start`]);
   }
   pairs.push(
     ["Latency, median", seconds(latency(metrics, 0.5)), `p99 ${seconds(latency(metrics, 0.99))}`],
   );
-  const charts = live
+  const charts = live && !maps
     ? element(
         "div",
         { class: "charts" },

@@ -43,6 +43,7 @@ class Settings(_Record):
     alpha: float
     passthrough: tuple[str, ...]
     fragment_rows: int
+    outputs: tuple[str, ...] = ()
 
 
 class InputFile(_Record):

@@ -20,6 +20,7 @@ from posthoc.contract import TensorSpec
 from posthoc.data import Rows, TableMapping, to_rows
 from service.scoring.errors import DamageError
 from service.scoring.fragments import Fragment, first_line
+from service.scoring.images import Images
 
 BLOCK_ROWS = 16_384
 BLOCK_BYTES = 32 << 20
@@ -30,21 +31,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What a fragment is read as: the model's inputs, and columns ``kept`` as they are."""
+    """What a fragment is read as: the model's inputs, and columns ``kept`` as they are.
+
+    With ``images`` blocks are bounded by the bytes of images and of their maps.
+    """
 
     mapping: TableMapping
     inputs: tuple[TensorSpec, ...]
     kept: tuple[str, ...]
     batch_size: int
+    images: Images | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive rows of a source from ``first_row`` on: kept columns, and inputs to the model."""
+    """Consecutive rows of a source from ``first_row`` on: kept columns, and inputs to the model in
+    ``parts`` whose rows have one shape: images of free size are a part each."""
 
     first_row: int
     kept: pa.RecordBatch
-    rows: Rows
+    parts: tuple[Rows, ...]
 
 
 def block_rows(batch_size: int, inputs: Sequence[TensorSpec]) -> int:
@@ -56,6 +62,19 @@ def block_rows(batch_size: int, inputs: Sequence[TensorSpec]) -> int:
     return batch_size * max(1, limit // batch_size)
 
 
+def image_rows(file: pq.ParquetFile, fragment: Fragment, reader: Reader, images: Images) -> int:
+    """Images of a block. Where their size is free it is taken to be the fragment's mean, which the
+    file's footer has exactly."""
+    values: float = images.values
+    if images.free:
+        needed = {c for columns in reader.mapping.inputs.values() for c in columns}
+        groups = [file.metadata.row_group(g) for g in fragment.groups]
+        chunks = (group.column(i) for group in groups for i in range(group.num_columns))
+        held = (c.num_values for c in chunks if c.path_in_schema.split(".")[0] in needed)
+        values = sum(held) / max(1, fragment.rows)
+    return images.in_block(values, reader.batch_size)
+
+
 def read_blocks(fragment: Fragment, reader: Reader) -> Iterator[Block]:
     """The fragment's blocks in order.
 
@@ -65,15 +84,17 @@ def read_blocks(fragment: Fragment, reader: Reader) -> Iterator[Block]:
     mapping = TableMapping(inputs=reader.mapping.inputs)  # no target, group or split is read
     at = 0
     for batch in _record_batches(fragment, reader):
-        rows = to_rows(batch, mapping, reader.inputs, hashed=False)
-        yield Block(fragment.first_row + at, batch.select(list(reader.kept)), rows)
+        cut = [batch]
+        if reader.images is not None and reader.images.free:
+            cut = [batch.slice(row, 1) for row in range(batch.num_rows)]
+        parts = tuple(to_rows(part, mapping, reader.inputs, hashed=False) for part in cut)
+        yield Block(fragment.first_row + at, batch.select(list(reader.kept)), parts)
         at += batch.num_rows
     if at != fragment.rows:
         raise DamageError(f"{at} rows could be read where the footer says {fragment.rows}")
 
 
 def _record_batches(fragment: Fragment, reader: Reader) -> Iterator[pa.RecordBatch]:
-    size = block_rows(reader.batch_size, reader.inputs)
     needed = (c for columns in reader.mapping.inputs.values() for c in columns)
     columns = list(dict.fromkeys((*needed, *reader.kept)))
     try:
@@ -84,6 +105,11 @@ def _record_batches(fragment: Fragment, reader: Reader) -> Iterator[pa.RecordBat
             pre_buffer=False,
             page_checksum_verification=True,
         ) as file:
+            size = (
+                block_rows(reader.batch_size, reader.inputs)
+                if reader.images is None
+                else image_rows(file, fragment, reader, reader.images)
+            )
             yield from file.iter_batches(
                 size, row_groups=fragment.groups, columns=columns, use_threads=False
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -47,19 +47,28 @@ ERRORS = pa.schema(
 )
 
 
-def output_schema(manifest: Manifest, source: pa.Schema, kept: Sequence[str] = ()) -> pa.Schema:
-    """Columns of the output: ``row``, the ``kept`` columns of the source, the prediction fields.
+def output_schema(
+    manifest: Manifest,
+    source: pa.Schema,
+    kept: Sequence[str] = (),
+    fields: Collection[str] | None = None,
+) -> pa.Schema:
+    """Columns of the output: ``row``, the ``kept`` columns of the source, the prediction fields
+    (those in ``fields``, or all).
 
     Fields come in the order of ``posthoc.contract``, with a description in each field's metadata.
     Scalars are float32, int64 or bool; ``label`` and ``set`` hold class names where the bundle
     has them; axes of known size are fixed-size lists, others lists; the axis of a single
-    regression output is dropped. A name that a kept column has already takes the prefix ``uq_``.
-    Raises DataError when that clashes as well.
+    regression output is dropped. Maps are fixed-shape tensors in the layout of the model's own
+    output, or nested lists where their size is free; in them classes are indices and masks uint8,
+    since Arrow has no tensors of bool. A name that a kept column has already takes the prefix
+    ``uq_``. Raises DataError when that clashes as well.
     """
     columns = [_described(ROW, pa.int64(), kept)]
     columns += [source.field(name).remove_metadata() for name in kept]
     for name, kind in field_types(manifest).items():
-        columns.append(_described(name, kind, kept))
+        if fields is None or name in fields:
+            columns.append(_described(name, kind, kept))
     schema = pa.schema(columns)
     if len(set(schema.names)) < len(schema):
         raise DataError(
@@ -78,6 +87,9 @@ def field_types(manifest: Manifest) -> dict[str, pa.DataType]:
         if name not in specs:
             continue
         dims = specs[name].shape[1:]
+        if manifest.dense is not None:
+            types[name] = _maps(dtype, dims)
+            continue
         if name == "set" and len(dims) == 1:
             types[name] = pa.list_(label)
             continue
@@ -90,15 +102,31 @@ def field_types(manifest: Manifest) -> dict[str, pa.DataType]:
     return types
 
 
+def _maps(dtype: str, dims: tuple[int, ...]) -> pa.DataType:
+    kind = pa.uint8() if dtype == "bool" else pa.from_numpy_dtype(np.dtype(dtype))
+    if -1 not in dims:
+        return pa.fixed_shape_tensor(kind, dims)
+    for size in reversed(dims):
+        kind = pa.list_(kind, size) if size > 0 else pa.list_(kind)
+    return kind
+
+
 def to_table(
     schema: pa.Schema, manifest: Manifest, kept: pa.RecordBatch, rows: Array, fields: Fields
 ) -> pa.Table:
     """A table of `output_schema`: ``rows`` are indices in the source, one for each answer."""
-    classes = None if manifest.classes is None else pa.array(manifest.classes, pa.string())
+    named = manifest.classes is not None and manifest.dense is None
+    classes = pa.array(manifest.classes, pa.string()) if named else None
     columns: list[pa.Array] = [pa.array(rows, pa.int64()), *kept.columns]
     for name, kind in field_types(manifest).items():
+        if name not in fields:
+            continue
         values = fields[name]
-        if name == "set" and values.ndim == 2:
+        if isinstance(kind, pa.FixedShapeTensorType):
+            flat = pa.array(_flat(values, kind.value_type))
+            rows_of = pa.FixedSizeListArray.from_arrays(flat, type=kind.storage_type)
+            columns.append(pa.ExtensionArray.from_storage(kind, rows_of))
+        elif name == "set" and values.ndim == 2:
             columns.append(_sets(values, kind, classes))
         elif name == "label" and classes is not None:
             columns.append(_nested(values, kind, classes))
@@ -119,7 +147,10 @@ def _described(name: str, kind: pa.DataType, kept: Sequence[str]) -> pa.Field:
 
 def _nested(values: Array, kind: pa.DataType, classes: pa.Array | None) -> pa.Array:
     """An array N×… as scalars or nested lists of ``kind``; an axis of one is dropped to fit."""
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    leaf = kind
+    while pa.types.is_list(leaf) or pa.types.is_fixed_size_list(leaf):
+        leaf = leaf.value_type
+    flat = pa.array(_flat(values, leaf))
     if classes is not None:
         flat = classes.take(flat)
     shape = values.shape
@@ -135,6 +166,12 @@ def _nested(values: Array, kind: pa.DataType, classes: pa.Array | None) -> pa.Ar
             ends = pa.array(np.arange(len(flat) // size + 1, dtype=np.int32) * np.int32(size))
             flat = pa.ListArray.from_arrays(ends, flat, type=level)
     return flat
+
+
+def _flat(values: Array, kind: pa.DataType) -> Array:
+    """All values in order; masks as bytes where ``kind`` is uint8."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return flat.view(np.uint8) if pa.types.is_uint8(kind) else flat
 
 
 def _sets(mask: Array, kind: pa.DataType, classes: pa.Array | None) -> pa.Array:

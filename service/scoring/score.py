@@ -22,6 +22,7 @@ from service.scoring.commit import locked, make_folder, remove, write_file, writ
 from service.scoring.errors import DamageError, ErrorRatioError, Interrupted
 from service.scoring.folder import SUCCESS, SUMMARY, begin, check_apart
 from service.scoring.fragments import FRAGMENT_ROWS, Columns, Fragment, Listing, list_fragments
+from service.scoring.images import images_of
 from service.scoring.manifest import Settings, describe_run
 from service.scoring.reading import Reader, read_ahead, read_blocks
 from service.scoring.schema import output_schema
@@ -41,7 +42,8 @@ def score(
     max_error_ratio: float = 0.1,
     overwrite: bool = False,
     passthrough: Sequence[str] = (),
-    fragment_rows: int = FRAGMENT_ROWS,
+    outputs: Sequence[str] = (),
+    fragment_rows: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Predictions for a Parquet file or a folder of them, as one Parquet file for each fragment.
@@ -51,7 +53,8 @@ def score(
     holds, below the input's own sub-folders, the columns of `output_schema` for each good row in
     order; the bad rows in ``_errors/`` (source, row, reason); ``_run.json``, ``_summary.json``,
     and ``_SUCCESS`` when no fragment failed. Rows are run in batches of ``batch_size`` counted
-    from the start of their fragment; ``alpha`` None is the bundle's first level;
+    from the start of their fragment, or as `service.scoring.images` says for a dense bundle;
+    ``outputs`` are the fields to write, by default all; ``alpha`` None is the bundle's first level;
     ``max_error_ratio`` is of all rows and may differ when resuming, nothing else may.
 
     Raises DataError for an input or a column that cannot be used, BundleError for a bundle that
@@ -60,16 +63,20 @@ def score(
     fragment in hand is finished first). A damaged file stops nothing: it is in the summary.
     """
     started = time.perf_counter()
-    _check(batch_size, threads, fragment_rows, max_error_ratio)
+    _check(batch_size, threads, 1 if fragment_rows is None else fragment_rows, max_error_ratio)
     predictor = Predictor(bundle, device=device, threads=threads)
     predictor.self_check()
     if alpha is not None:
         predictor.q_hat(alpha)
     check_apart(Path(input), Path(output))
     mapping = predictor.manifest.mapping
+    fields = _fields(predictor, outputs)
+    images = images_of(predictor, fields)
+    if fragment_rows is None:
+        fragment_rows = FRAGMENT_ROWS if images is None else images.in_fragment()
     listing = list_fragments(input, partial(_columns, mapping, tuple(passthrough)), fragment_rows)
     kept = listing.columns.kept
-    schema = output_schema(predictor.manifest, listing.schema, kept)
+    schema = output_schema(predictor.manifest, listing.schema, kept, fields)
     settings = Settings(
         batch_size=batch_size,
         threads=threads,
@@ -77,10 +84,13 @@ def score(
         alpha=predictor.manifest.alphas[0] if alpha is None else alpha,
         passthrough=tuple(passthrough),
         fragment_rows=fragment_rows,
+        outputs=tuple(outputs),
     )
     manifest = describe_run(predictor.bundle, settings, schema, listing.sources)
-    reader = Reader(mapping, predictor.inputs, kept, batch_size)
-    plan = Plan(Path(output), manifest.run, predictor.bundle.identity, reader, schema, alpha)
+    batch = batch_size if images is None else images.in_batch(batch_size)
+    reader = Reader(mapping, predictor.inputs, kept, batch, images)
+    identity = predictor.bundle.identity
+    plan = Plan(Path(output), manifest.run, identity, reader, schema, alpha, fields)
     with writing(plan.output):
         make_folder(plan.output)
     with locked(plan.output):
@@ -212,6 +222,14 @@ def _check(batch_size: int, threads: int, fragment_rows: int, max_error_ratio: f
             raise DataError(f"the {name} must be at least {least}, not {value}")
     if not 0 <= max_error_ratio <= 1:
         raise DataError(f"the error ratio must lie between 0 and 1, not {max_error_ratio}")
+
+
+def _fields(predictor: Predictor, outputs: Sequence[str]) -> tuple[str, ...]:
+    """The fields to write, in the order of the contract."""
+    for name in outputs:
+        if name not in predictor.fields:
+            raise DataError(f"the bundle gives no {name!r}; it gives {', '.join(predictor.fields)}")
+    return tuple(f for f in predictor.fields if not outputs or f in outputs)
 
 
 def _columns(mapping: TableMapping, passthrough: tuple[str, ...], schema: pa.Schema) -> Columns:

@@ -32,7 +32,8 @@ STAMP = b"hedged"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every fragment of a run is scored with; ``alpha`` None is the bundle's own level."""
+    """What every fragment of a run is scored with: ``alpha`` None is the bundle's own level,
+    ``fields`` are those that are written."""
 
     output: Path
     run: str
@@ -40,6 +41,7 @@ class Plan:
     reader: Reader
     schema: pa.Schema
     alpha: float | None
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +90,29 @@ def score_fragment(
     decoded, ScoringError when it changed meanwhile or the output cannot be written; nothing is
     committed then.
     """
-    run = partial(predictor.run, q_hat=None if plan.alpha is None else predictor.q_hat(plan.alpha))
+    q_hat = None if plan.alpha is None else predictor.q_hat(plan.alpha)
+    run = partial(predictor.run, outputs=plan.fields, q_hat=q_hat)
     good = 0
     bad: dict[int, str] = {}
     with Writer(plan.output / fragment.name, plan.schema, pool) as writer:
         try:
             for block in blocks:
-                answers = answer(run, block.rows.inputs, block.rows.bad, plan.reader.batch_size)
-                bad.update({block.first_row + r: why for r, why in answers.bad.items()})
-                if len(bad) > allowed_bad:
-                    row, why = next(iter(bad.items()))
-                    raise ErrorRatioError(f"first in {fragment.source.name}: row {row}: {why}")
-                if len(answers.rows):
-                    writer.write(_table(plan, predictor, block, answers))
-                good += len(answers.rows)
-                on_rows(len(block.rows))
+                tables, at = [], 0
+                for rows in block.parts:
+                    answers = answer(run, rows.inputs, rows.bad, plan.reader.batch_size)
+                    first = block.first_row + at
+                    bad.update({first + r: why for r, why in answers.bad.items()})
+                    if len(bad) > allowed_bad:
+                        row, why = next(iter(bad.items()))
+                        raise ErrorRatioError(f"first in {fragment.source.name}: row {row}: {why}")
+                    if len(answers.rows):
+                        kept = block.kept.slice(at, len(rows))
+                        tables.append(_table(plan, predictor, first, kept, answers))
+                    good += len(answers.rows)
+                    at += len(rows)
+                if tables:
+                    writer.write(pa.concat_tables(tables))
+                on_rows(at)
         except DamageError:
             fragment.source.check_unchanged()  # a file that was replaced is not a damaged one
             raise
@@ -112,12 +122,13 @@ def score_fragment(
     return Outcome(good, len(bad))
 
 
-def _table(plan: Plan, predictor: Predictor, block: Block, answers: Answers) -> pa.Table:
-    """The output rows of a block."""
-    kept = block.kept.take(pa.array(answers.rows)) if answers.bad else block.kept
-    return to_table(
-        plan.schema, predictor.manifest, kept, block.first_row + answers.rows, answers.fields
-    )
+def _table(
+    plan: Plan, predictor: Predictor, first_row: int, kept: pa.RecordBatch, answers: Answers
+) -> pa.Table:
+    """The output rows of a part of a block."""
+    kept = kept.take(pa.array(answers.rows)) if answers.bad else kept
+    rows = first_row + answers.rows
+    return to_table(plan.schema, predictor.manifest, kept, rows, answers.fields)
 
 
 class Writer:

@@ -7,12 +7,15 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from calibration.evaluation import Evaluation
 from calibration.report import write_report
 from tests.calibration import simulated
 from tests.calibration.conftest import BROWSER
+from tests.calibration.evaluation import dense_bundles
 
 PHONE, DESK = 390, 1400
 # Appended to a copy of the report: what the page measures of itself, as an attribute.
@@ -25,6 +28,8 @@ window.addEventListener("load", () => {
     fetched: performance.getEntriesByType("resource").length,
     plots: plots.map((p) => [p.id, p.querySelectorAll("svg.main-svg").length,
       p.querySelectorAll(".trace, .bars .point").length, p.getBoundingClientRect().right]),
+    images: [...document.images].map((i) => [i.naturalWidth, i.naturalHeight,
+      i.getBoundingClientRect().width, i.getBoundingClientRect().right]),
   };
   parent.document.documentElement.setAttribute("data-seen", JSON.stringify(seen));
 });
@@ -61,7 +66,23 @@ def browse(page: Path, profile: Path, width: int) -> tuple[str, str]:
 @pytest.mark.parametrize("width", [PHONE, DESK])
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_every_figure_is_drawn_and_nothing_fetched(task: str, width: int, tmp_path: Path) -> None:
-    evaluation = getattr(simulated, task)(n=600)
+    seen = look(getattr(simulated, task)(n=600), width, tmp_path)
+    assert seen["images"] == []
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_pictures_of_maps_are_drawn(width: int, tmp_path: Path) -> None:
+    found = dense_bundles.evaluation("classification", tmp_path / "bundle")
+    assert found.dense is not None
+    seen = look(found, width, tmp_path)
+    assert len(seen["images"]) == sum(len(p.maps) for p in found.dense.pictures)
+    for wide, high, shown, right in seen["images"]:
+        assert (wide, high) == (dense_bundles.WIDE, dense_bundles.HIGH)
+        assert shown >= 90 and right <= width
+
+
+def look(evaluation: Evaluation, width: int, tmp_path: Path) -> dict[str, Any]:
+    """What the page of ``evaluation`` measures of itself in a frame of this width."""
     report = tmp_path / "report.html"
     write_report(report, evaluation)
     text = report.read_text(encoding="utf-8")
@@ -77,7 +98,7 @@ def test_every_figure_is_drawn_and_nothing_fetched(task: str, width: int, tmp_pa
     found = re.search(r'data-seen="([^"]*)"', dom)
     assert found is not None
 
-    seen = json.loads(html.unescape(found.group(1)))
+    seen: dict[str, Any] = json.loads(html.unescape(found.group(1)))
     assert seen["width"] == width
     assert seen["scroll"] == width  # nothing sticks out sideways
     assert seen["fetched"] == 0
@@ -85,3 +106,4 @@ def test_every_figure_is_drawn_and_nothing_fetched(task: str, width: int, tmp_pa
     for key, svgs, traces, right in seen["plots"]:
         assert svgs >= 1 and traces >= 1, key
         assert right <= width, key
+    return seen

@@ -19,6 +19,7 @@ import uvicorn
 from service.app import create_app
 from service.settings import Settings
 from tests.factory import tiny_bundle
+from tests.service.maps import dense_bundle
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -34,6 +35,16 @@ def classifier(tmp_path_factory) -> Path:
 def regressor(tmp_path_factory) -> Path:
     """A bundle with input ``x`` float32 [N,3] and one output."""
     return tiny_bundle(tmp_path_factory.mktemp("served") / "regressor", "regression")
+
+
+@pytest.fixture(scope="session")
+def maps_root(tmp_path_factory) -> Path:
+    """A root of two dense bundles: ``segmenter``, of images 2×8×8 to three classes, and
+    ``restorer``, of images 2×H×W of any size to one output."""
+    root = tmp_path_factory.mktemp("maps") / "root"
+    dense_bundle(root / "segmenter" / "1", "segmenter", "classification")
+    dense_bundle(root / "restorer" / "1", "restorer", "regression", free=True)
+    return root
 
 
 @pytest.fixture(scope="session")

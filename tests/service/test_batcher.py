@@ -281,3 +281,32 @@ def test_a_model_that_loses_rows_is_caught():
         await b.close()
 
     asyncio.run(main())
+
+
+def test_bytes_bound_a_run_and_one_row_always_goes():
+    sizes = []
+
+    def seen(feed, names):
+        sizes.append(len(feed["x"]))
+        return double(feed, names)
+
+    async def main():
+        gate, b = Gate(), batcher(max_queue_rows=100, max_batch_bytes=50)
+        b.submit(gate, rows(0), OUT, timeout=30)
+        await gate.wait_for_batch()
+        works = [
+            b.submit(seen, rows(*values), OUT, timeout=30, row_bytes=row_bytes)
+            for values, row_bytes in (
+                ((1, 2), 10),
+                ((3, 4), 20),  # four of the heavier rows would be 80 bytes
+                ((5,), 10),
+                ((6, 7), 60),
+            )
+        ]
+        gate.go.release()
+        answers = [(await work.future)["y"].tolist() for work in works]
+        assert answers == [[2.0, 4.0], [6.0, 8.0], [10.0], [12.0, 14.0]]
+        assert sizes == [3, 2, 1, 1]
+        await b.close()
+
+    asyncio.run(main())

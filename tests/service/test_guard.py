@@ -297,3 +297,24 @@ def test_bodies_of_all_requests_together_are_bounded():
         assert app.held == 0
 
     asyncio.run(main())
+
+
+def test_answers_are_bounded_together_until_they_are_sent():
+    guards, told = [], []
+
+    async def large(scope, receive, send):
+        scope["hedged.reserve"](8)
+        told.append(guards[0].reserved)
+        if len(told) == 1:
+            # Another request meanwhile: there is room for 2 of its 8 bytes.
+            refused = await asyncio.to_thread(Exchange, "GET", "/page", app=guards[0])
+            assert refused.status == 503
+            assert json.loads(refused.body)["error"]["code"] == "answers_full"
+        await PlainTextResponse("x")(scope, receive, send)
+
+    guards.append(Guard(large, max_body_bytes=10, max_answer_bytes_total=10))
+    assert Exchange("GET", "/page", app=guards[0]).status == 200
+    assert told == [8]
+    assert guards[0].reserved == 0
+    guards[0].max_answer_bytes_total = 1  # an idle server makes any
+    assert Exchange("GET", "/page", app=guards[0]).status == 200

@@ -56,7 +56,7 @@ def test_requests_of_the_most_rows_are_never_too_long(tail):
         return 0.5 if not shape else [full(shape[1:])] * shape[0]
 
     n = 200
-    limit = most_values([TensorSpec(name="x", dtype="float32", shape=(-1, *tail))], n)
+    limit = most_values([TensorSpec(name="x", dtype="float32", shape=(-1, *tail))], n, 1)
     options = {"ids": ["i"] * n, "alpha": [0.1] * n}
     table = {f"c{k}": 1 for k in range(4)} | {"x": full(tail)}
     for request in (
@@ -67,8 +67,10 @@ def test_requests_of_the_most_rows_are_never_too_long(tail):
     assert refused(orjson.dumps({"inputs": {"x": full((100 * n, *tail))}}), limit)
 
 
-def test_free_axes_have_no_limit_and_labels_have_one():
-    assert most_values([TensorSpec(name="x", dtype="float32", shape=(-1, -1))], 10) is None
+def test_rows_of_any_length_and_labels_have_a_limit():
+    limit = most_values([TensorSpec(name="x", dtype="float32", shape=(-1, -1))], 10, 1 << 20)
+    check_values(orjson.dumps([[0.12345] * 1000] * 100), limit)  # fills eight tenths of a MiB
+    assert refused(b"0," * (1 << 19), limit)
     items = [{"id": "a", "label": [1.5, 2.5], "model": "m"}] * 1000
     check_values(orjson.dumps(items), most_labels(1000, 2))
     assert refused(orjson.dumps(items * 100), most_labels(1000, 2))
@@ -80,7 +82,7 @@ def test_large_bodies_are_parsed_beside_the_loop():
         here = threading.current_thread()
         assert await parse(b"[]", 0, threading.current_thread) is here
         large = b"[" + b" " * LARGE + b"]"
-        assert await parse(large, None, threading.current_thread) is not here
+        assert await parse(large, 9, threading.current_thread) is not here
         assert await parse(large, 1, threading.current_thread) is not here
         with pytest.raises(ServiceError, match="more than 0 values"):
             await parse(large, 0, threading.current_thread)

@@ -113,8 +113,6 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
             "Give the torch module (module:factory), name tensors with --set at=NAME,NAME, or "
             "take --method head_dropout"
         )
-    if certain := [s.node for s in sites if s.rate is not None and s.rate >= 1.0]:
-        raise ModelError(f"dropout at {certain[0]!r} drops everything (rate 1); give --set rate=")
     uniforms = _uniforms(sites, settings)
 
     def masks(rates: Sequence[float]) -> dict[str, Noise]:

@@ -254,7 +254,7 @@ def test_labels_and_claims_reach_the_disk_before_they_are_answered(tmp_path, ope
         ({"predictions"}, "NORMAL"),
         ({"labels", "feedback"}, "FULL"),
         ({"labels"}, "FULL"),
-        ({"labels", "predictions"}, "FULL"),
+        ({"labels", "predictions", "images"}, "FULL"),
     ]
 
 

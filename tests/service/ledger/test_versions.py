@@ -14,7 +14,7 @@ from service.ledger import Ledger
 from tests.service.ledger.helpers import join, until
 
 OLD, NEW = ("bird", "cat", "dog"), ("ant", "bird", "cat", "cow")
-SERVED = SimpleNamespace(name="m", task="classification", classes=NEW, width=len(NEW))
+SERVED = SimpleNamespace(name="m", task="classification", classes=NEW, width=len(NEW), dense=None)
 
 
 def predict(ledger: Ledger, version: str, id: str) -> None:

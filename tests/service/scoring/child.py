@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from posthoc.contract import HedgedError
-from service.scoring import reading, score
+from service.scoring import images, reading, score
 
 # Phase -> the Python functions (file, name) and builtins whose calls and returns are its moments.
 FUNCTIONS = {
@@ -49,6 +49,8 @@ def main(request: dict[str, Any]) -> int:
     if "file_bytes" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
     reading.BLOCK_ROWS = request.get("block_rows", reading.BLOCK_ROWS)
+    images.BLOCK_BYTES = request.get("block_bytes", images.BLOCK_BYTES)
+    images.FRAGMENT_BYTES = request.get("fragment_bytes", images.FRAGMENT_BYTES)
     if request.get("watch"):
         threading.setprofile(watch)
         sys.setprofile(watch)
