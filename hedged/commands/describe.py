@@ -16,7 +16,7 @@ def describe(bundle: Bundle) -> None:
     say(f"[bold]{m.name}[/] version {m.version} · {m.task} · {bundle.path}")
     say(f"identity {bundle.identity}")
     say(f"frozen model {m.frozen.file} sha256 {m.frozen.sha256[:16]}… ({m.frozen.size:,} bytes)")
-    made = m.module.settings.get("samples")
+    made = m.module.settings.get("copies", m.module.settings.get("samples"))
     if m.module.name == "weights":
         say(f"beside it {made} copies with sampled weights")
     elif m.module.name != "none" and "network" in registry.info(m.module.name).needs:

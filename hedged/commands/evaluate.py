@@ -131,8 +131,9 @@ def _spread(level: Level) -> str:
     """Of a dense model, the uncovered pixels by image."""
     if level.images is None:
         return ""
-    mean, above = level.images.mean, level.images.above
+    mean, above, mask = level.images.mean, level.images.above, level.images.mask
+    what, of = ("uncovered", "pixels") if mask is None else ("missed", f"pixels of {mask}")
     return (
-        f"; uncovered {mean.value:.4f} ({mean.low:.4f}–{mean.high:.4f}) of an image's pixels, "
+        f"; {what} {mean.value:.4f} ({mean.low:.4f}–{mean.high:.4f}) of an image's {of}, "
         f"more than {level.alpha:g} in {above.value:.4f} of the images"
     )

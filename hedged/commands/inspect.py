@@ -127,7 +127,9 @@ def _one(name: str, json: bool) -> None:
     say(f"[bold]{record.name}[/] ({record.kind} for {', '.join(record.tasks)}): {record.summary}")
     say(f"{record.paper.title} ({record.paper.year}), {record.paper.url}")
     say(f"needs {', '.join(sorted(record.needs)) or 'outputs only'}")
-    if not record.preserves:
+    if record.either and "classification" in record.tasks:
+        say("keeps the frozen label, unless its own is asked for with --prediction module")
+    elif not record.preserves:
         say("refits the head: its answer is served, so --prediction module must be asked for")
     settings = _settings(name)
     if not settings:

@@ -64,12 +64,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     members: int = Field(default=3, ge=1)
     samples: int = Field(default=10, ge=1)
-    alpha: float = Field(default=0.1, ge=0)
+    alpha: float = Field(default=0.03, ge=0)
     noise: Literal["channel", "element"] = "channel"
-    prior: float = Field(default=5.0, gt=0)
+    prior: float = Field(default=2.0, gt=0)
     epochs: int = Field(default=5, ge=0)
     batch: int = Field(default=128, ge=2)
-    learning_rate: float = Field(default=5e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     seed: int = Field(default=0, ge=0)
 
