@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
 SIDE = 32
@@ -64,13 +66,19 @@ def model() -> onnx.ModelProto:
     return made
 
 
+def tensors(values: np.ndarray) -> pa.ExtensionArray:
+    """An array with an axis of rows as a column of tensors."""
+    # A copy: pyarrow misreads the strides of an axis that was only put in.
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(values.copy())
+
+
 def main() -> None:
-    """Write segment.onnx, segment.txt, scans.npz and fresh-scans.npz."""
+    """Write segment.onnx, segment.txt, scans.parquet and fresh-scans.parquet."""
     onnx.save(model(), "segment.onnx")
     Path("segment.txt").write_text("\n".join(CLASSES) + "\n")
     for name, n, seed in (("scans", 600, 0), ("fresh-scans", 200, 1)):
-        scan, mask = scans(n, seed)
-        np.savez(f"{name}.npz", scan=scan, mask=mask)
+        columns = dict(zip(("scan", "mask"), map(tensors, scans(n, seed)), strict=True))
+        pq.write_table(pa.table(columns), f"{name}.parquet")
 
 
 if __name__ == "__main__":

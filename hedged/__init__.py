@@ -76,10 +76,15 @@ def load(bundle: str | Path, *, device: str = "cpu", threads: int = 0) -> Predic
 
 
 def evaluate(
-    bundle: str | Path, data: str | Path, *, ood: dict[str, str | Path] | None = None
+    bundle: str | Path,
+    data: str | Path,
+    *,
+    ood: dict[str, str | Path] | None = None,
+    data_range: float | None = None,
 ) -> Evaluation:
     """Measure a bundle on labelled rows (rows that the fit saw are dropped and counted) and,
-    for OOD scores, on unlabelled strange rows by name."""
+    for OOD scores, on unlabelled strange rows by name. ``data_range`` is the range of image values,
+    for PSNR."""
     from calibration.evaluate import evaluate as run
 
-    return run(bundle, data, ood_data=ood or {})
+    return run(bundle, data, ood_data=ood or {}, data_range=data_range)

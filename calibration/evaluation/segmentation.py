@@ -10,36 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from calibration.evaluation.classification import FROZEN, SCALED
 from calibration.evaluation.image_calibration import (
-    ImageBins,
-    debiased_ece,
     ece_difference,
-    image_bins,
-    perfect_band,
-    pixel_bins,
-    plug_in_ece,
 )
 from calibration.evaluation.images import (
     SAMPLED,
     Columns,
-    Curves,
     ScoreMaps,
-    image_figures,
     image_level,
     ood_maps,
 )
 from calibration.evaluation.parts import (
     HEDGED,
     Resampling,
-    against,
     difference,
     differences,
-    reliability,
     shares_of_sizes,
 )
 from calibration.evaluation.records import (
@@ -47,20 +37,13 @@ from calibration.evaluation.records import (
     ClassFigures,
     Dense,
     Evaluation,
-    Figure,
     Level,
-    System,
 )
-from calibration.metrics.bootstrap import row_weights
-from calibration.metrics.class_calibration import ClassTotals, class_bins
+from calibration.evaluation.segmentation_sums import Rated, Sums, iou, record
 from calibration.metrics.coverage import SetTotals, set_sizes
 from calibration.metrics.energy_distance import energy_distance
-from calibration.metrics.proper import brier_score
-from calibration.metrics.ranking import auroc
-from calibration.metrics.sparsification import sparsification
 from calibration.metrics.totals import level_name
 from posthoc.contract import F64, Array, DataError
-from posthoc.folds import log_loss_of_probs
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,51 +73,6 @@ class Segmented:
         return len(self.y)
 
 
-class _Rated(NamedTuple):
-    """What one system says of the labelled pixels of one image."""
-
-    label: Array
-    confidence: Array
-    probs: Array
-
-
-class _System:
-    """Running sums of one system."""
-
-    def __init__(self, classes: int):
-        self.fold = class_bins(classes, axis=-1)
-        self.columns, self.curves = Columns(), Curves()
-        self.bins: list[F64] = []
-        self.both: list[Array] = []
-        self.either: list[Array] = []
-        self.totals: ClassTotals = self.fold.init()
-
-    def add(self, r: _Rated, y: Array, more: Mapping[str, float]) -> None:
-        right = r.label == y
-        classes = r.probs.shape[1]
-        unsure = -r.confidence.astype(np.float64)
-        said, true = (np.bincount(x, minlength=classes) for x in (r.label, y))
-        both = np.bincount(y[right], minlength=classes)
-        mixed = right.any() and not right.all()
-        self.columns.add(
-            {
-                "accuracy": float(right.mean()),
-                "nll": float(log_loss_of_probs(r.probs, y).mean()),
-                "brier": float(brier_score(r.probs, y).mean()),
-                "error_auroc": auroc(unsure[right], unsure[~right]) if mixed else math.nan,
-                **self.curves.add(sparsification((~right).astype(np.float64), unsure)),
-                **more,
-            }
-        )
-        self.bins.append(pixel_bins(r.confidence, right))
-        self.both.append(both)
-        self.either.append(said + true - both)
-        self.totals = self.fold.update(self.totals, {"probs": r.probs, "y": y})
-
-    def image_bins(self, groups: Array | None) -> ImageBins:
-        return image_bins(np.stack(self.bins), groups)
-
-
 class Segmentation:
     """The figures of a segmentation, from batches; it holds a few hundred numbers an image."""
 
@@ -148,7 +86,7 @@ class Segmentation:
     ):
         """``mask``: the class whose pixels the sets were promised to hold, not every pixel's."""
         self.classes, self.alphas, self.mask = n_classes, tuple(alphas), mask
-        self.systems: dict[str, _System] = {}
+        self.systems: dict[str, Sums] = {}
         self.sizes = {a: set_sizes(n_classes) for a in self.alphas}
         self.set_totals: dict[float, SetTotals] = {a: f.init() for a, f in self.sizes.items()}
         self.levels = {a: Columns() for a in self.alphas}
@@ -194,8 +132,8 @@ class Segmentation:
             more: dict[str, float] = {}
             if batch.annotations is not None:
                 more = self._distance(batch.label[i] if name == HEDGED else frozen, batch, i)
-            self.systems.setdefault(name, _System(self.classes)).add(
-                _Rated(label, confidence, p), y, more
+            self.systems.setdefault(name, Sums(self.classes)).add(
+                Rated(label, confidence, p), y, more
             )
         covered = {}
         for alpha, fold in self.sizes.items():
@@ -264,7 +202,7 @@ class Segmentation:
             n=self.n,
             n_conformal=n_conformal,
             label_equal=self.same / self.pixels,
-            systems=tuple(_record(n, s, bins[n], how) for n, s in self.systems.items()),
+            systems=tuple(record(n, s, bins[n], how) for n, s in self.systems.items()),
             differences=tuple(compared),
             levels=tuple(
                 self._level(a, n_conformal, how, a in set(everything), classes)
@@ -319,14 +257,14 @@ class Segmentation:
 
     def _classes(self, names: Sequence[str] | None) -> tuple[ClassFigures, ...]:
         hedged = self.systems[HEDGED]
-        iou = _iou(np.sum(hedged.both, 0), np.sum(hedged.either, 0))
+        overlap = iou(np.sum(hedged.both, 0), np.sum(hedged.either, 0))
         errors = {name: s.totals.per_class for name, s in self.systems.items()}
         hits = hedged.totals.hits.sum(1) / self.known
         return tuple(
             ClassFigures(
                 name=class_name(names, c),
                 share=float(hits[c]),
-                iou=None if math.isnan(iou[c]) else float(iou[c]),
+                iou=None if math.isnan(overlap[c]) else float(overlap[c]),
                 ece={name: float(e[c]) for name, e in errors.items()},
             )
             for c in range(self.classes)
@@ -346,34 +284,3 @@ def _missed(inside: Array, true: Array) -> dict[str, float]:
         "size": float(inside.mean()),
         "excess": float((~true)[inside].mean()) if inside.any() else math.nan,
     }
-
-
-def _record(name: str, s: _System, bins: ImageBins, how: Resampling) -> System:
-    band = perfect_band(bins, seed=how.seed)
-    found = image_figures(s.columns.arrays(), how)
-    first = {k: found.pop(k) for k in ("accuracy",)}
-    metrics = {
-        **first,
-        "mean_iou": _mean_iou(np.stack(s.both), np.stack(s.either), how),
-        **{k: found.pop(k) for k in ("nll", "brier")},
-        "debiased_ece": against(debiased_ece(bins), band.debiased_ece),
-        "ece": against(plug_in_ece(bins), band.ece),
-        "class_ece": Figure(value=s.totals.static),
-        **found,
-    }
-    count, right, claimed = (x.sum(0) for x in (bins.count, bins.right, bins.confidence))
-    return System(name=name, metrics=metrics, reliability=reliability(count, right, claimed, band))
-
-
-def _mean_iou(both: Array, either: Array, how: Resampling) -> Figure:
-    """Mean over classes that occur of pooled intersection over union, with its interval."""
-    value = float(np.nanmean(_iou(both.sum(0), either.sum(0))))
-    weights = row_weights(len(both), groups=how.groups, n_boot=how.n_boot, seed=how.seed)
-    drawn = [np.nanmean(_iou(w @ both, w @ either)) for w in weights]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Figure(value=value, low=float(low), high=float(high))
-
-
-def _iou(both: Array, either: Array) -> F64:
-    found: F64 = np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0)
-    return found

@@ -238,7 +238,9 @@ def onnx_dropout(ratio: float | None, training: bool | None, opset: int = 17) ->
     return bytes(model.SerializeToString())
 
 
-@pytest.mark.parametrize(("ratio", "training"), [(0.25, None), (None, None), (0.25, False), (0.25, True)])
+@pytest.mark.parametrize(
+    ("ratio", "training"), [(0.25, None), (None, None), (0.25, False), (0.25, True)]
+)
 def test_a_graph_that_ends_in_a_softmax(ratio: float | None, training: bool | None) -> None:
     model = open_frozen(onnx_dropout(ratio, training), task="classification")
     given = nets.rows("table", 20)
