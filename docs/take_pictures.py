@@ -1,6 +1,7 @@
-"""The pictures of the README: ``python docs/take_pictures.py demo`` after ``make demo``.
+"""The pictures of the README: ``python docs/take_pictures.py demo`` after ``make demo`` and the
+README's walk in demo/practice.
 
-The report is the demo's own. For the live page a server answers the demo's fresh rows, half of
+The report is the demo's own, that of maps the walk's. For the live page a server answers the demo's fresh rows, half of
 their labels arrive, and a headless Chromium looks at it.
 """
 
@@ -72,8 +73,10 @@ def traffic(server: Server, predictor: Predictor, x: np.ndarray, y: np.ndarray) 
 
 
 def main(demo: Path) -> None:
-    """Take both pictures of a finished demo."""
+    """Take the pictures of a finished demo and walk."""
     PICTURES.mkdir(exist_ok=True)
+    maps = demo / "practice" / "report-maps" / "report.html"
+    shoot(maps.resolve().as_uri(), "maps", 1200, 3260)
     shoot((demo / "report.html").resolve().as_uri(), "report", 1200, 2124)
     predictor = Predictor(demo / "bundle")
     x, y = fresh_rows(predictor, demo / "data" / "train.parquet")
