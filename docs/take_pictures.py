@@ -1,8 +1,8 @@
 """The pictures of the README: ``python docs/take_pictures.py demo`` after ``make demo`` and the
 README's walk in demo/practice.
 
-The report is the demo's own, that of maps the walk's. For the live page a server answers the demo's fresh rows, half of
-their labels arrive, and a headless Chromium looks at it.
+The report is the demo's own, that of maps the walk's. For the live page a server answers the demo's
+fresh rows, half of their labels arrive, and a headless Chromium looks at it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ BATCH = 32
 SCALE = 0.8
 
 
-def shoot(url: str, name: str, width: int, height: int) -> None:
+def shoot(url: str, name: str, width: int, height: int, scale: float = SCALE) -> None:
     """Save what a browser window of that size shows of a page, charts drawn, as NAME.png."""
     browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
              "--disable-background-networking", f"--user-data-dir={profile}",
-             f"--force-device-scale-factor={SCALE}", f"--window-size={width},{height}",
+             f"--force-device-scale-factor={scale}", f"--window-size={width},{height}",
              "--virtual-time-budget=20000", f"--screenshot={PICTURES / f'{name}.png'}", url],
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip
@@ -76,7 +76,7 @@ def main(demo: Path) -> None:
     """Take the pictures of a finished demo and walk."""
     PICTURES.mkdir(exist_ok=True)
     maps = demo / "practice" / "report-maps" / "report.html"
-    shoot(maps.resolve().as_uri(), "maps", 1200, 3260)
+    shoot(maps.resolve().as_uri(), "maps", 1200, 3260, 0.7)
     shoot((demo / "report.html").resolve().as_uri(), "report", 1200, 2124)
     predictor = Predictor(demo / "bundle")
     x, y = fresh_rows(predictor, demo / "data" / "train.parquet")
