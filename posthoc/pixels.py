@@ -149,6 +149,16 @@ def sampled(
     return repeated, taken, index.ravel()
 
 
+def drawn_annotator(annotations: Array, keys: Array) -> Array:
+    """Of N×A×P maps of classes (-1: no label) one for each image, N×P: of the annotators who
+    labelled any of it, the one at the content hash modulo their number."""
+    some: Array = np.asarray((annotations >= 0).any(2))
+    some[~some.any(1)] = True
+    places = [np.flatnonzero(s) for s in some]
+    index = [p[int(k) % len(p)] for p, k in zip(places, keys.tolist(), strict=True)]
+    return np.asarray(annotations[np.arange(len(annotations)), index])
+
+
 def taken(field: Array, layout: Layout, axes: str, index: Array) -> Array:
     """The pixels ``index`` (N×P) of a field, as rows (N·P)×its axes after the batch ("", "C", "K",
     "KQ"): what `emit_maps` made maps of."""

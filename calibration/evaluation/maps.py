@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,18 +137,14 @@ class MapPass:
         if first is None:
             raise DataError(f"{table.path} has no rows")
         read, annotated = reader(shape), False
-        try:
-            row = read(first)
-        except DataError:
-            if not labelled or task != "classification":
-                raise
-            # Not one map an image: one of each annotator, perhaps.
-            annotators = reader((-1, *shape))
-            try:
-                row = annotators(first)
-            except DataError:
-                row = read(first)  # raises what is wrong with the plain target
-            read, annotated = annotators, True
+        row = read(first)
+        if labelled and task == "classification":
+            # One map an image, or one of each annotator.
+            several = reader((-1, *shape))
+            with contextlib.suppress(DataError):
+                found = several(first)
+                if found.y is not None and found.y.shape[1] > 1:
+                    read, row, annotated = several, found, True
         if labelled:
             self.annotated = annotated
         known = pixels.size(self.layout.spatial)
@@ -161,7 +158,7 @@ class MapPass:
             y = rows.y
             if self.annotated:
                 annotations = y.reshape(*y.shape[:2], -1)
-                y = drawn_annotator(annotations, rows.content_hashes)
+                y = pixels.drawn_annotator(annotations, rows.content_hashes)
             keep = keep & self._labelled(y)
         made: dict[str, Array] = {}
         spatial: tuple[int, ...] = ()
@@ -247,13 +244,3 @@ def channels(manifest: Manifest) -> int:
     if len(shape) == len(manifest.dense.spatial):
         return 1
     return shape[-1] if manifest.dense.channels == -1 else shape[0]
-
-
-def drawn_annotator(annotations: Array, keys: Array) -> Array:
-    """Of N×A×P maps of classes (-1: no label) one for each image, N×P: of the annotators who
-    labelled any of it, the one at the content hash modulo their number."""
-    some: Array = np.asarray((annotations >= 0).any(2))
-    some[~some.any(1)] = True
-    places = [np.flatnonzero(s) for s in some]
-    index = [p[int(k) % len(p)] for p, k in zip(places, keys.tolist(), strict=True)]
-    return np.asarray(annotations[np.arange(len(annotations)), index])

@@ -195,7 +195,7 @@ def test_targets_with_holes(tmp_path: Path, name: str) -> None:
         ((), ("H", "W"), "maps are 1×1 and the model's outputs 6×7"),
         ((W, H), (H, W), "column 'label': expected int64 of shape 6×7, found .* of shape 7×6"),
         ((), (H, W), "column 'label': expected int64 of shape 6×7, found int64"),
-        ((C, H, W), (H, W), "expected int64 of shape 6×7, found .* of shape 4×6×7"),
+        ((2, C, H, W), (H, W), "expected int64 of shape 6×7, found .* of shape 2×4×6×7"),
     ],
 )
 def test_targets_of_another_size_name_both(
@@ -205,6 +205,19 @@ def test_targets_of_another_size_name_both(
     path = case.write(images(N, H, W), np.zeros((N, *shape), np.int64))
     with pytest.raises(DataError, match=why):
         case.build(path)
+
+
+def test_of_several_annotators_one_is_drawn_for_each_image(case: Case) -> None:
+    x, y = images(N, H, W), classes()
+    several = np.stack([y, (y + 1) % C, np.full_like(y, -1)], 1)  # the third labelled nothing
+    cache = case.build(case.write(x, several))
+    first, second = (case.build(case.write(x, several[:, a])).y for a in (0, 1))
+    odd = cache.content_hashes % np.uint64(2) == 1
+    assert 0 < odd.mean() < 1
+    np.testing.assert_array_equal(cache.y, np.where(odd, second, first))
+    one_hot = (np.arange(C)[:, None, None] == np.maximum(y, 0)[:, None]).astype(np.int64)
+    with pytest.raises(DataError, match="looks one-hot"):
+        case.build(case.write(x, one_hot))
 
 
 def test_a_mask_may_have_an_axis_of_one(case: Case) -> None:
