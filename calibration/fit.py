@@ -35,7 +35,7 @@ from posthoc.runtime import open_session
 GOLDEN_ROWS, GOLDEN_IMAGES = 8, 2
 CHECK_ROWS, CHECK_IMAGES = 64, 4
 BATCH_EFFECT = 0.1  # relative to the largest output; as much as a model is opened with
-READ_ROWS = 1024
+READ_ROWS, READ_IMAGES = 1024, 16
 LINEARISED_ROWS = 500
 
 
@@ -204,7 +204,8 @@ def _raw_rows(material: Material, data: str | Path, rows: Array) -> dict[str, Ar
     mapping = material.mapping.inputs_only()
     found: dict[str, list[Array]] = {s.name: [] for s in material.frozen.inputs}
     start = 0
-    for batch in open_table(data).batches(READ_ROWS, wanted):
+    size = READ_ROWS if material.frozen.dense is None else READ_IMAGES
+    for batch in open_table(data).batches(size, wanted):
         inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
         if len(inside):
             got = to_rows(batch, mapping, material.frozen.inputs, hashed=False)

@@ -53,7 +53,7 @@ class Predictor:
         )
         scores = self.bundle.conformal_scores
         self._scores = scores["set" if self.manifest.task == "classification" else "interval"]
-        self._risks = self.manifest.dense is not None  # n images × pixels, and not n rows
+        self._risks = self._scores.ndim == 2  # n images × pixels, and not n rows
         self._q_default = {
             g.alpha: math.inf if g.threshold is None else g.threshold
             for g in self.manifest.conformal.guarantees

@@ -24,6 +24,7 @@ from posthoc.model.files import load_model
 from posthoc.model.preprocess import fuse
 from posthoc.model.probe import check_inputs
 from posthoc.model.samples import Givers, Samples, example
+from posthoc.network.sites import find_normalisations
 from posthoc.runtime import open_session, session_specs
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -105,7 +106,8 @@ def open_model(
 
 def remaining_modules(frozen: Frozen, task: Task) -> list[str]:
     """Names of the registered modules and scores that work on this model: all that fit the task,
-    or, on a black box, those that read outputs and labels only."""
+    or, on a black box, those that read outputs and labels only, and those that work inside this
+    network."""
     have = {"labels"}
     have |= set() if frozen.phi is None else {"features"}
     have |= set() if frozen.head is None else {"linear_head"}
@@ -113,7 +115,19 @@ def remaining_modules(frozen: Frozen, task: Task) -> list[str]:
         name
         for kind in (registry.MODULES, registry.SCORES)
         for name in registry.applicable(kind, task, have)
-    ]
+    ] + [n for n in _inside(frozen) if task in registry.info(n).tasks]
+
+
+def _inside(frozen: Frozen) -> list[str]:
+    """Names of the network-level modules that this graph has places for."""
+    found = []
+    if frozen.dense is not None and len(frozen.dense.spatial) == 2:
+        found.append("bayescap_image")
+    if frozen.z_is_probs or (frozen.dense is not None and frozen.dense.axis is None):
+        return found
+    kinds = {site.kind for site in find_normalisations(frozen.model, output=frozen.z)}
+    batch = ["mc_batch_norm"] if "batch" in kinds else []
+    return [*found, "mc_dropout", *batch, *(["abnn"] if kinds else [])]
 
 
 def _kind(source: Source) -> str:

@@ -24,10 +24,12 @@ from calibration.predictor import Predictor
 from hedged import cli
 from posthoc.contract import DataError, FitError, ModelError
 from posthoc.data import split_roles, to_rows
-from posthoc.frozen import open_frozen
+from posthoc.export import export_torch
+from posthoc.frozen import Frozen, open_frozen
 from posthoc.links import softmax
 from posthoc.model.probe import with_outputs
 from posthoc.model.samples import Samples
+from posthoc.network.attach import NetworkRows
 from posthoc.runtime import open_session
 
 MODULE = "nets_of_network_tests"
@@ -272,21 +274,19 @@ def test_a_segmentation_with_ignored_pixels(folder: Path) -> None:
 # Rows
 
 
-def rows_of(folder: Path, kind: str, data: Path, limit: int, seed: int = 0) -> Any:
-    x = torch.zeros(2, 5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        from posthoc.export import export_torch
+@pytest.fixture(scope="module")
+def table() -> Frozen:
+    made = export_torch(network_of("table"), {"input": torch.zeros(2, 5)})
+    return open_frozen(made.model, task="classification")
 
-        made = export_torch(network_of(kind), {"input": x})
-    model = open_frozen(made.model, task="classification")
+
+def rows_of(model: Frozen, data: Path, limit: int, seed: int = 0) -> NetworkRows:
     samples = Samples(data, "y")
-    rows = network.module_rows(model, samples, limit, "classification", None, DEFAULT_SPLIT, seed)
-    return rows, model, samples
+    return network.module_rows(model, samples, limit, "classification", None, DEFAULT_SPLIT, seed)
 
 
 def test_rows_are_module_rows_whatever_the_order_of_the_table(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, table: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with np.load(folder / "table.npz") as data:
         x, y = data["input"], data["y"].astype(np.int64)
@@ -294,14 +294,14 @@ def test_rows_are_module_rows_whatever_the_order_of_the_table(
     order = np.argsort(y, kind="stable")  # by class, as folders of images are
     paths = []
     for name, index in (("sorted", order), ("mixed", np.random.default_rng(0).permutation(900))):
-        table = pa.table({"input": pa.array(list(x[index])), "y": y[index]})
-        pq.write_table(table, tmp_path / f"{name}.parquet")
+        rows = pa.table({"input": pa.array(list(x[index])), "y": y[index]})
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
         paths.append(tmp_path / f"{name}.parquet")
-    whole, model, samples = rows_of(folder, "table", paths[1], 10_000)
+    whole, samples = rows_of(table, paths[1], 10_000), Samples(paths[1], "y")
     read = to_rows(
         next(samples.table.batches(900, ["input", "y"])),
-        samples.mapping(model.inputs),
-        model.inputs,
+        samples.mapping(table.inputs),
+        table.inputs,
         task="classification",
         n_classes=3,
     )
@@ -311,31 +311,30 @@ def test_rows_are_module_rows_whatever_the_order_of_the_table(
     np.testing.assert_array_equal(
         np.sort(whole.inputs["input"][:, 0]), np.sort(read.inputs["input"][wanted][:, 0])
     )
-    some = [rows_of(folder, "table", path, 60)[0] for path in paths]
+    some = [rows_of(table, path, 60) for path in paths]
     for rows in some:
         assert len(rows) == 60
         assert np.abs(np.bincount(rows.y) / 60 - np.bincount(whole.y) / len(whole)).max() < 0.2
     np.testing.assert_array_equal(some[0].inputs["input"], some[1].inputs["input"])
     np.testing.assert_array_equal(some[0].y, some[1].y)
     np.testing.assert_array_equal(some[0].inputs["input"], whole.inputs["input"][:60])
-    assert not np.array_equal(rows_of(folder, "table", paths[0], 60, 1)[0].y, some[0].y)
+    assert not np.array_equal(rows_of(table, paths[0], 60, 1).y, some[0].y)
     monkeypatch.setattr(network, "_BYTES", 20 * 35)  # rows take 20 bytes
-    assert len(rows_of(folder, "table", paths[0], 60)[0]) == 35
+    assert len(rows_of(table, paths[0], 60)) == 35
     monkeypatch.setattr(network, "_READ", 16)  # many batches, pruned again and again
     for path in paths:
-        few = rows_of(folder, "table", path, 60)[0]
+        few = rows_of(table, path, 60)
         np.testing.assert_array_equal(few.inputs["input"], whole.inputs["input"][:35])
 
 
-def test_rows_that_are_not_there(folder: Path, tmp_path: Path) -> None:
+def test_rows_that_are_not_there(table: Frozen, tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", input=np.full((30, 5), np.nan, "f4"), y=np.zeros(30, np.int64))
     with pytest.raises(FitError, match="no module rows to sample the network on"):
-        rows_of(folder, "table", tmp_path / "bad.npz", 10)
+        rows_of(table, tmp_path / "bad.npz", 10)
     np.savez(tmp_path / "none.npz", input=np.zeros((30, 5), "f4"))
-    model = rows_of(folder, "table", folder / "table.npz", 10)[1]
     with pytest.raises(DataError, match="--target"):
         network.module_rows(
-            model, Samples(tmp_path / "none.npz"), 10, "classification", None, DEFAULT_SPLIT, 0
+            table, Samples(tmp_path / "none.npz"), 10, "classification", None, DEFAULT_SPLIT, 0
         )
 
 

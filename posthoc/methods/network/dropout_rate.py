@@ -34,7 +34,7 @@ def distance(frozen: Frozen, masks: Masks, sites: int, rows: NetworkRows, task: 
     rows of what the members' distance from the frozen output is (root mean square over members),
     in standard deviations of that output over the rows. No label is read."""
     axis = channel_axis(frozen)
-    first = masks([0.5] * sites)
+    first = masks([0.0] * sites)
     count = next(len(n.terms()["gain"]) for n in first.values())
     session = _session(frozen, first, axis, rows)
     block = max(1, _PASSES // count)
@@ -73,14 +73,15 @@ def distance(frozen: Frozen, masks: Masks, sites: int, rows: NetworkRows, task: 
     return classes if task == "classification" else values
 
 
-def largest(distances: Distance, epsilon: float, first: float) -> tuple[float, dict[str, Any]]:
-    """(rate, what is to be said of it): the largest within ``epsilon`` that a bisection from the
-    rate ``first`` finds. Raises FitError where even a rate of 1e-5 is beyond it."""
+def largest(distances: Distance, epsilon: float, samples: int) -> tuple[float, dict[str, Any]]:
+    """(rate, what is to be said of it): the largest within ``epsilon`` that a bisection from 1/S
+    finds, at most 0.9 and 1 - 1/S. Raises FitError where even a rate of 1e-5 is beyond it."""
 
     def within(rate: float) -> bool:
         return max(distances(rate).values()) <= epsilon
 
-    low, high = first, LARGEST
+    most = min(LARGEST, 1.0 - 1.0 / samples)
+    low, high = min(1.0 / samples, most), most
     while not within(low):
         low, high = low / 4, low
         if low < LEAST:
@@ -89,7 +90,7 @@ def largest(distances: Distance, epsilon: float, first: float) -> tuple[float, d
                 f"epsilon={epsilon:g}; give a rate, a larger epsilon or more samples"
             )
     said: dict[str, Any] = {"epsilon": epsilon, "uncalibrated": True}
-    if high == LARGEST and within(high):
+    if high == most and within(high):
         return high, {**said, "rate_unlimited": True, **distances(high)}
     for _ in range(_STEPS):
         middle = float(np.sqrt(low * high))

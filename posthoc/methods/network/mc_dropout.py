@@ -2,8 +2,9 @@
 
 S masks are drawn once from a seed and kept: every row meets the same S thinned networks (Gal &
 Ghahramani 2016, arXiv:1506.02142). For each unit the S uniform numbers behind its masks are
-stratified, so that it is dropped in a share of the samples as near to its rate as S allows. What
-lies before the first dropout is computed once.
+stratified, so that it is dropped in a share of the samples as near to its rate as S allows, and
+what is kept is divided by the share that keeps it: the mean of the masks is 1 in every unit, and the
+copies' centre is the network. What lies before the first dropout is computed once.
 
 Without a rate, dropout that the model was trained with keeps its own. At a named tensor the rate
 is found without labels: the largest at which the mean total variation between the mixture and the
@@ -116,10 +117,8 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
     uniforms = _uniforms(sites, settings)
 
     def masks(rates: Sequence[float]) -> dict[str, Noise]:
-        return {
-            s.tensor: Noise(gain=stored((u >= p) / (1.0 - p)))
-            for s, u, p in zip(sites, uniforms, rates, strict=True)
-        }
+        each = zip(sites, uniforms, rates, strict=True)
+        return {s.tensor: Noise(gain=stored(_mask(u, p, s))) for s, u, p in each}
 
     said: dict[str, Any] = {}
     if settings.rate is not None:
@@ -129,7 +128,7 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
 
         judges = rows.take(slice(0, ROWS))
         distances = distance(frozen, masks, len(sites), judges, task)
-        rate, said = largest(distances, settings.epsilon, 1.0 / settings.samples)
+        rate, said = largest(distances, settings.epsilon, settings.samples)
         rates = [rate] * len(sites)
         said |= {"judges": len(judges)}
     else:
@@ -162,6 +161,19 @@ def spread(state: State, phi: Array, z: Array) -> Spread:
 def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
     """The same as a graph fragment."""
     return members.emit(g, state, phi, z)
+
+
+def _mask(uniforms: Array, rate: float, site: Site) -> Array:
+    """S×… masks. Each unit is divided by the share of the samples that keep it, so that its mean
+    over the samples is 1 where S·rate is no whole number too."""
+    kept = uniforms >= rate
+    share = kept.mean(0)
+    if not share.all():
+        raise FitError(
+            f"mc_dropout: at rate {rate:.4g} a unit at {site.node!r} is dropped in all of "
+            f"{len(kept)} samples; give a smaller rate or more samples"
+        )
+    return np.asarray(kept / share)
 
 
 def _uniforms(sites: Sequence[Site], settings: Settings) -> list[Array]:

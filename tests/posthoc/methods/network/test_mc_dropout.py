@@ -50,13 +50,26 @@ def test_copies_are_the_network_with_those_masks(kind: str) -> None:
     assert np.median(want.std(0)) > 1e-2  # the copies differ
     z, _ = nets.both(made.frozen, given)
     np.testing.assert_allclose(z, nets.run(nets.network(kind), given), atol=1e-5 * np.abs(z).max())
-    # Each dropout has its own rate, and what is kept is divided by the share that keeps it.
+    # Each dropout has its own rate; as pS is whole here, what is kept is divided by 1 - p.
     rates = [p.p for p in nets.parts(nets.network(kind), nets.DROPOUTS)]
     assert made.attached.facts["rates"] == pytest.approx(rates)
     for mask, p in zip(masks, rates, strict=True):
         assert set(np.unique(mask)) == {np.float32(0), np.float32(1 / (1 - p))}
         # Stratified: each unit is dropped in pS of the samples, rounded up or down.
         assert (np.abs((mask == 0).sum(0) - 20 * p) < 1).all()
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.17, 0.33, 0.85])
+def test_masks_average_to_one_in_every_unit(rate: float) -> None:
+    given = nets.rows("images", 20)
+    made = nets.attach("mc_dropout", nets.frozen("images", "dropout"), given, rate=rate, samples=7)
+    for mask in gains(made):
+        np.testing.assert_allclose(mask.mean(0), 1, atol=1e-6)
+        dropped = (mask == 0).sum(0)
+        assert (np.abs(dropped - 7 * rate) < 1).all()
+        want = np.broadcast_to(7 / (7 - dropped), mask.shape)
+        np.testing.assert_allclose(mask[mask > 0], want[mask > 0], rtol=1e-6)
+    assert sum((m == 0).sum() for m in gains(made)) == pytest.approx(7 * 14 * rate, rel=0.5)
 
 
 def test_dropout2d_drops_channels_whole() -> None:
@@ -294,6 +307,8 @@ def test_what_cannot_be_done_is_said() -> None:
         nets.attach("mc_dropout", plain, given)
     with pytest.raises(FitError, match="no unit is dropped in any of 2 samples"):
         nets.attach("mc_dropout", plain, given, at=named(plain, "Relu"), samples=2, rate=1e-7)
+    with pytest.raises(FitError, match="dropped in all of 2 samples; give a smaller rate"):
+        nets.attach("mc_dropout", plain, given, at=named(plain, "Relu"), samples=2, rate=0.9)
     with pytest.raises(ModelError, match=r"above the limit.*take fewer samples"):
         nets.attach("mc_dropout", plain, given, at=named(plain, "Relu"), samples=10**8, rate=0.1)
     for settings, words in (
