@@ -10,7 +10,18 @@ from importlib import import_module
 
 from calibration.assemble import versions
 
-NAMES = ("overhead", "resplits", "laplace", "fit", "heads", "ood", "bayescap", "dropout", "abnn")
+NAMES = (
+    "overhead",
+    "resplits",
+    "laplace",
+    "fit",
+    "heads",
+    "ood",
+    "bayescap",
+    "dropout",
+    "abnn",
+    "dense",
+)
 
 
 def main() -> None:

@@ -5,20 +5,30 @@ outputs, normal and Laplace; the relative error of what it says on the average, 
 seeds, the larger of the two noises. ``released`` is the same for the loss that the authors
 released, whose product makes it blind to beta. ``table``: real regressors, negative log-likelihood
 of the cap less that of the homoscedastic generalised Gaussian of the same rows, over splits.
+
+``uce_ratio`` and ``dense``: the cap of maps behind a super-resolution network that others trained,
+on photos, beside the released loss; trained on the module photos of a split, measured on the test
+photos, beside test-time augmentation and dropout left on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import gammaln
 
+from bench.dense import beside, cached, frozen, images, images_of, sampled
+from bench.dense_material import DenseSet
+from bench.dense_material import load as load_dense
 from bench.suite import load
+from calibration.fit_options import FitOptions
 from calibration.material import parts_of, split
 from calibration.metrics.bootstrap import mean_estimates
 from calibration.metrics.correlation import pearson
@@ -36,6 +46,10 @@ if TYPE_CHECKING:
 SEEDS = 5
 DRAWS = 20_000
 SETS = ("diamonds", "deliveries")
+DENSE = "super-resolution"
+IMAGES, QUICK_IMAGES = (900, 600), (240, 150)  # and steps of training
+SPLIT = 0
+BLOCK = 32  # images at once, in float64
 SMALLEST, LARGEST = 1e-4, 1e3  # between which the released loss keeps an error
 # beta and variance of the standard noises
 NOISES: dict[str, tuple[Callable[[np.random.Generator, int], F64], float, float]] = {
@@ -48,12 +62,16 @@ def run(quick: bool) -> dict[str, Any]:
     """The figures above, with everything that they are the worst or the median of."""
     seeds = range(SEEDS)
     noises = {name: recovered(name, seeds) for name in NOISES}
+    count, steps = QUICK_IMAGES if quick else IMAGES
+    maps = on_images(load_dense(DENSE), count, image.Settings(steps=steps))
     return {
+        "uce_ratio": maps["uce_ratio"],
         "beta_error": max(n["beta_error"] for n in noises.values()),
         "variance_error": max(n["variance_error"] for n in noises.values()),
         "noises": noises,
         "released": {name: released_constants(name) for name in NOISES},
         "table": [on_set(name, range(2 if quick else SEEDS)) for name in SETS],
+        "dense": maps,
     }
 
 
@@ -112,20 +130,43 @@ def on_set(name: str, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
+def on_images(made: DenseSet, count: int, settings: image.Settings) -> dict[str, Any]:
+    """`dense` on so many images of a set, split by photo; ``beside`` has the correlation and AUSE
+    of the peers."""
+    with TemporaryDirectory() as folder:
+        made = sampled(made, count, Path(folder))
+        options = FitOptions(task="regression", method="none", seed=SPLIT)
+        material = cached(made, made.model, options, Path(folder))
+        module, test = (images_of(material, SPLIT, role) for role in ("module", "test"))
+        predict = frozen(made, threads=0)
+        x, y, _ = images(made, module)
+        train = list(predict(x)), list(y.astype(np.float32))
+        x, y, photos = images(made, test)
+        z = predict(x)
+        found = dense(train, (z, y.astype(np.float32)), settings, photos)
+        size = np.abs(y - z)
+        peers = {
+            name: {"correlation": pearson(size, s), "ause": sparsification(size, s).ause}
+            for name, s in beside(made, x, SPLIT).items()
+        }
+    return {"set": made.name, "trained_on": len(module), **found, "beside": peers}
+
+
 def dense(
     train: tuple[Sequence[Array], Sequence[Array]],
     test: tuple[Array, Array],
     settings: image.Settings,
+    photos: Array | None = None,
 ) -> dict[str, Any]:
     """The cap on maps beside the released loss in the same network, trained on the same images:
-    (outputs, targets), K×H×W each; ``test`` N×K×H×W.
+    (outputs, targets), K×H×W each; ``test`` N×K×H×W, ``photos`` what each of them is cut from.
 
     ``uce_ratio`` is ours over theirs, ``nll_difference`` cap less homoscedastic with its 95 %
-    interval over images, ``ause`` of sigma for |error| beside that of a random order.
+    interval over photos (or images), ``ause`` of sigma for |error| beside that of a random order.
     """
     error = np.asarray(test[1], np.float64) - test[0]
-    ours = image.apply_image_cap(image.train_image_cap(*train, settings), test[0])
-    theirs = image.apply_image_cap(train_released(*train, settings), test[0])
+    ours = _applied(image.train_image_cap(*train, settings), test[0])
+    theirs = _applied(train_released(*train, settings), test[0])
     pairs = zip(*train, strict=True)
     errors = [(np.asarray(y, np.float64) - z).reshape(len(z), -1) for z, y in pairs]
     constant = (v[:, None, None] for v in gg.fit(np.concatenate(errors, 1).T))
@@ -133,7 +174,7 @@ def dense(
     variances = gg.variance(*ours), gg.variance(*theirs)
     uce, uce_released = (uncertainty_calibration_error(error**2, v) for v in variances)
     curve = sparsification(np.abs(error), np.sqrt(variances[0]))
-    interval = mean_estimates({"nll": difference})["nll"]
+    interval = mean_estimates({"nll": difference}, groups=photos)["nll"]
     return {
         "uce": uce,
         "uce_released": uce_released,
@@ -144,7 +185,14 @@ def dense(
         "ause_random": curve.random,
         "correlation": pearson(np.abs(error), np.sqrt(variances[0])),
         "images": len(error),
+        "photos": None if photos is None else len(np.unique(photos)),
     }
+
+
+def _applied(state: State, z: Array) -> tuple[F64, F64]:
+    parts = [image.apply_image_cap(state, z[i : i + BLOCK]) for i in range(0, len(z), BLOCK)]
+    alpha, beta = zip(*parts, strict=True)
+    return np.concatenate(alpha), np.concatenate(beta)
 
 
 def train_released(

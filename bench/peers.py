@@ -63,7 +63,30 @@ PEERS = {
             "unfoldNd==0.2.3",
         ),
         imports="laplace",
-    )
+    ),
+    "torch-uncertainty": Peer(
+        "torch-uncertainty",
+        # Its list, without the parts of lightning that ask for an older rich; it imports the hub's
+        # client without naming it. `bench.abnn_peer` makes torchvision load.
+        needs=(
+            "einops",
+            "huggingface-hub==2.4.0",
+            "lightning==2.6.6",
+            "numpy",
+            "pandas",
+            "pillow",
+            "pyyaml",
+            "rich",
+            "safetensors",
+            "scikit-learn",
+            "scipy",
+            "seaborn==0.13.2",
+            "torch",
+            "torchmetrics",
+        ),
+        alone=("torch-uncertainty==0.13.0", "timm==1.0.31", "torchvision==0.28.0"),
+        imports="bench.abnn_peer",
+    ),
 }
 
 
@@ -117,7 +140,9 @@ def _torch_source() -> list[str]:
 def _run(peer: Peer, command: Sequence[str]) -> None:
     said = f"cannot make the environment of {peer.name}: {' '.join(command[:4])} …"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=60 * MINUTES
+        )
     except subprocess.TimeoutExpired:
         raise HedgedError(f"{said} took more than {MINUTES} minutes") from None
     if done.returncode:

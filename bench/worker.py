@@ -55,6 +55,11 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return max(_resident("VmHWM") - before, 0)
 
 
+def most_bytes() -> int:
+    """The most resident memory that this process had; on Linux, since `peak_bytes` began last."""
+    return _resident("VmHWM")
+
+
 def _resident(field: str) -> int:
     if _STATUS.exists():
         for line in _STATUS.read_text().splitlines():

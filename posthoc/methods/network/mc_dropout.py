@@ -3,8 +3,8 @@
 S masks are drawn once from a seed and kept: every row meets the same S thinned networks (Gal &
 Ghahramani 2016, arXiv:1506.02142). For each unit the S uniform numbers behind its masks are
 stratified, so that it is dropped in a share of the samples as near to its rate as S allows, and
-what is kept is divided by the share that keeps it: the mean of the masks is 1 in every unit, and the
-copies' centre is the network. What lies before the first dropout is computed once.
+what is kept is divided by the share that keeps it: the masks' mean is 1 in every unit, so that the
+copies lie about the network. What lies before the first dropout is computed once.
 
 Without a rate, dropout that the model was trained with keeps its own. At a named tensor the rate
 is found without labels: the largest at which the mean total variation between the mixture and the
