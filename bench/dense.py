@@ -72,17 +72,13 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def tables(sets: list[DenseSet], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """``sets``, with the images that were tested on the average, and ``table``."""
-    table = summarise(records)
-    for row in table:
-        row.pop("images_sd", None)
-    tested = {r["set"]: r.get("images") for r in table if r["module"] == BASELINE}
-    about = [
-        {"set": s.name, "task": s.task, "images": s.images, "photos": s.photos}
-        | {"test_images": tested.get(s.name)}
-        for s in sets
-    ]
-    return {"sets": about, "table": [{k: v for k, v in r.items() if k != "images"} for r in table]}
+    """``sets``, with the test images of a split (their mean over splits), and ``table``."""
+    about = []
+    for s in sets:
+        tested = [r["images"] for r in records if (r["set"], r["module"]) == (s.name, BASELINE)]
+        counts = {"images": s.images, "photos": s.photos, "test_images": float(np.mean(tested))}
+        about.append({"set": s.name, "task": s.task, **counts})
+    return {"sets": about, "table": summarise(records)}
 
 
 def sampled(made: DenseSet, count: int, folder: Path) -> DenseSet:
@@ -198,7 +194,7 @@ def figures(found: Evaluation) -> dict[str, float]:
     record = {k: metrics[k].value if k in metrics else float("nan") for k in FIGURES[found.task]}
     (level,) = found.levels
     assert level.images is not None
-    return record | {"uncovered": level.images.mean.value, "images": float(found.n)}
+    return record | {"uncovered": level.images.mean.value, "images": found.n}
 
 
 def own_answer(method: str, task: Task) -> bool:

@@ -1,4 +1,7 @@
-"""``python -m bench.table heads.json``: the quality table as Markdown, for docs/quality.md."""
+"""``python -m bench.table FILE``: a quality table as Markdown.
+
+Of ``python -m bench heads`` for docs/quality.md, of ``python -m bench dense`` for docs/dense.md.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,16 @@ _COLUMNS = {
     "classification": ("nll_difference", "nll", "ece", "brier", "ood_auroc"),
     "regression": ("nll_difference", "nll", "crps", "rmse"),
 }
+_MAP_COLUMNS = {
+    "classification": (
+        *("nll_difference", "nll", "debiased_ece", "class_ece"),
+        *("accuracy", "ause", "ged", "uncovered"),
+    ),
+    "regression": (
+        *("nll_difference", "nll", "uce", "pearson"),
+        *("pearson_pooled", "ause", "uncovered"),
+    ),
+}
 _TITLES = {
     "nll_difference": "NLL − scaling alone",
     "nll": "NLL",
@@ -24,6 +37,15 @@ _TITLES = {
     "ood_auroc": "OOD AUROC",
     "crps": "CRPS",
     "rmse": "RMSE",
+    "debiased_ece": "ECE, debiased",
+    "class_ece": "class-wise ECE",
+    "accuracy": "accuracy",
+    "uce": "UCE",
+    "pearson": "σ ~ error, within images",
+    "pearson_pooled": "σ ~ error, pooled",
+    "ause": "AUSE",
+    "ged": "GED²",
+    "uncovered": "uncovered",
 }
 _HEAD = """# Every module on the developer suite
 
@@ -37,9 +59,55 @@ uncertainty, where it has one, else by entropy: it is not the score that flags s
 Worse than scaling alone by more than {margin} nats in the mean over splits: {worse}.
 """
 
+_MAP_HEAD = """# Modules on maps
+
+`python -m bench dense --json > dense.json && python -m bench.table dense.json > docs/dense.md`
+makes this page. {splits} seeded split{plural} by photo, mean ± standard deviation over splits (not
+a standard error: the splits share photos). Every module makes a bundle as `hedged fit` does, and
+the bundle is measured as `hedged evaluate` does, on the images of photos that the fit did not see.
+The system to beat is `none`: the frozen model with one scale (segmentation: a temperature) fitted
+on the same calibration images. Calibration errors, and the correlation where it says so, pool the
+pixels of all images; other figures are means over images. Below zero, the difference is better.
+
+- NLL is in nats, of a regression that of a Gaussian with the served standard deviation in each
+  output of each pixel, on the scale 0–255, and UCE is in squares of that. A constant error bar has
+  almost no UCE: read it beside AUSE (0 is the order of the errors themselves) and the correlation
+  of σ with |error|.
+- *Uncovered* is the share of an image's pixels outside their interval or set, promised to be at
+  most {alpha:g} in the mean over new photos.
+- GED² is of the label map to those of four annotators; a module that keeps the frozen labels has
+  that of `none`.
+- Networks that are sampled have {samples} samples here, fewer than by default, for time.
+- *Test-time augmentation* (eight symmetries) and *dropout left on* (10 %, {samples} passes) are no
+  modules: what users have without a fit. Their σ has no scale, so they have no NLL, UCE or
+  intervals.
+- Photos come from software packages and are cut into patches, the shapes of the segmentation are
+  drawn on them: real pixels, but no sample of any deployment.
+"""
+
+
+def page(result: dict[str, Any]) -> str:
+    """The page of a result of either benchmark."""
+    return render_maps(result) if "sets" in result else render(result)
+
+
+def render_maps(result: dict[str, Any]) -> str:
+    """The page of ``python -m bench dense``."""
+    head = {k: result[k] for k in ("splits", "alpha", "samples")}
+    parts = [_MAP_HEAD.format(plural="" if result["splits"] == 1 else "s", **head)]
+    for s in result["sets"]:
+        rows = [r for r in result["table"] if r["set"] == s["set"]]
+        randoms = [r["ause_random"] for r in rows if r["module"] == BASELINE]
+        about = (
+            f"{s['images']} images of {s['photos']} photos, {s['test_images']:.0f} of them to test "
+            f"a split. AUSE of a random order: {randoms[0]:.3f}."
+        )
+        parts += [f"## {s['set']}", about, _lines(rows, _MAP_COLUMNS[s["task"]])]
+    return "\n\n".join(parts) + "\n"
+
 
 def render(result: dict[str, Any]) -> str:
-    """The page."""
+    """The page of ``python -m bench heads``."""
     worse = ", ".join(result["worse"]) or "none"
     parts = [_HEAD.format(splits=result["splits"], margin=result["margin"], worse=worse)]
     parts += ["## In one table", *summary(result["table"])]
@@ -47,14 +115,24 @@ def render(result: dict[str, Any]) -> str:
         rows = [r for r in result["table"] if r["set"] == chosen.name]
         if not rows:
             continue
-        columns = [c for c in _COLUMNS[chosen.task] if any(c in r for r in rows)]
-        lines = [
-            (f"`{r['module']}`", *(_cell(r, c) for c in columns), "; ".join(r.get("errors", ())))
-            for r in sorted(rows, key=_order)
-        ]
-        titles = ("module", *(_TITLES[c] for c in columns), "")
-        parts += [f"## {chosen.name}", f"{chosen.about} ({chosen.task}).", _table(titles, lines)]
+        about = f"{chosen.about} ({chosen.task})."
+        parts += [f"## {chosen.name}", about, _lines(rows, _COLUMNS[chosen.task])]
     return "\n\n".join(parts) + "\n"
+
+
+def _lines(rows: Sequence[dict[str, Any]], known: Sequence[str]) -> str:
+    """A line a module, with the columns that any of them has."""
+    columns = [c for c in known if any(c in r for r in rows)]
+    lines = [
+        (_name(r["module"]), *(_cell(r, c) for c in columns), "; ".join(r.get("errors", ())))
+        for r in sorted(rows, key=_order)
+    ]
+    return _table(("module", *(_TITLES[c] for c in columns), ""), lines)
+
+
+def _name(module: str) -> str:
+    """What no registry knows is no module, and has a name in words."""
+    return f"*{module}*" if " " in module else f"`{module}`"
 
 
 def summary(table: Sequence[dict[str, Any]]) -> list[str]:
@@ -94,7 +172,8 @@ def _cell(r: dict[str, Any], column: str) -> str:
     if column not in r or math.isnan(r[column]):
         return "–"
     sign = "+" if column == "nll_difference" else ""
-    return f"{r[column]:{sign}.4f} ± {r.get(column + '_sd', 0.0):.4f}"
+    spread = f" ± {r.get(column + '_sd', 0.0):.4f}" if r["splits"] > 1 else ""
+    return f"{r[column]:{sign}.4f}{spread}"
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -105,5 +184,5 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m bench.table heads.json")
-    print(render(json.loads(Path(sys.argv[1]).read_text("utf-8"))), end="")
+        sys.exit("usage: python -m bench.table heads.json|dense.json")
+    print(page(json.loads(Path(sys.argv[1]).read_text("utf-8"))), end="")

@@ -223,7 +223,10 @@ def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions, data: Dataset) -
             "flatter the model if that is no coincidence."
         )
     if fitted.module.settings.get("uncalibrated"):
-        said.append("The prior precision was chosen without labels; only scaling saw some.")
+        said.append(
+            "The strength of the module's noise, or its prior, was chosen without labels; only scaling "
+            "saw some."
+        )
     return tuple(said)
 
 

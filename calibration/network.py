@@ -49,6 +49,9 @@ def attached_model(
     Raises what the method's page and `module_rows` raise.
     """
     page = registry.page(options.method)
+    width = max(2, frozen.z_dim)
+    if classes is not None and len(classes) != width:  # before anything is trained
+        raise DataError(f"--classes names {len(classes)} classes and the model has {width} outputs")
     rows = module_rows(frozen, samples, page.ROWS, options.task, classes, fractions, options.seed)
     settings = registry.settings(options.method, options.settings)
     found: Attached = page.attach(frozen, rows, options.task, settings)

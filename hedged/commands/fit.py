@@ -133,7 +133,9 @@ def fit(
     ] = False,
     name: Annotated[str | None, option(help="Model name; default: that of the file")] = None,
     version: Annotated[str, option(help="Version of the bundle")] = "1",
-    seed: Annotated[int, option(help="Of the split and of the fixed draws")] = 0,
+    seed: Annotated[
+        int, option(help="Of the split and of fixed logit draws; a module's own: --set seed")
+    ] = 0,
     cache: Annotated[
         Path | None, option(help="Folder of cached features; default: the XDG cache")
     ] = None,

@@ -349,6 +349,10 @@ def test_what_goes_together_is_checked_before_a_row_is_read(folder: Path) -> Non
     refused("'abnn' is not a module for regression", task="regression", method="abnn")
     for settings, words in (({"sample": 3}, "no setting 'sample'"), ({"rate": 2}, "less than 1")):
         refused(words, task="classification", method="mc_dropout", settings=settings)
+    columns = Columns(target="y", classes=("a", "b", "c", "d"))
+    options = FitOptions(task="classification", method="abnn")
+    with pytest.raises(DataError, match="names 4 classes and the model has 3 outputs"):
+        fitting.fit(f"{MODULE}:table", folder / "table.npz", "no", options, columns=columns)
     refused(
         "keeps the frozen model's answer",
         task="regression",

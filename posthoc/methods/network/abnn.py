@@ -166,13 +166,14 @@ def guard(frozen: Array, member: Array) -> tuple[float, bool]:
     """(one-sided 95 % upper bound of the loss in accuracy, whether the member is rejected), from
     whether each held-out row (or image: its share) is right under both, paired.
 
-    The bound can stay below half a point only with some 3,200 rows; with fewer the loss itself
-    decides.
+    The bound can stay below half a point only with some 3,200 rows; with fewer a member is rejected
+    where the loss is surely larger, by the lower bound.
     """
     loss = np.asarray(frozen, np.float64) - np.asarray(member, np.float64)
     n = len(loss)
-    bound = float(loss.mean() + NORMAL95 * loss.std() / np.sqrt(n))
-    return bound, bool((bound if n >= ENOUGH else loss.mean()) > LOSS)
+    error = NORMAL95 * loss.std() / np.sqrt(n)
+    bound = float(loss.mean() + error)
+    return bound, bool((bound if n >= ENOUGH else loss.mean() - error) > LOSS)
 
 
 def class_weights(rng: np.random.Generator, classes: int, prior: float) -> Array:

@@ -181,6 +181,29 @@ def test_the_rate_of_a_regression_is_by_the_spread_over_all_rows() -> None:
         assert 0.09 < relative <= 0.1
 
 
+@pytest.mark.parametrize(("kind", "epsilon"), [("maps", 0.03), ("single", 0.002)])
+def test_the_rate_over_pixels_and_for_one_logit(kind: str, epsilon: float) -> None:
+    model, given = nets.frozen(kind, None), nets.rows(kind, 30)
+    at = named(model, "Relu" if kind == "maps" else "Tanh")
+    made = nets.attach("mc_dropout", model, given, at=at, samples=6, epsilon=epsilon)
+    net, x = nets.network(kind), torch.as_tensor(given.inputs["x"])
+    [mask] = map(torch.as_tensor, gains(made))
+    with torch.no_grad():
+        if kind == "maps":
+            h = torch.relu(net.batch(net.first(x)))
+            z, each = net.head(h), [net.head(h * m) for m in mask]
+        else:
+            h = torch.tanh(net.layer(net.first(x)))
+            z, *each = (net.head(torch.tanh(net.lines(net.second(h * m)))) for m in [1.0, *mask])
+            z, *each = (torch.cat([torch.zeros_like(v), v], 1) for v in (z, *each))
+        p, q = z.softmax(1), torch.stack([v.softmax(1) for v in each]).mean(0)
+    facts = made.attached.facts
+    variation = float(0.5 * (p - q).abs().sum(1).mean())
+    assert facts["total_variation"] == pytest.approx(variation, rel=1e-4)
+    assert facts["flips"] == pytest.approx(float((p.argmax(1) != q.argmax(1)).double().mean()))
+    assert 0.6 * epsilon < max(facts["total_variation"], facts["flips"]) <= epsilon
+
+
 def test_a_network_that_bears_any_rate_says_so() -> None:
     model, given = nets.frozen("plain", None), nets.rows("plain", 40)
     made = nets.attach("mc_dropout", model, given, at=named(model, "Relu"), epsilon=0.9)
