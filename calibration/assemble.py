@@ -224,8 +224,8 @@ def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions, data: Dataset) -
         )
     if fitted.module.settings.get("uncalibrated"):
         said.append(
-            "The strength of the module's noise, or its prior, was chosen without labels; only scaling "
-            "saw some."
+            "The strength of the module's noise, or its prior, was chosen without labels; only "
+            "scaling saw some."
         )
     return tuple(said)
 
