@@ -319,3 +319,21 @@ def test_the_pvalue_table_and_the_definition_agree_at_ties() -> None:
     at = pvalues(ood.table, ood.pvalues, ood.table)
     want = [(1 + (ood.table >= s).sum()) / (len(ood.table) + 1) for s in ood.table]
     np.testing.assert_allclose(at, want)
+
+
+def test_a_bound_near_zero_keeps_the_digits_that_float32_has() -> None:
+    """77.7 - 1.95 · 39 is small, and its rounding is that of 77.7."""
+    head = Head(
+        task="regression",
+        width=1,
+        features=None,
+        module=None,
+        noise=np.asarray([39.0**2]),
+        temperature=0.9973,
+        q_hat=1.9517,
+        quantile_factors=np.asarray([[-1.9517, 0.0, 1.3]]),
+    )
+    z = np.linspace(60, 95, 5001, dtype=np.float32)[:, None]
+    differences = check_head(head, compile_head(head), None, z)
+    assert np.abs(reference(head, None, z)["lower"]).min() < 0.01
+    assert max(differences.values()) <= 1e-6
