@@ -44,7 +44,10 @@ class Predictor:
     def __init__(self, bundle: Bundle | str | Path, *, device: str = "cpu", threads: int = 0):
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.manifest = self.bundle.manifest
-        self.session = open_session(self.bundle.files[PREDICTOR], device=device, threads=threads)
+        sampled = "copies" in self.manifest.module.settings
+        self.session = open_session(
+            self.bundle.files[PREDICTOR], device=device, threads=threads, plan=not sampled
+        )
         self.inputs: tuple[TensorSpec, ...] = self.manifest.inputs
         self.fields: tuple[str, ...] = tuple(
             f

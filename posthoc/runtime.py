@@ -89,11 +89,14 @@ def planned_provider(device: str) -> str:
 
 
 def open_session(
-    model: bytes | str | Path, *, device: str = "cpu", threads: int = 0
+    model: bytes | str | Path, *, device: str = "cpu", threads: int = 0, plan: bool = True
 ) -> ort.InferenceSession:
     """A session on ``device`` with all graph optimisations.
 
-    ``threads`` is the number of threads within an operator (0: ONNX Runtime's choice).
+    ``threads`` is the number of threads within an operator (0: ONNX Runtime's choice). ``plan``
+    False leaves out the plan of memory that a second run of the same shapes gets: it lays tensors
+    side by side that could take each other's place, which is most of the memory of a graph that
+    holds many samples of a row.
     ``device="auto"`` takes an NVIDIA device when there is one that works and falls back to the
     CPU. Raises ModelError when the model cannot be loaded, and when an explicitly named device
     did not start.
@@ -102,6 +105,7 @@ def open_session(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads
+    options.enable_mem_pattern = plan
     auto = device == "auto"
     providers = _plan(device)
     wanted = _name(providers[0])

@@ -419,3 +419,11 @@ def test_a_torch_network_without_dropout(folder: Path) -> None:
     predictor = fit(folder, "values", "mc_dropout", "at", settings={"at": "tanh", "epsilon": 0.1})
     noted = predictor.manifest.module.settings
     assert 0.08 < noted["relative_std"] <= 0.1
+
+
+def test_a_sampled_graph_keeps_little_memory(folder: Path) -> None:
+    """The plan of memory lays S samples of everything side by side."""
+    sampled = fit(folder, "table", "mc_dropout", "frugal", settings={"samples": 4})
+    plain = fit(folder, "table", "laplace", "planned")
+    assert not sampled.session.get_session_options().enable_mem_pattern
+    assert plain.session.get_session_options().enable_mem_pattern
