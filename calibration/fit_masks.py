@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.bundle import Guarantee
 from calibration.conformal.risk import control_risk
 from calibration.fit_options import FitOptions
-from calibration.fit_thresholds import Fitted, run_head
+from calibration.fit_thresholds import Fitted, promise, run_head
 from calibration.material import ROLES, Material, one_per_key
 from posthoc import logits
 from posthoc.contract import Array, Features, FitError
@@ -49,17 +48,7 @@ def control_misses(
     scores = _scores(fitted, material, data, rows[:: material.per] // material.per, c)
     if not len(scores):
         raise FitError(f"--mask {c}: no conformal image has a pixel of this class")
-    guarantees = tuple(
-        Guarantee(
-            alpha=r.alpha,
-            n=r.n,
-            rank=0,
-            kind="missed",
-            threshold=None if math.isinf(r.threshold) else r.threshold,
-            n_needed=r.n_needed,
-        )
-        for r in control_risk(scores, options.alphas)
-    )
+    guarantees = tuple(promise(r, "missed") for r in control_risk(scores, options.alphas))
     q = guarantees[0].threshold
     settings = {**fitted.conformal.settings, "mask": c}
     return dataclasses.replace(

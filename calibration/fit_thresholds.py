@@ -96,7 +96,7 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
     if parts.per > 1:
         key = "set" if head.task == "classification" else "interval"
         scores[key] = _float32_up(exact).reshape(-1, parts.per)
-        guarantees = tuple(map(_promise, control_risk(scores[key], options.alphas)))
+        guarantees = tuple(map(promise, control_risk(scores[key], options.alphas)))
         # What follows ranks items: one drawn pixel stands for its image.
         out = {k: v[:: parts.per] for k, v in out.items()}
         wrong = wrong[:: parts.per]
@@ -144,12 +144,13 @@ def _guarantee(sorted_scores: Array, alpha: float) -> Guarantee:
     )
 
 
-def _promise(risk: RiskPromise) -> Guarantee:
+def promise(risk: RiskPromise, kind: Literal["risk", "missed"] = "risk") -> Guarantee:
+    """What a controlled risk promises, for the manifest."""
     return Guarantee(
         alpha=risk.alpha,
         n=risk.n,
         rank=0,
-        kind="risk",
+        kind=kind,
         threshold=None if math.isinf(risk.threshold) else risk.threshold,
         n_needed=risk.n_needed,
     )
