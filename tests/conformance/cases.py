@@ -149,10 +149,34 @@ BUILDERS = {
     "rmds",
     "mahalanobis",
 }
+# What each family of modules is registered as, and the tasks that it has to serve. A name may only
+# be added.
+PROMISED = {
+    "laplace": {"classification", "regression"},
+    "laplace_diag": {"classification", "regression"},
+    "laplace_full": {"classification", "regression"},
+    "icla": {"classification", "regression"},
+    "vbll": {"classification", "regression"},
+    "vbll_generative": {"classification"},
+    "vbll_t": {"regression"},
+    "student_t": {"regression"},
+    "bootstrap": {"classification", "regression"},
+    "nptl": {"classification"},
+    "mixup": {"classification"},
+    "loss": {"classification", "regression"},
+    "bayescap": {"regression"},
+    "bayescap_image": {"regression"},
+    "gaussian": {"classification"},
+    "weights": {"classification", "regression"},
+    "mc_dropout": {"classification", "regression"},
+    "mc_batch_norm": {"classification", "regression"},
+    "abnn": {"classification"},
+    "head_dropout": {"classification", "regression"},
+}
 CASES = [
     Case(name, task)
     for name in (*registry.MODULES, *registry.SCORES)
     for task in registry.info(name).tasks
 ]
 
-__all__ = ["BUILDERS", "CASES", "Case", "take"]
+__all__ = ["BUILDERS", "CASES", "PROMISED", "Case", "take"]

@@ -13,7 +13,7 @@ from posthoc import links, registry
 from posthoc.contract import DataError, Features, FitError, State
 from posthoc.graph import Fragment, standalone
 from posthoc.runtime import open_session
-from tests.conformance.cases import BUILDERS, CASES, Case, take
+from tests.conformance.cases import BUILDERS, CASES, PROMISED, Case, take
 
 PARTS = ("variance", "amplitude", "draws", "class_variance", "shift")
 every = pytest.mark.parametrize("case", CASES, ids=str)
@@ -30,32 +30,6 @@ def test_nothing_registered_escapes() -> None:
         assert info.paper.url.startswith("https://")
         assert info.paper.year > 1990
         assert info.tasks and info.summary and info.passes >= 1
-
-
-# What each family of modules is registered as, and the tasks that it has to serve. A name may only
-# be added.
-PROMISED = {
-    "laplace": {"classification", "regression"},
-    "laplace_diag": {"classification", "regression"},
-    "laplace_full": {"classification", "regression"},
-    "icla": {"classification", "regression"},
-    "vbll": {"classification", "regression"},
-    "vbll_generative": {"classification"},
-    "vbll_t": {"regression"},
-    "student_t": {"regression"},
-    "bootstrap": {"classification", "regression"},
-    "nptl": {"classification"},
-    "mixup": {"classification"},
-    "loss": {"classification", "regression"},
-    "bayescap": {"regression"},
-    "bayescap_image": {"regression"},
-    "gaussian": {"classification"},
-    "weights": {"classification", "regression"},
-    "mc_dropout": {"classification", "regression"},
-    "mc_batch_norm": {"classification", "regression"},
-    "abnn": {"classification"},
-    "head_dropout": {"classification", "regression"},
-}
 
 
 def test_no_promised_module_or_task_is_missing() -> None:
