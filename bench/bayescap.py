@@ -165,13 +165,14 @@ def dense(
     interval over photos (or images), ``ause`` of sigma for |error| beside that of a random order.
     """
     error = np.asarray(test[1], np.float64) - test[0]
-    ours = _applied(image.train_image_cap(*train, settings), test[0])
+    cap = image.train_image_cap(*train, settings)
+    ours = _applied(cap, test[0])
     theirs = _applied(train_released(*train, settings), test[0])
     pairs = zip(*train, strict=True)
     errors = [(np.asarray(y, np.float64) - z).reshape(len(z), -1) for z, y in pairs]
     constant = (v[:, None, None] for v in gg.fit(np.concatenate(errors, 1).T))
     difference = (gg.nll(error, *ours) - gg.nll(error, *constant)).mean((1, 2, 3))
-    variances = gg.variance(*ours), gg.variance(*theirs)
+    variances = image.variance(cap, *ours), gg.variance(*theirs)
     uce, uce_released = (uncertainty_calibration_error(error**2, v) for v in variances)
     curve = sparsification(np.abs(error), np.sqrt(variances[0]))
     interval = mean_estimates({"nll": difference}, groups=photos)["nll"]

@@ -47,14 +47,14 @@ class Case:
             y: Any = (z.astype(np.float64) / 2 + rng.gumbel(size=z.shape)).argmax(1)
         else:
             y = z.astype(np.float64) + rng.normal(size=z.shape)
-        if self.name == "bayescap_image":  # log alpha and log beta of each output
+        if self.name == "bayescap_image":  # the log variance of each output
             phi = (phi[:, : self.features] * 0.2).astype(dtype)
         return Features(phi, z, y)
 
     @property
     def features(self) -> int:
         """D, the number of features."""
-        return 2 * self.width() if self.name == "bayescap_image" else D
+        return self.width() if self.name == "bayescap_image" else D
 
     @property
     def module(self) -> bool:

@@ -4,7 +4,8 @@ Maps are K×H×W, targets likewise, a NaN where a pixel has no target. The froze
 the network gives log alpha and log beta of every pixel and channel, as
 `posthoc.methods.bayescap.vector` does for a row. It is trained by the true likelihood on random
 windows; images held out say when to stop, which share of the way from the homoscedastic
-distribution to the network is gone, and the scale of alpha, a channel each.
+distribution to the network is gone, the scale of alpha, and where the variance of a heavy tail
+ends, a channel each.
 
 A pixel counts in training only where the window shows all that the network would see of it in the
 whole image, so that what is trained is what is served.
@@ -26,6 +27,7 @@ from posthoc.methods.bayescap.parameters import (
     HALF,
     MIDDLE,
     MOST,
+    bound_variance,
     bounds,
     constants,
     emit_log_beta,
@@ -104,13 +106,27 @@ def train_image_cap(
         "held_out_nll": chosen.nll.tolist(),
         "held_out_nll_homoscedastic": chosen.nll_constant.tolist(),
     }
-    return finish(trained, chosen.gate, chosen.log_scale, said)
+    state = finish(trained, chosen.gate, chosen.log_scale, said)
+    k = len(chosen.gate)
+    x = np.clip(
+        trained.raw * np.tile(chosen.gate, 2) + _offset(trained, chosen.log_scale),
+        state.tensors["low"],
+        state.tensors["high"],
+    )
+    log_v = 2 * x[:, :k] + gg.log_variance_factor(np.exp(log_beta(x[:, k:])))
+    most, factor = bound_variance(log_v, np.exp(2 * trained.log_r))
+    tensors = {**state.tensors, "log_variance_most": most, "log_variance_factor": factor}
+    return State(tensors, state.settings)
+
+
+def _offset(trained: Trained, log_scale: Array) -> F64:
+    return np.asarray(trained.fixed + np.append(log_scale, np.zeros(len(log_scale))))
 
 
 def finish(trained: Trained, gate: Array, log_scale: Array, said: Mapping[str, Any]) -> State:
     """The state that serves: shares K and scales K are written into the last
     convolution, and what it says is kept inside its range on held-out pixels."""
-    share, offset = np.tile(gate, 2), trained.fixed + np.append(log_scale, np.zeros(len(log_scale)))
+    share, offset = np.tile(gate, 2), _offset(trained, log_scale)
     low, high = bounds(trained.raw)
     weight, bias = trained.tensors["last.weight"], trained.tensors["last.bias"]
     last = {
@@ -146,12 +162,28 @@ def cap_graph(g: Fragment, state: State, z: str) -> str:
     return g.op("Concat", log_alpha, emit_log_beta(g, b), axis=1)
 
 
-def emit_variance(g: Fragment, state: State, logs: str) -> str:
-    """Variances N×K×H×W from what `cap_graph` gave."""
+def variance(state: State, alpha: Array, beta: Array) -> F64:
+    """Variances N×K×H×W from what `apply_image_cap` gave: those of the distribution, ended and
+    scaled as `bound_variance` found. They are what errors are measured to be; the density keeps
+    its tail."""
+    most, factor = (
+        state.tensors[name][:, None, None] for name in ("log_variance_most", "log_variance_factor")
+    )
+    log_v = 2 * np.log(alpha) + gg.log_variance_factor(beta)
+    return np.asarray(np.exp(np.minimum(log_v, most) + factor))
+
+
+def emit_log_variance(g: Fragment, state: State, logs: str) -> str:
+    """The logarithm of `variance` N×K×H×W from what `cap_graph` gave."""
     k = len(state.tensors["mean"])
+    most, factor = (
+        g.const(state.tensors[name][:, None, None])
+        for name in ("log_variance_most", "log_variance_factor")
+    )
     log_alpha, u = g.op2("Split", logs, g.const([k, k], "int64"), axis=1)
     twice = g.op("Add", log_alpha, log_alpha)
-    return g.op("Exp", g.op("Add", twice, emit_log_variance_factor(g, u)))
+    total = g.op("Add", twice, emit_log_variance_factor(g, u))
+    return g.op("Add", g.op("Min", total, most), factor)
 
 
 def likelihood(log_r: Tensor, log_alpha: Tensor, log_beta: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ Pixels of one image tell of one another: where an edge lies, the error is larger
 The cap sees the frozen map around a pixel and gives alpha and beta of a generalised Gaussian for
 every pixel and channel (Upadhyay et al. 2022, arXiv:2207.06873); see
 `posthoc.methods.bayescap.image` for how it is trained. It is written behind the frozen graph, and
-what other modules call features are its maps of log alpha and log beta, 2K channels: this page only
-makes variances of them. The frozen map stays the mean, exactly.
+what other modules call features are its maps of log variance, K channels, that this page reads. The
+frozen map stays the mean, exactly.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import numpy as np
 
 from posthoc.contract import Array, FitError, Info, LinearHead, ModelError, Paper, State, Task
 from posthoc.links import Spread, SpreadNames
-from posthoc.methods.bayescap import generalised_gaussian as gg
 from posthoc.methods.bayescap.image import Settings
-from posthoc.methods.bayescap.parameters import emit_log_variance_factor
 from posthoc.rows import Rows
 
 if TYPE_CHECKING:
@@ -41,6 +39,7 @@ INFO = Info(
 )
 ROWS = 2_000  # images that are read, at most
 CAP = "hedged/cap/"
+PHI = f"{CAP}log_variance"
 RUN = 8  # images in one run of the model
 
 __all__ = ["INFO", "ROWS", "Settings", "attach", "emit", "fit", "keep", "spread"]
@@ -60,7 +59,7 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
     import dataclasses
 
     from posthoc.graph import Fragment, append
-    from posthoc.methods.bayescap.image import cap_graph, train_image_cap
+    from posthoc.methods.bayescap.image import cap_graph, emit_log_variance, train_image_cap
     from posthoc.network.attach import Attached
 
     del task
@@ -80,18 +79,18 @@ def attach(frozen: Frozen, rows: NetworkRows, task: Task, settings: Settings) ->
         name = g.unsqueeze(name, 1)
     elif dense.axis == -1:
         name = g.op("Transpose", name, perm=[0, 3, 1, 2])
-    phi = cap_graph(g, state, name)
+    phi = emit_log_variance(g, state, cap_graph(g, state, name))
     # A fragment writes only what an output needs.
-    g.op("Identity", phi, out=f"{CAP}logs")
+    g.op("Identity", phi, out=PHI)
     k = frozen.z_dim
-    outputs = {f"{CAP}logs": ("float32", (-1, 2 * k, -1, -1))}
-    model = _hidden(append(frozen.model, g, outputs), f"{CAP}logs")
+    outputs = {PHI: ("float32", (-1, k, -1, -1))}
+    model = _hidden(append(frozen.model, g, outputs), PHI)
     said = {key: v for key, v in state.settings.items() if key != "seed"}
     made = dataclasses.replace(
         frozen,
         model=model,
-        phi=f"{CAP}logs",
-        phi_dim=2 * k,
+        phi=PHI,
+        phi_dim=k,
         head=None,
         head_node=None,
         notes=(*frozen.notes, f"a cap of maps was trained on {said['images']} images"),
@@ -109,7 +108,7 @@ def fit(rows: Rows, head: LinearHead | None, task: Task, settings: Settings) -> 
     total, n = np.zeros(1), 0
     for block in rows:
         assert block.phi is not None and block.y is not None
-        if block.phi.shape[1] != 2 * block.z.shape[1]:
+        if block.phi.shape[1] != block.z.shape[1]:
             raise FitError("bayescap_image needs the maps of its cap as features")
         error = np.asarray(block.y, np.float64) - block.z
         total, n = total + (error**2).sum(0), n + len(block)
@@ -120,19 +119,14 @@ def fit(rows: Rows, head: LinearHead | None, task: Task, settings: Settings) -> 
 
 def spread(state: State, phi: Array, z: Array) -> Spread:
     """The variances N×K of N pixels (float64 definition)."""
-    del state
-    k = z.shape[1]
-    logs = np.asarray(phi, np.float64)
-    return Spread(gg.variance(np.exp(logs[:, :k]), np.exp(logs[:, k:])))
+    del state, z
+    return Spread(np.exp(np.asarray(phi, np.float64)))
 
 
 def emit(g: Fragment, state: State, phi: str, z: str) -> SpreadNames:
     """The same as a graph fragment."""
-    del z
-    k = len(state.settings["noise_variance"])
-    log_alpha, u = g.op2("Split", phi, g.const([k, k], "int64"), axis=1)
-    twice = g.op("Add", log_alpha, log_alpha)
-    return SpreadNames(g.op("Exp", g.op("Add", twice, emit_log_variance_factor(g, u))))
+    del state, z
+    return SpreadNames(g.op("Exp", phi))
 
 
 def _maps(frozen: Frozen, rows: NetworkRows) -> Array:

@@ -11,7 +11,7 @@ from posthoc.contract import FitError, State
 from posthoc.graph import Fragment, standalone
 from posthoc.methods.bayescap import generalised_gaussian as gg
 from posthoc.methods.bayescap import image, network, windows
-from posthoc.methods.bayescap.parameters import HALF, MIDDLE
+from posthoc.methods.bayescap.parameters import HALF, MIDDLE, bound_variance
 from posthoc.runtime import open_session
 
 H, W = 30, 26
@@ -66,15 +66,40 @@ def test_the_graph_is_torchs_network(state: State) -> None:
     g = Fragment(13)
     logs = image.cap_graph(g, state, g.input("z", "float32", ["N", 2, "H", "W"]))
     g.op("Identity", logs, out="logs")
-    g.op("Identity", image.emit_variance(g, state, logs), out="variance")
-    shapes = {"logs": ("float32", (-1, 4, -1, -1)), "variance": ("float32", (-1, 2, -1, -1))}
+    g.op("Identity", image.emit_log_variance(g, state, logs), out="log_variance")
+    shapes = {"logs": ("float32", (-1, 4, -1, -1)), "log_variance": ("float32", (-1, 2, -1, -1))}
     session = open_session(standalone(g, shapes))
     for cut in (z, z[:, :, :9, :13]):
-        got, variance = session.run(["logs", "variance"], {"z": np.ascontiguousarray(cut)})
+        got, log_v = session.run(["logs", "log_variance"], {"z": np.ascontiguousarray(cut)})
         a, b = image.apply_image_cap(state, cut)
         np.testing.assert_allclose(got[:, :2], np.log(a), atol=1e-5)
         np.testing.assert_allclose(got[:, 2:], np.log(b), atol=1e-5)
-        np.testing.assert_allclose(variance, gg.variance(a, b), rtol=2e-5)
+        np.testing.assert_allclose(log_v, np.log(image.variance(state, a, b)), atol=2e-5)
+
+
+def test_the_variance_is_that_of_the_errors(state: State) -> None:
+    z, y, _ = maps(8, 1)
+    a, b = image.apply_image_cap(state, z)
+    v, squared = image.variance(state, a, b), (y - z) ** 2
+    for k in range(2):
+        assert v[:, k].mean() == pytest.approx(squared[:, k].mean(), rel=0.15)
+    own = gg.variance(a, b)
+    most = np.exp(state.tensors["log_variance_most"])[:, None, None]
+    scale = np.exp(state.tensors["log_variance_factor"])[:, None, None]
+    np.testing.assert_allclose(v, scale * np.minimum(own, most))
+
+
+def test_a_tail_that_nobody_saw_is_ended() -> None:
+    rng = np.random.default_rng(0)
+    true = np.exp(rng.normal(size=(20_000, 1)))
+    squared = true * rng.chisquare(1, size=true.shape)
+    said = np.log(np.where(true > np.quantile(true, 0.96), 50 * true, true))
+    most, factor = bound_variance(said, squared)
+    assert most[0] == pytest.approx(np.quantile(said, 0.95))
+    kept = np.minimum(said, most) + factor
+    assert np.exp(kept).mean() == pytest.approx(squared.mean())
+    honest = bound_variance(np.log(true), squared)
+    assert honest[0][0] >= np.quantile(np.log(true), 0.99) and abs(honest[1][0]) < 0.05
 
 
 def test_the_network_is_the_one_it_says() -> None:
