@@ -145,6 +145,7 @@ def assemble(
         classes=data.classes,
         mapping=data.mapping,
         inputs=frozen.inputs,
+        optional_inputs=fused.optional,
         outputs=fused.outputs,
         frozen_outputs=frozen.outputs,
         output_names=fused.names,

@@ -68,6 +68,16 @@ class FittedRecord(_Record):
     settings: dict[str, Any] = {}
 
 
+class CellRecord(_Record):
+    """What the threshold of one class, cluster or group promises: as `Guarantee`, among its own n
+    rows."""
+
+    name: str
+    n: int
+    rank: int  # n + 1 when n is too small for the level
+    threshold: float | None  # None stands for +inf
+
+
 class Guarantee(_Record):
     """What one threshold promises: rank k of n at level alpha; coverage is Beta(k, n+1-k).
 
@@ -81,15 +91,22 @@ class Guarantee(_Record):
     rank: int  # n + 1 when n is too small for the level: the set is then everything; 0 for a risk
     kind: Literal["coverage", "risk", "missed"] = "coverage"
     threshold: float | None  # None stands for +inf
-    n_needed: int
+    n_needed: int  # of each cell, where there are some
+    cells: tuple[CellRecord, ...] = ()
 
 
 class ConformalRecord(_Record):
-    """Sets (lac, raps) or intervals (normalised residual)."""
+    """Sets (lac, raps, …) or intervals (normalised residual, …).
+
+    ``given``: each class, cluster of classes or group has a threshold and a promise of its own.
+    ``randomised``: scores take the run-time input ``u``; without it sets are larger.
+    """
 
     method: str
     settings: dict[str, Any] = {}
     guarantees: tuple[Guarantee, ...]
+    given: Literal["class", "cluster", "group"] | None = None
+    randomised: bool = False
 
 
 class OodRecord(_Record):
@@ -144,6 +161,7 @@ class Manifest(_Record):
     classes: tuple[str, ...] | None = None
     mapping: TableMapping
     inputs: tuple[TensorSpec, ...]  # the frozen model's own inputs
+    optional_inputs: tuple[TensorSpec, ...] = ()  # of a row: group, u
     outputs: tuple[TensorSpec, ...]  # ours, design section 5.3 order, present ones only
     frozen_outputs: tuple[TensorSpec, ...] = ()
     output_names: dict[str, str] = {}  # field -> graph output, where a clash forced a prefix

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from calibration.conformal.cells import UNKNOWN
 from calibration.head import Head, emit, limit, reference
 from calibration.threshold import pvalues
 from posthoc import pixels
@@ -21,14 +22,15 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """A compiled predictor: bytes, our outputs by field, the field -> tensor name map, and the
-    name of the output that holds the frozen logits before any calibration (a regression: the frozen
-    mean, where it is not the one that is served)."""
+    """A compiled predictor: bytes, our outputs by field, the field -> tensor name map, the name of
+    the output that holds the frozen logits before any calibration (a regression: the frozen mean,
+    where it is not the one that is served), and the inputs that a row may have beside its own."""
 
     model: bytes
     outputs: tuple[TensorSpec, ...]
     names: dict[str, str]
     logits: str | None
+    optional: tuple[TensorSpec, ...] = ()
 
 
 def field_specs(
@@ -126,7 +128,14 @@ def compile_predictor(
             shape = dense.shape(head.width)
         g.op("Identity", logits, out=kept)
         outputs[kept] = ("float32", (-1, *shape))
-    return Fused(append(frozen, g, outputs), specs, names, kept)
+    return Fused(append(frozen, g, outputs), specs, names, kept, optional_inputs(head))
+
+
+def optional_inputs(head: Head) -> tuple[TensorSpec, ...]:
+    """What a row may say of itself: its group, and the u of a randomised score."""
+    group = head.cells is not None and head.cells.by == "group"
+    asked = (("group", "int64", group), ("u", "float32", head.randomised))
+    return tuple(TensorSpec(name=n, dtype=d, shape=(-1,)) for n, d, is_asked in asked if is_asked)
 
 
 def free_name(name: str, taken: set[str]) -> str:
@@ -147,9 +156,10 @@ def check_head(head: Head, model: bytes, phi: Array | None, z: Array) -> dict[st
     feed = {"z": np.asarray(z, np.float32)}
     if head.features is not None:
         feed["phi"] = np.asarray(phi, np.float32)
+    beside = _beside(head, len(z))
     names = [o.name for o in session.get_outputs()]
-    got = dict(zip(names, session.run(names, feed), strict=True))
-    want = reference(head, phi, z)
+    got = dict(zip(names, session.run(names, feed | beside), strict=True))
+    want = reference(head, phi, z, **beside)
     worst: dict[str, float] = {}
     for name, value in got.items():
         if value.dtype.kind != "f" or name == "ood_pvalue":
@@ -186,11 +196,22 @@ def check_head(head: Head, model: bytes, phi: Array | None, z: Array) -> dict[st
     return worst
 
 
+def _beside(head: Head, n: int) -> dict[str, Array]:
+    """Run-time inputs for n rows: every group in turn, and one that is none; u all over [0, 1)."""
+    found: dict[str, Array] = {}
+    if head.cells is not None and head.cells.by == "group":
+        found["group"] = np.resize(np.append(head.cells.of, UNKNOWN), n).astype(np.int64)
+    if head.randomised:
+        found["u"] = (np.arange(n) % 8 / 8).astype(np.float32)
+    return found
+
+
 def mask_margins(head: Head, want: Mapping[str, Array]) -> dict[str, Array]:
     """How far each mask's score lies from its threshold, relative beyond one."""
     found: dict[str, Array] = {}
     if "set" in want:
-        found["set"] = np.abs(want["set_scores"] - head.q_hat)
+        with np.errstate(invalid="ignore"):  # a score and a threshold may both be infinite
+            found["set"] = np.abs(want["set_scores"] - want["set_thresholds"])
     if head.ood is not None:
         score = want["ood_score"]
         found["ood"] = np.abs(score - head.ood.threshold) / np.maximum(1.0, np.abs(score))

@@ -66,7 +66,7 @@ def evaluate(
             seed=seed,
         )
     levels = {g.alpha: predictor.q_hat(g.alpha) for g in manifest.conformal.guarantees}
-    run = _Pass(predictor, levels if manifest.task == "classification" else {})
+    run = _Pass(predictor, levels)
     made, y, dropped = run.over(data, "evaluate", labelled=True, progress=progress)
     if len(y) == 0:
         raise DataError(f"{data}: no row is left ({dropped} were used by the fit or are faulty)")
@@ -80,13 +80,12 @@ def evaluate(
         strange[name] = _scores(predictor, rows)
     n_conformal = manifest.conformal.guarantees[0].n
     if manifest.task == "regression":
-        half = {a: q * made["std"] for a, q in levels.items()}
         return evaluate_regression(
             fields=made,
             constant_std=np.sqrt(_noise(predictor)) * manifest.scaling["temperature_alone"],
             frozen_mean=made.get(LOGITS),
             y=y,
-            intervals={a: (made["mean"] - h, made["mean"] + h) for a, h in half.items()},
+            intervals={a: (made[f"lower@{a}"], made[f"upper@{a}"]) for a in levels},
             n_conformal=n_conformal,
             quantile_levels=manifest.quantile_levels,
             ood_in=_scores(predictor, made),
@@ -134,7 +133,7 @@ def _about(predictor: Predictor) -> dict[str, str]:
 class _Pass:
     """One pass of the fused graph over a table, batch by batch."""
 
-    def __init__(self, predictor: Predictor, levels: Mapping[float, float]):
+    def __init__(self, predictor: Predictor, levels: Mapping[float, float | Array]):
         self.predictor = predictor
         self.levels = levels
         self.unseen = Unseen(predictor.bundle)
@@ -142,7 +141,8 @@ class _Pass:
     def over(
         self, data: str | Path, what: str, *, labelled: bool, progress: Progress | None
     ) -> tuple[dict[str, Array], Array, int]:
-        """(fields, ``set@alpha``, logits and split keys; labels; rows dropped)."""
+        """(fields, ``set@alpha`` or ``lower@alpha`` and ``upper@alpha``, logits and split keys;
+        labels; rows dropped)."""
         manifest = self.predictor.manifest
         table = open_table(data)
         columns = [c for c in manifest.mapping.columns(target=labelled) if c in table.columns]
@@ -161,7 +161,8 @@ class _Pass:
             )
             keep = self.unseen.usable(rows, labelled)
             if keep.any():
-                made = self._run({k: v[keep] for k, v in rows.inputs.items()})
+                inputs = rows.inputs | self.predictor.beside(rows.groups, rows.content_hashes)
+                made = self._run({k: v[keep] for k, v in inputs.items()})
                 for name, value in {**made, GROUPS: rows.split_keys[keep]}.items():
                     parts.setdefault(name, []).append(value)
                 if rows.y is not None:
@@ -179,13 +180,11 @@ class _Pass:
         out = self.predictor.run(inputs, outputs=[*self.predictor.fields, *beside])
         if logits is not None:
             out[LOGITS] = out.pop(logits)
+        names = ["set"] if "set" in out else ["lower", "upper"]
         for i, (alpha, q) in enumerate(self.levels.items()):
             # The first level is the graph's default: no second run for it.
-            out[f"set@{alpha}"] = (
-                out["set"]
-                if i == 0
-                else self.predictor.run(inputs, outputs=["set"], q_hat=q)["set"]
-            )
+            found = out if i == 0 else self.predictor.run(inputs, outputs=names, q_hat=q)
+            out |= {f"{name}@{alpha}": found[name] for name in names}
         return out
 
 

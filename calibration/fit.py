@@ -20,7 +20,16 @@ from calibration.fit_head import fit_head
 from calibration.fit_masks import control_misses
 from calibration.fit_options import FitOptions, check_options
 from calibration.fit_thresholds import Fitted, run_head
-from calibration.material import DEFAULT_SPLIT, ROLES, Material, Progress, parts_of, prepare, split
+from calibration.material import (
+    DEFAULT_SPLIT,
+    ROLES,
+    Material,
+    Progress,
+    beside,
+    parts_of,
+    prepare,
+    split,
+)
 from calibration.quality import summary
 from calibration.sampling import Sampling, linearised
 from posthoc import logits
@@ -142,7 +151,7 @@ def write(
     """Measure the head on the test rows, compile it behind the model and write the bundle."""
     dense, per = material.frozen.dense is not None, material.per
     count = CHECK_ROWS if not dense else CHECK_IMAGES
-    chosen = material.usable[roles == ROLES.index("test")][: count * per]
+    chosen = rows_of(material, roles, "test")[: count * per]
     if len(chosen) == 0:
         raise FitError("no test rows: give more data or another --split")
     items = roles[::per]
@@ -183,8 +192,14 @@ def write(
         options,
         name=name or Path(material.frozen.file).stem,
         version=version,
-        evaluation=summary(fitted, test) | _beside(material, data, roles),
+        evaluation=summary(fitted, test, *beside(material, rows_of(material, roles, "test")))
+        | _beside(material, data, roles),
     )
+
+
+def rows_of(material: Material, roles: Array, role: str) -> Array:
+    """The usable rows of a role."""
+    return np.asarray(material.usable[roles == ROLES.index(role)])
 
 
 def _beside(material: Material, data: str | Path, roles: Array) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from calibration.conformal.scores import METHODS
 from calibration.head import Prediction
 from posthoc import links, registry
-from posthoc.contract import Features, FitError, Task
+from posthoc.contract import F64, Array, Features, FitError, Task
 
 
 class FitOptions(BaseModel):
@@ -20,7 +20,9 @@ class FitOptions(BaseModel):
     needed by a method that refits the head. ``predictive`` is the way from Gaussian logits to
     probabilities, ``draws`` the number of fixed logit draws (even; default 16, 64 for mc) where a
     module has none of its own. ``mask`` is the class of a segmentation whose
-    pixels the sets are to hold: the promise is then about the share of them that is missed. ``ood``
+    pixels the sets are to hold: the promise is then about the share of them that is missed.
+    ``given`` asks for a threshold of its own for each class, cluster of classes or group, and
+    ``randomised`` for scores that spread ties by a number u of each row. ``ood``
     auto chooses. What does not go together is refused by
     `check_options`, and by `fit_head` where only the fitted module can tell.
     """
@@ -33,6 +35,8 @@ class FitOptions(BaseModel):
     predictive: links.Predictive = "probit"
     draws: int | None = Field(default=None, ge=2, le=4096, multiple_of=2)
     conformal: str | None = None  # default: lac, or residual for a regression
+    given: Literal["class", "cluster", "group"] | None = None
+    randomised: bool = False
     mask: int | None = Field(default=None, ge=0)
     alphas: tuple[float, ...] = Field(default=(0.1, 0.05), min_length=1)
     ood: str = "auto"
@@ -47,12 +51,15 @@ class FitOptions(BaseModel):
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The three parts that a fit may see. ``per`` rows in a row are the pixels of one image; the
-    conformal rows are whole images then, each of another item."""
+    conformal rows are whole images then, each of another item. ``groups`` are those of the
+    conformal rows, ``u`` their numbers in [0, 1) for randomised scores."""
 
     module: Features
     calibration: Features
     conformal: Features
     per: int = 1
+    groups: Array | None = None
+    u: F64 | None = None
 
 
 def check_options(options: FitOptions) -> None:
@@ -85,6 +92,10 @@ def check_options(options: FitOptions) -> None:
         options.task == "regression" or options.conformal not in (None, "lac")
     ):
         raise FitError("--mask is for a segmentation with --conformal lac")
+    if options.task == "regression" and (
+        options.randomised or options.given not in (None, "group")
+    ):
+        raise FitError("classes and randomised scores are for classification; --given group is not")
     known = METHODS if options.task == "classification" else ("residual",)
     if options.conformal not in (None, *known):
         raise FitError(

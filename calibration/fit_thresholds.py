@@ -22,6 +22,7 @@ from calibration.bundle import (
     threshold_at,
 )
 from calibration.compile import compile_head
+from calibration.conformal.cells import Cells, cells, group_codes, group_index
 from calibration.conformal.intervals import (
     quantile_factors,
     residual_scores,
@@ -54,8 +55,11 @@ class Fitted:
     scores: dict[str, Array]
 
 
-def run_head(head: Head, rows: Features) -> dict[str, Array]:
-    """Every output of the compiled head, ``set_scores`` included, on cached rows in float32.
+def run_head(
+    head: Head, rows: Features, *, group: Array | None = None, u: Array | None = None
+) -> dict[str, Array]:
+    """Every output of the compiled head, ``set_scores`` included, on cached rows in float32;
+    ``group`` and ``u`` are those of the rows, where the head takes them.
 
     Blocks are so small that the draws of one, N×S×C, are at most a few million numbers.
     """
@@ -63,20 +67,34 @@ def run_head(head: Head, rows: Features) -> dict[str, Array]:
     names = [o.name for o in session.get_outputs()]
     made: dict[str, list[Array]] = {n: [] for n in names}
     numbers = head.width * (links.N_DRAWS if head.eps is None else len(head.eps))
+    beside = _beside(head, group, u)
+    start = 0
     for block in blocks_of.of(rows, min(blocks_of.BLOCK, max(16, _NUMBERS // numbers))):
         feed = {"z": np.asarray(block.z, np.float32)}
         if head.features is not None:
             feed["phi"] = np.asarray(block.phi, np.float32)
+        feed |= {k: v[start : start + len(block)] for k, v in beside.items()}
+        start += len(block)
         for name, value in zip(names, session.run(names, feed), strict=True):
             made[name].append(value)
     return {n: np.concatenate(v) for n, v in made.items()}
+
+
+def _beside(head: Head, group: Array | None, u: Array | None) -> dict[str, Array]:
+    """The run-time inputs of rows."""
+    found: dict[str, Array] = {}
+    if group is not None and head.cells is not None and head.cells.by == "group":
+        found["group"] = np.asarray(group, np.int64)
+    if u is not None and head.randomised:
+        found["u"] = np.asarray(u, np.float32)
+    return found
 
 
 def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scaling) -> Fitted:
     """Ranks of the conformal rows, by the compiled head."""
     rows = parts.conformal
     assert rows.y is not None
-    out = run_head(head, rows)
+    out = run_head(head, rows, u=parts.u)
     scores: dict[str, Array] = {}
     if head.task == "classification":
         true = out["set_scores"][np.arange(len(rows)), np.asarray(rows.y, np.int64)]
@@ -111,6 +129,13 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
                 )
     q = guarantees[0].threshold
     head = head.with_(q_hat=math.inf if q is None else q)
+    if options.given is not None:
+        own = scores["set"] if head.task == "classification" else scores["interval"]
+        ranked = exact if head.task == "classification" else _float32_up(exact)
+        by = _cells(head, parts, options, ranked.astype(own.dtype))
+        head = head.with_(cells=by, q_hat=by.thresholds(options.alphas[0]))
+        scores |= by.tensors()
+        guarantees = tuple(g.model_copy(update={"cells": by.records(g.alpha)}) for g in guarantees)
     ood_record = None
     if head.ood is not None:
         scores["ood"] = np.sort(out["ood_score"])
@@ -128,8 +153,34 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         module = FittedRecord(name=head.module[0], settings=dict(head.module[1].settings))
     settings: dict[str, Any] = dict(head.conformal_settings)
     method = head.conformal if head.task == "classification" else "residual"
-    conformal = ConformalRecord(method=method, settings=settings, guarantees=guarantees)
+    conformal = ConformalRecord(
+        method=method,
+        settings=settings,
+        guarantees=guarantees,
+        given=options.given,
+        randomised=head.randomised,
+    )
     return Fitted(head, module, scaling, conformal, ood_record, abstain, scores)
+
+
+def _cells(head: Head, parts: Parts, options: FitOptions, scores: Array) -> Cells:
+    """The conformal scores by class, cluster of classes or group."""
+    if options.given == "group":
+        if parts.groups is None:
+            raise FitError("--given group needs the column of groups: name it with --group")
+        codes, of, names = group_codes(parts.groups)
+        return cells("group", scores, group_index(of, codes), of, names)
+    y = np.asarray(parts.conformal.y, np.int64)
+    if options.given == "class":
+        every = np.arange(head.width)
+        return cells("class", scores, y, every, [str(c) for c in every])
+    seen = parts.calibration
+    known = np.asarray(seen.y, np.int64)
+    their = run_head(head, seen)["set_scores"][np.arange(len(seen)), known]
+    from calibration.conformal.clusters import fit_clusters
+
+    of = fit_clusters(their, known, head.width, min(options.alphas))
+    return cells("cluster", scores, of[y], of, [str(c) for c in range(int(of.max()) + 1)])
 
 
 def _guarantee(sorted_scores: Array, alpha: float) -> Guarantee:

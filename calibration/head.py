@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from calibration.conformal.cells import UNKNOWN, Cells, group_index
 from calibration.conformal.scores import class_scores, emit_class_scores
 from calibration.threshold import pvalues
 from posthoc import link_graph, links, registry
@@ -84,7 +85,9 @@ class Head:
     prediction: Prediction = "frozen"
     conformal: str = "lac"
     conformal_settings: Mapping[str, Any] = field(default_factory=dict)
-    q_hat: float = math.inf
+    randomised: bool = False
+    cells: Cells | None = None
+    q_hat: float | F64 = math.inf  # with cells one for each class, or group
     quantile_factors: F64 | None = None
     ood: Ood | None = None
     abstain: float | None = None  # answer above it
@@ -108,14 +111,19 @@ def reference(
     phi: Array | None,
     z: Array,
     *,
-    q_hat: float | None = None,
+    q_hat: float | Array | None = None,
+    group: Array | None = None,
+    u: Array | None = None,
 ) -> dict[str, Array]:
-    """Every field that the head gives, for features N×D and outputs N×C, in float64."""
+    """Every field that the head gives, for features N×D and outputs N×C, in float64.
+
+    ``group`` and ``u`` N as the graph takes them, where it does.
+    """
     z = np.asarray(z, np.float64)
     spread = head.spread(phi, z)
-    q = head.q_hat if q_hat is None else q_hat
+    q = _thresholds(head, head.q_hat if q_hat is None else q_hat, len(z), group)
     out = (
-        _reference_classes(head, spread, z, q)
+        _reference_classes(head, spread, z, q, _or_default(head, u))
         if head.task == "classification"
         else _reference_values(head, spread, z, q)
     )
@@ -127,8 +135,27 @@ def reference(
     return out
 
 
+def _thresholds(head: Head, q: float | Array, n: int, group: Array | None) -> F64:
+    """Thresholds that broadcast with scores N×C: N×1, or 1×C for classes."""
+    found = np.asarray(q, np.float64)
+    if head.cells is None:
+        return np.broadcast_to(found, n)[:, None]
+    if head.cells.by != "group":
+        return np.atleast_2d(found)
+    asked = np.full(n, UNKNOWN) if group is None else group
+    return found[group_index(head.cells.of, asked)][:, None]
+
+
+def _or_default(head: Head, u: Array | None) -> Array | float:
+    """What a row's u is where nobody gave one: of a randomised score 0, which makes the set
+    larger."""
+    if u is not None:
+        return u
+    return 0.0 if head.randomised else 1.0
+
+
 def _reference_classes(
-    head: Head, spread: links.Spread | None, z: F64, q: float
+    head: Head, spread: links.Spread | None, z: F64, q: Array, u: Array | float
 ) -> dict[str, Array]:
     log_p = links.log_probs(z, spread, head.temperature, head.strength, head.predictive, head.eps)
     p = np.exp(log_p)
@@ -143,8 +170,9 @@ def _reference_classes(
         out["aleatoric"], out["epistemic"] = links.decompose(
             z, spread, head.eps, head.temperature, head.strength
         )
-    scores = class_scores(head.conformal, head.conformal_settings, p)
+    scores = class_scores(head.conformal, head.conformal_settings, p, u)
     out["set_scores"] = scores
+    out["set_thresholds"] = q
     out["set"] = scores <= q
     out["set_size"] = out["set"].sum(1)
     if head.abstains:
@@ -153,7 +181,7 @@ def _reference_classes(
 
 
 def _reference_values(
-    head: Head, spread: links.Spread | None, z: F64, q: float
+    head: Head, spread: links.Spread | None, z: F64, q: F64
 ) -> dict[str, Array]:
     assert head.noise is not None
     f2 = head.temperature**2
@@ -192,9 +220,9 @@ def emit(
     if head.module is not None:
         name, state = head.module
         names = registry.page(name).emit(g, state, phi, z)
-    q = g.unsqueeze(per_row(g.optional_input("q_hat", head.q_hat, "R")), 1)
+    q = _emit_thresholds(head, g, per_row)
     out = (
-        _emit_classes(head, g, names, z, q)
+        _emit_classes(head, g, names, z, q, _emit_u(head, g, per_row))
         if head.task == "classification"
         else _emit_values(head, g, names, z, q)
     )
@@ -212,11 +240,33 @@ def emit(
     return out
 
 
+def _emit_thresholds(head: Head, g: Fragment, per_row: Callable[[str], str]) -> str:
+    """`_thresholds`: the run-time inputs q_hat and, by group, group."""
+    q = g.optional_input("q_hat", head.q_hat, "R")
+    if head.cells is None:
+        return g.unsqueeze(per_row(q), 1)
+    if head.cells.by != "group":
+        return q
+    group = g.unsqueeze(g.optional_input("group", UNKNOWN, "G", "int64"), 1)
+    own = g.op("Equal", group, g.const(head.cells.of[None], "int64"))
+    rest = g.op(
+        "Not", g.cast(g.reduce("ReduceMax", g.cast(own, "float32"), 1, keepdims=True), "bool")
+    )
+    mine = g.op("Concat", own, rest, axis=1)
+    lowest = g.const(float(np.finfo(np.float32).min))
+    return g.reduce("ReduceMax", g.op("Where", mine, q, lowest), 1, keepdims=True)
+
+
+def _emit_u(head: Head, g: Fragment, per_row: Callable[[str], str]) -> str | None:
+    """The run-time input u of a randomised score."""
+    return per_row(g.optional_input("u", 0.0, "U")) if head.randomised else None
+
+
 SpreadNames = links.SpreadNames
 
 
 def _emit_classes(
-    head: Head, g: Fragment, names: SpreadNames | None, z: str, q: str
+    head: Head, g: Fragment, names: SpreadNames | None, z: str, q: str, u: str | None
 ) -> dict[str, str]:
     t, s = head.temperature, head.strength
     drawn = None
@@ -239,7 +289,7 @@ def _emit_classes(
     }
     if drawn is not None:
         out["aleatoric"], out["epistemic"] = link_graph.emit_decomposition(g, drawn)
-    score = emit_class_scores(g, head.conformal, head.conformal_settings, p, top, head.width)
+    score = emit_class_scores(g, head.conformal, head.conformal_settings, p, top, head.width, u)
     out["set_scores"] = score
     out["set"] = g.op("LessOrEqual", score, q)
     out["set_size"] = g.sum(g.cast(out["set"], "int64"), 1)

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from calibration.conformal.randomise import uniforms
 from calibration.fit_options import FitOptions, Parts
 from calibration.network import at_network, attached_model, kept
 from calibration.sampling import Sampling, sampled_model
 from posthoc import logits
-from posthoc.contract import Array, DataError, Features, LinearHead
+from posthoc.contract import F64, Array, DataError, Features, LinearHead
 from posthoc.data import TableMapping, open_table, split_roles
 from posthoc.features import Cache, build_cache, default_cache_dir
 from posthoc.frozen import Frozen
@@ -40,6 +41,7 @@ class Columns:
     target: str | Sequence[str] | None = None
     inputs: Mapping[str, Sequence[str]] | None = None
     split_by: str | None = None
+    group: str | None = None
     id: str | None = None
     classes: tuple[str, ...] | None = None
 
@@ -115,7 +117,12 @@ def prepare(
     if columns.classes is not None and options.task == "regression":
         raise DataError("--classes names the classes of a classifier; this is a regression")
     samples = Samples(
-        data, columns.target, columns.inputs, split_by=columns.split_by, id=columns.id
+        data,
+        columns.target,
+        columns.inputs,
+        group=columns.group,
+        split_by=columns.split_by,
+        id=columns.id,
     )
     given = Source(model, **source)
     frozen = open_model(given, task=options.task, samples=samples, keep=kept(options))
@@ -206,7 +213,16 @@ def parts_of(material: Material, roles: Array) -> tuple[Parts, Features]:
     if material.mapping.split_by is not None or material.frozen.dense is not None:
         taken[2] = one_per_key(material.cache, taken[2])
     module, calibration, conformal, test = (material.features(rows) for rows in taken)
-    return Parts(module, calibration, conformal, material.per), test
+    groups, u = beside(material, taken[2])
+    return Parts(module, calibration, conformal, material.per, groups, u), test
+
+
+def beside(material: Material, rows: Array) -> tuple[Array | None, F64]:
+    """The groups of cached rows, where there is a column of them, and their u for randomised
+    scores."""
+    cache = material.cache
+    groups = None if cache.groups is None else cache.groups[rows]
+    return groups, uniforms(cache.content_hashes[rows])
 
 
 def one_per_key(cache: Cache, rows: Array) -> Array:

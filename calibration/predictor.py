@@ -22,7 +22,10 @@ from calibration.bundle import (
     load_bundle,
     threshold_at,
 )
+from calibration.conformal.cells import UNKNOWN, Cells, group_index, named_codes, restored
+from calibration.conformal.randomise import uniforms
 from posthoc.contract import (
+    F64,
     PREDICTIONS,
     Array,
     BundleError,
@@ -49,6 +52,7 @@ class Predictor:
             self.bundle.files[PREDICTOR], device=device, threads=threads, plan=not sampled
         )
         self.inputs: tuple[TensorSpec, ...] = self.manifest.inputs
+        self.optional: tuple[TensorSpec, ...] = self.manifest.optional_inputs
         self.fields: tuple[str, ...] = tuple(
             f
             for f in output_fields(self.manifest.task)
@@ -57,10 +61,16 @@ class Predictor:
         scores = self.bundle.conformal_scores
         self._scores = scores["set" if self.manifest.task == "classification" else "interval"]
         self._risks = self._scores.ndim == 2  # n images × pixels, and not n rows
-        self._q_default = {
-            g.alpha: math.inf if g.threshold is None else g.threshold
-            for g in self.manifest.conformal.guarantees
+        conformal = self.manifest.conformal
+        self.cells: Cells | None = None
+        if conformal.given is not None:
+            names = [c.name for c in conformal.guarantees[0].cells]
+            self.cells = restored(conformal.given, names, scores, self._scores)
+        self._q_default: dict[float, float | F64] = {
+            g.alpha: math.inf if g.threshold is None else g.threshold for g in conformal.guarantees
         }
+        if self.cells is not None:
+            self._q_default = {a: self.cells.thresholds(a) for a in self._q_default}
 
     def run(
         self,
@@ -72,15 +82,21 @@ class Predictor:
     ) -> dict[str, Array]:
         """Prediction fields (and frozen outputs, by their own names) for N rows.
 
-        ``inputs`` maps each of ``self.inputs`` to an array of its dtype; ``q_hat`` and
-        ``ood_threshold`` are scalars or arrays of N, defaulting to the bundle's own.
+        ``inputs`` maps each of ``self.inputs`` to an array of its dtype, and may hold those of
+        ``self.optional``; ``q_hat`` is what `q_hat` gives, or N rows of it, ``ood_threshold`` a
+        scalar or N of them, both defaulting to the bundle's own.
         ``outputs`` defaults to every field. Raises DataError for a missing input or a wrong shape.
         """
         names = list(self.fields if outputs is None else outputs)
         feed = {s.name: _as_spec(inputs, s) for s in self.inputs}
-        for name, value in (("q_hat", q_hat), ("ood_threshold", ood_threshold)):
+        feed |= {s.name: _as_spec(inputs, s) for s in self.optional if s.name in inputs}
+        for name, value, rank in (
+            ("q_hat", q_hat, 1 if self.cells is None else 2),
+            ("ood_threshold", ood_threshold, 1),
+        ):
             if value is not None:
-                feed[name] = np.atleast_1d(np.asarray(value, dtype=np.float32))
+                given = np.asarray(value, dtype=np.float32)
+                feed[name] = given if given.ndim == rank else given[None]
         graph_names = [self.manifest.output_names.get(n, n) for n in names]
         return dict(zip(names, self.session.run(graph_names, feed), strict=True))
 
@@ -90,8 +106,9 @@ class Predictor:
         fields: dict[str, Any] = dict(self.run(inputs, q_hat=q))
         return PREDICTIONS[self.manifest.task](**fields)
 
-    def q_hat(self, alpha: float) -> float:
-        """The conformal threshold for any ``alpha`` in (0, 1), from the sorted scores.
+    def q_hat(self, alpha: float) -> float | F64:
+        """The conformal threshold for any ``alpha`` in (0, 1), from the sorted scores; with
+        thresholds for classes or groups all of them, as the graph's input ``q_hat`` has them.
 
         Raises DataError when the bundle holds too few conformal rows for that level.
         """
@@ -109,7 +126,29 @@ class Predictor:
             from calibration.conformal.risk import control_risk  # imports scipy
 
             return control_risk(self._scores, [alpha])[0].threshold
+        if self.cells is not None:
+            return self.cells.thresholds(alpha)
         return threshold_at(self._scores, alpha)
+
+    def group_codes(self, groups: Array) -> Array:
+        """The codes of N groups, given as codes or by name; -1 for one that the bundle does not
+        know."""
+        if self.cells is None or self.cells.by != "group":
+            return np.full(len(groups), UNKNOWN)
+        codes = named_codes(groups, self.cells.of, self.cells.names)
+        known = group_index(self.cells.of, codes) < len(self.cells.of)
+        return np.where(known, codes, UNKNOWN)
+
+    def beside(self, groups: Array | None, hashes: Array | None) -> dict[str, Array]:
+        """The optional inputs of N rows from their column of groups and their content hashes, for
+        a randomised score: those that the bundle takes."""
+        found: dict[str, Array] = {}
+        asked = {s.name for s in self.optional}
+        if "group" in asked and groups is not None:
+            found["group"] = self.group_codes(groups)
+        if "u" in asked and hashes is not None:
+            found["u"] = uniforms(hashes).astype(np.float32)
+        return found
 
     def self_check(self) -> None:
         """Run the golden rows and compare; BundleError where an answer differs."""

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from calibration.bundle import Guarantee
+from calibration.conformal.cells import UNKNOWN, group_index, named_codes
 from calibration.conformal.intervals import residual_scores
 from calibration.fit_thresholds import Fitted, run_head
 from calibration.metrics.totals import (
@@ -18,6 +20,8 @@ from calibration.metrics.totals import (
 from posthoc.contract import Array, Features
 from posthoc.links import softmax
 
+FEWEST = 10  # test rows of a class or group whose coverage is told
+
 
 def classification_totals(p: Array, label: Array, y: Array) -> ClassificationTotals:
     """Additive statistics of probabilities N×C of which ``label`` is what was said."""
@@ -27,7 +31,9 @@ def classification_totals(p: Array, label: Array, y: Array) -> ClassificationTot
     )
 
 
-def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
+def summary(
+    fitted: Fitted, test: Features, groups: Array | None = None, u: Array | None = None
+) -> dict[str, Any]:
     """Accuracy (or RMSE), NLL, ECE and coverage on the test rows, frozen beside hedged.
 
     Of a dense model the rows are the pixels drawn from the test images, ``rows`` counts images and
@@ -37,30 +43,34 @@ def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
     assert test.y is not None
     if len(test) == 0:
         return {}
-    out = run_head(fitted.head, test)
+    group = None if groups is None else codes_of(fitted, groups)
+    out = run_head(fitted.head, test, group=group, u=u)
     levels = {}
     per = _pixels(fitted)
     if fitted.head.task == "classification":
         y = np.asarray(test.y, np.int64)
         label, said = out["label"], test.z.argmax(1)
-        true = out["set_scores"][np.arange(len(y)), y]
+        rows = np.arange(len(y))
         for g in fitted.conformal.guarantees:
-            q = np.inf if g.threshold is None else g.threshold
+            q = _thresholds(fitted, g, group)
             if g.kind == "missed":
                 c = int(fitted.conformal.settings["mask"])
-                mask = out["set_scores"][:, c] <= q
+                mask = out["set_scores"][:, c] <= q[:, 0]
                 levels[level_name(g.alpha)] = _missed(mask, y == c, per or 1)
                 continue
+            sets = out["set_scores"] <= q
             levels[level_name(g.alpha)] = {
-                **_covered(true <= q, g.alpha, per),
-                "mean_set_size": float((out["set_scores"] <= q).sum(1).mean()),
-                "empty": float(((out["set_scores"] <= q).sum(1) == 0).mean()),
+                **_covered(sets[rows, y], g.alpha, per),
+                **_least_covered(sets[rows, y], y if group is None else group, fitted),
+                "mean_set_size": float(sets.sum(1).mean()),
+                "empty": float((sets.sum(1) == 0).mean()),
             }
-        rows = {
+        return {
+            "rows": len(test) // (per or 1),
             "frozen": _classification(classification_totals(softmax(test.z), said, y)),
             "hedged": _classification(classification_totals(out["probs"], label, y)),
+            "levels": levels,
         }
-        return {"rows": len(test) // (per or 1), **rows, "levels": levels}
     y = np.asarray(test.y, np.float64)
     totals = update_regression(RegressionTotals(), mean=out["mean"], std=out["std"], y=y)
     score = residual_scores(y, out["mean"], out["std"])
@@ -76,6 +86,36 @@ def summary(fitted: Fitted, test: Features) -> dict[str, Any]:
         "hedged": {"rmse": totals.rmse, "crps": totals.crps, "nll": totals.log_loss},
         "levels": levels,
     }
+
+
+def codes_of(fitted: Fitted, groups: Array) -> Array:
+    """The codes of a column of groups, as the fitted head knows them; UNKNOWN for the others."""
+    cells = fitted.head.cells
+    if cells is None or cells.by != "group":
+        return np.full(len(groups), UNKNOWN)
+    return named_codes(groups, cells.of, cells.names)
+
+
+def _thresholds(fitted: Fitted, g: Guarantee, group: Array | None) -> Array:
+    """Thresholds of a level that broadcast with scores of rows."""
+    cells = fitted.head.cells
+    if cells is None:
+        return np.full((1, 1), np.inf if g.threshold is None else g.threshold)
+    q = cells.thresholds(g.alpha).astype(np.float32)
+    if cells.by != "group":
+        return q[None]
+    assert group is not None
+    return np.asarray(q[group_index(cells.of, group)][:, None])
+
+
+def _least_covered(inside: Array, cell: Array, fitted: Fitted) -> dict[str, float]:
+    """Coverage of the class or group that has the least, of those with ten test rows at least."""
+    if fitted.head.cells is None:
+        return {}
+    found, index, count = np.unique(cell, return_inverse=True, return_counts=True)
+    shares = np.bincount(index, inside) / count
+    shares = shares[(count >= FEWEST) & (found != UNKNOWN)]
+    return {"least_covered": float(shares.min())} if len(shares) else {}
 
 
 def _pixels(fitted: Fitted) -> int | None:

@@ -101,10 +101,14 @@ class Fragment:
         self.inputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], list(shape)))
         return name
 
-    def optional_input(self, name: str, default: float, axis: str) -> str:
-        """A float32 input of shape [axis] with a default of shape [1], which broadcasts."""
-        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [axis]))
-        self.constants.append(numpy_helper.from_array(np.asarray([default], np.float32), name))
+    def optional_input(
+        self, name: str, default: Array | float, axis: str, dtype: str = "float32"
+    ) -> str:
+        """An input of shape [axis, …] with a ``default`` of one row of it, which broadcasts."""
+        value = np.asarray(default, np.dtype(dtype))[None]
+        shape = [axis, *value.shape[1:]]
+        self.inputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], shape))
+        self.constants.append(numpy_helper.from_array(value, name))
         return name
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
+from calibration.conformal.cells import DEFAULTS, UNKNOWN
 from posthoc.contract import Array, DataError, TensorSpec
 from service import images, instruments, sizes
 from service.batcher import Batcher, RowError, Work
@@ -104,8 +105,9 @@ class Core:
         """
         given = sum(v.nbytes for v in inputs.values())
         with refusals(model, max((len(v) for v in inputs.values() if v.ndim), default=0)):
-            specs, most = model.predictor.inputs, self.settings.max_rows
-            feed = await self.parse.beside(given, lambda: validate(inputs, specs, most))
+            specs, optional = model.predictor.inputs, model.predictor.optional
+            most = self.settings.max_rows
+            feed = await self.parse.beside(given, lambda: validate(inputs, specs, most, optional))
             rows = len(next(iter(feed.values())))
             names = _outputs(model, outputs)
             id, ids = row_ids(rows, id, ids)
@@ -127,7 +129,8 @@ class Core:
             fields = await _answer(work, disconnected)
             size = rows * answer_bytes
             await self.parse.beside(size, lambda: _check_finite(model, fields))
-        await self._record(model, alphas, ids, {name: fields[name] for name in model.recorded})
+        kept = {name: fields[name] for name in model.recorded}
+        await self._record(model, alphas, ids, kept, feed.get("group"))
         return Answer(model, id, ids, {name: fields[name] for name in names})
 
     async def close(self) -> None:
@@ -176,6 +179,7 @@ class Core:
         alphas: Sequence[float],
         ids: list[str],
         fields: Mapping[str, Array],
+        group: Array | None,
     ) -> None:
         """Count and remember a prediction; whatever goes wrong here never reaches the answer."""
         try:
@@ -189,18 +193,22 @@ class Core:
             found = {level: n for n, level in enumerate(dict.fromkeys(levels))}
             codes = np.array([found[level] for level in levels])
             for level, code in found.items():
-                chosen, named = fields, ids
+                chosen, named, of = fields, ids, {} if group is None else {"group": group}
                 if len(found) > 1:
                     rows = np.flatnonzero(codes == code)
                     chosen = {name: value[rows] for name, value in fields.items()}
                     named = [ids[row] for row in rows.tolist()]
-                observe, record = (
-                    (instruments.observe_prediction, self.ledger.record)
-                    if model.dense is None
-                    else (instruments.observe_images, self.ledger.record_images)
-                )
-                observe(model.name, model.version, chosen, level)
-                record(model.name, model.version, model.identity, named, chosen, level)
+                    of = {name: value[rows] for name, value in of.items()}
+                who = model.name, model.version, model.identity
+                if model.dense is not None:
+                    instruments.observe_images(*who[:2], chosen, level)
+                    self.ledger.record_images(*who, named, chosen, level)
+                    continue
+                instruments.observe_prediction(*who[:2], chosen, level)
+                if of:
+                    known = model.predictor.group_codes(of["group"]) != UNKNOWN
+                    instruments.count_unknown_groups(*who[:2], int((~known).sum()))
+                self.ledger.record(*who, named, chosen, level, group=of.get("group"))
         except Exception:
             _log.exception("a prediction of %s could not be recorded", model.name)
 
@@ -217,22 +225,29 @@ def refusals(model: Model, rows: int) -> Iterator[None]:
 
 
 def validate(
-    inputs: Mapping[str, Array], specs: Sequence[TensorSpec], max_rows: int
+    inputs: Mapping[str, Array],
+    specs: Sequence[TensorSpec],
+    max_rows: int,
+    optional: Sequence[TensorSpec] = (),
 ) -> dict[str, Array]:
-    """The inputs in the model's dtypes, in the model's order.
+    """The inputs in the model's dtypes, in the model's order, then the ``optional`` ones, at their
+    defaults where they are not given.
 
     Raises ServiceError 400 for an unknown or missing input, another shape, inputs of different
     lengths, no row or more than ``max_rows``, a value that the dtype cannot hold, and a value that
-    is not finite, naming its row.
+    is not finite, naming its row, and a ``u`` outside [0, 1].
     """
-    names = [spec.name for spec in specs]
+    names = [spec.name for spec in (*specs, *optional)]
     for name in inputs:
         if name not in names:
             raise invalid(f"the model has no input {shorten(name)!r}; it takes {', '.join(names)}")
     feed: dict[str, Array] = {}
     rows = -1
-    for spec in specs:
+    for spec in (*specs, *optional):
         where = f"input {spec.name!r}"
+        if spec in optional and spec.name not in inputs:
+            feed[spec.name] = np.full(rows, DEFAULTS[spec.name], np.dtype(spec.dtype))
+            continue
         if spec.name not in inputs:
             raise invalid(f"{where} is missing; the model takes {', '.join(names)}")
         value = inputs[spec.name]
@@ -250,6 +265,8 @@ def validate(
         value = cast(value, np.dtype(spec.dtype), where)
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise invalid(f"row {first_row(~np.isfinite(value))} of {where} is not finite")
+        if spec in optional and spec.name == "u" and not ((value >= 0) & (value <= 1)).all():
+            raise invalid(f"{where} must lie between 0 and 1")
         feed[spec.name] = value
     return feed
 

@@ -59,6 +59,7 @@ def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
             inputs = _tensors(tensors)
         else:
             inputs = _rows(rows, manifest.mapping, manifest.inputs)
+            inputs |= _group_column(rows, model)
             if id is None and ids is None:
                 ids = _id_column(rows, manifest.mapping.id)
     return PredictRequest(
@@ -169,6 +170,19 @@ def _id_column(rows: Sequence[Mapping[str, Any]], column: str | None) -> list[st
     if column is None or not all(isinstance(row.get(column), str | int) for row in rows):
         return None
     return [str(row[column]) for row in rows]
+
+
+def _group_column(rows: Sequence[Mapping[str, Any]], model: Model) -> dict[str, Array]:
+    """The input ``group`` from the bundle's own column of groups; a row without one has none."""
+    column = model.predictor.manifest.mapping.group
+    if column is None or not any(s.name == "group" for s in model.predictor.optional):
+        return {}
+    named = [row.get(column) for row in rows]
+    for at, value in enumerate(named):
+        if isinstance(value, bool) or not isinstance(value, str | int | None):
+            raise invalid(f"row {at}, column {column!r}: a group is a text or a whole number")
+    texts = np.asarray(["" if v is None else str(v) for v in named])
+    return {"group": model.predictor.group_codes(texts)}
 
 
 def input_columns(mapping: TableMapping) -> list[str]:

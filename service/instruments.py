@@ -84,6 +84,11 @@ CRPS = Counter("uq_crps_sum_total", "Sum of CRPS over labelled rows, in target u
 OOD = Counter(
     "uq_ood_total", "Rows flagged as out of distribution; of an image its share of pixels.", _MV
 )
+UNKNOWN_GROUPS = Counter(
+    "uq_unknown_groups_total",
+    "Rows of a group that the bundle has no threshold for; they had that of all rows.",
+    _MV,
+)
 OOD_PVALUE = BulkHistogram(
     "uq_ood_pvalue", "Conformal p-value of the row being like the reference.", _MV, buckets=_PVALUES
 )
@@ -163,6 +168,7 @@ class _Series:
         self.sizes: dict[str, BulkHistogram] = {}
         self.outcomes = {o: PREDICTIONS.labels(*key, o) for o in OUTCOMES}
         self.ood, self.ood_pvalue = OOD.labels(*key), OOD_PVALUE.labels(*key)
+        self.unknown_groups = UNKNOWN_GROUPS.labels(*key)
         if task == "classification":
             self.expected_correct = EXPECTED_CORRECT.labels(*key)
             self.confidence = CONFIDENCE.labels(*key)
@@ -343,6 +349,12 @@ def count_rejected_rows(model: str, version: str, n: int) -> None:
     """``n`` rows that a served model did not answer."""
     if (series := _series.get((model, version))) is not None:
         series.outcomes["rejected"].inc(n)
+
+
+def count_unknown_groups(model: str, version: str, n: int) -> None:
+    """``n`` served rows whose group the bundle does not know."""
+    if (series := _series.get((model, version))) is not None:
+        series.unknown_groups.inc(n)
 
 
 def count_feedback(model: str, result: str, n: int = 1) -> None:

@@ -180,4 +180,5 @@ def load_model(path: Path, *, device: str, threads: int) -> Model:
 
 def threshold_rows(model: Model, alpha: float, rows: int) -> Array:
     """The conformal threshold at ``alpha`` for each of ``rows`` rows, as the graph takes it."""
-    return np.full(rows, model.predictor.q_hat(alpha), np.float32)
+    q = np.asarray(model.predictor.q_hat(alpha), np.float32)
+    return np.ascontiguousarray(np.broadcast_to(q, (rows, *q.shape)))

@@ -65,8 +65,8 @@ def measure(predictor: Predictor, outputs: Sequence[TensorSpec]) -> Sizes:
     """Run a golden row for ``outputs`` (fields, and frozen outputs by their names) and look."""
     with np.load(io.BytesIO(predictor.bundle.files[GOLDEN]), allow_pickle=False) as golden:
         row = {s.name: golden[f"in/{s.name}"][:1] for s in predictor.inputs}
-    q_hat = np.full(1, predictor.q_hat(predictor.manifest.alphas[0]), np.float32)
-    answer = predictor.run(row, outputs=[s.name for s in outputs], q_hat=q_hat)
+    q_hat = np.asarray(predictor.q_hat(predictor.manifest.alphas[0]), np.float32)
+    answer = predictor.run(row, outputs=[s.name for s in outputs], q_hat=q_hat[None])
     return Sizes(
         inputs=row_values(row),
         input_bytes=row_bytes(row),

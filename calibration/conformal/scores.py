@@ -61,7 +61,13 @@ def class_scores(method: str, settings: Mapping[str, Any], p: Array, u: Array | 
 
 
 def emit_class_scores(
-    g: Fragment, method: str, settings: Mapping[str, Any], p: str, top: str, classes: int
+    g: Fragment,
+    method: str,
+    settings: Mapping[str, Any],
+    p: str,
+    top: str,
+    classes: int,
+    u: str | None = None,
 ) -> str:
     """The same as a graph fragment over probabilities N×C; ``top`` is their argmax, N."""
     if method == "lac":

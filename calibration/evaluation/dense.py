@@ -54,7 +54,7 @@ def evaluate_maps(
     DataError as `evaluate` does.
     """
     manifest = predictor.manifest
-    levels = {a: predictor.q_hat(a) for a in manifest.alphas}
+    levels = {a: float(predictor.q_hat(a)) for a in manifest.alphas}
     maps = MapPass(predictor, levels)
     figures: Segmentation | ImageRegression
     if manifest.task == "classification":

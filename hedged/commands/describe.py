@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from calibration.bundle import Bundle
+from calibration.bundle import Bundle, Guarantee, Manifest
 from hedged.commands import console
 from posthoc import registry
 
@@ -61,7 +61,11 @@ def _promises(bundle: Bundle) -> None:
             named = m.conformal.settings["mask"]
             named = m.classes[named] if m.classes else f"class {named}"
             what, level = f"mask of {named}: share of it missed", f"≤ {g.alpha:g}"
+        if g.cells:
+            what = f"{m.conformal.method}: covers the truth of any row"
         table.add_row(what, level, str(g.n), str(g.n_needed), q)
+        if g.cells:
+            _own_cells(table, m, g)
     if m.ood is not None:
         o = m.ood
         q = "nothing flagged" if o.threshold is None else f"{o.threshold:.5g}"
@@ -77,6 +81,18 @@ def _promises(bundle: Bundle) -> None:
     console.out.print(table)
     for note in m.notes:
         console.out.print(f"  {note}", style="dim")
+
+
+def _own_cells(table: Table, m: Manifest, g: Guarantee) -> None:
+    """A line for the thresholds of classes, clusters or groups: how many rows they have."""
+    counts = [c.n for c in g.cells]
+    short = sum(c.threshold is None for c in g.cells)
+    q = f"{len(counts) - short} of their own"
+    if short:
+        q += f", {short} have too few rows: everything"
+    what = f"… of each {m.conformal.given} ({len(counts)})"
+    rows = f"{min(counts)} to {max(counts)}"
+    table.add_row(what, f"≥ {1 - g.alpha:.3g}", rows, str(g.n_needed), q)
 
 
 def _measured(bundle: Bundle) -> None:

@@ -44,6 +44,9 @@ def fit(
     classes: Annotated[
         Path | None, option(help="File of class names in output order, one a line")
     ] = None,
+    group: Annotated[
+        str | None, option(help="Column of groups that are known beforehand: --given group")
+    ] = None,
     id: Annotated[str | None, option("--id", help="Column of row ids")] = None,
     split_by: Annotated[
         str | None, option(help="Column whose equal values share a split; default: the row")
@@ -83,6 +86,13 @@ def fit(
     conformal: Annotated[
         str | None, option(help="Sets: lac (default) or raps; intervals: residual")
     ] = None,
+    given: Annotated[
+        str | None,
+        option(help="Thresholds of their own, and a promise, for each class, cluster or group"),
+    ] = None,
+    randomised: Annotated[
+        bool, option("--randomised", help="Sets by randomised scores: smaller, by a number a row")
+    ] = False,
     mask: Annotated[
         str | None,
         option(help="Segmentation: class whose pixels the sets are to hold; alpha is their share"),
@@ -173,6 +183,8 @@ def fit(
         predictive=predictive,
         draws=draws,
         conformal=conformal,
+        given=given,
+        randomised=randomised,
         mask=_class(mask, console.lines(classes)),
         alphas=console.numbers(alpha, "--alpha"),
         ood=ood,
@@ -192,6 +204,7 @@ def fit(
         target=target.split(","),
         inputs={k: v.split(",") for k, v in named.items()} or None,
         split_by=split_by,
+        group=group,
         id=id,
         classes=console.lines(classes),
     )

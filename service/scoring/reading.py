@@ -41,6 +41,8 @@ class Reader:
     kept: tuple[str, ...]
     batch_size: int
     images: Images | None = None
+    group: str | None = None  # the column of groups, where the bundle has thresholds for them
+    randomised: bool = False  # hash each row's content, which is its u
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,15 @@ def read_blocks(fragment: Fragment, reader: Reader) -> Iterator[Block]:
     Raises DamageError when its bytes cannot be decoded, and DataError when a column cannot
     be an input of the model.
     """
-    mapping = TableMapping(inputs=reader.mapping.inputs)  # no target, group or split is read
+    mapping = TableMapping(inputs=reader.mapping.inputs, group=reader.group)
     at = 0
     for batch in _record_batches(fragment, reader):
         cut = [batch]
         if reader.images is not None and reader.images.free:
             cut = [batch.slice(row, 1) for row in range(batch.num_rows)]
-        parts = tuple(to_rows(part, mapping, reader.inputs, hashed=False) for part in cut)
+        parts = tuple(
+            to_rows(part, mapping, reader.inputs, hashed=reader.randomised) for part in cut
+        )
         yield Block(fragment.first_row + at, batch.select(list(reader.kept)), parts)
         at += batch.num_rows
     if at != fragment.rows:
@@ -96,7 +100,8 @@ def read_blocks(fragment: Fragment, reader: Reader) -> Iterator[Block]:
 
 def _record_batches(fragment: Fragment, reader: Reader) -> Iterator[pa.RecordBatch]:
     needed = (c for columns in reader.mapping.inputs.values() for c in columns)
-    columns = list(dict.fromkeys((*needed, *reader.kept)))
+    group = () if reader.group is None else (reader.group,)
+    columns = list(dict.fromkeys((*needed, *group, *reader.kept)))
     try:
         # Unbuffered and pre-buffered reading both hold whole row groups in memory.
         with pq.ParquetFile(

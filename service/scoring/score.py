@@ -88,7 +88,9 @@ def score(
     )
     manifest = describe_run(predictor.bundle, settings, schema, listing.sources)
     batch = batch_size if images is None else images.in_batch(batch_size)
-    reader = Reader(mapping, predictor.inputs, kept, batch, images)
+    asked = {s.name for s in predictor.optional}
+    group = mapping.group if "group" in asked and mapping.group in listing.schema.names else None
+    reader = Reader(mapping, predictor.inputs, kept, batch, images, group, "u" in asked)
     identity = predictor.bundle.identity
     plan = Plan(Path(output), manifest.run, identity, reader, schema, alpha, fields)
     with writing(plan.output):

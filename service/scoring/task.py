@@ -99,7 +99,9 @@ def score_fragment(
             for block in blocks:
                 tables, at = [], 0
                 for rows in block.parts:
-                    answers = answer(run, rows.inputs, rows.bad, plan.reader.batch_size)
+                    hashes = rows.content_hashes if plan.reader.randomised else None
+                    inputs = rows.inputs | predictor.beside(rows.groups, hashes)
+                    answers = answer(run, inputs, rows.bad, plan.reader.batch_size)
                     first = block.first_row + at
                     bad.update({first + r: why for r, why in answers.bad.items()})
                     if len(bad) > allowed_bad:
