@@ -164,16 +164,19 @@ def check_head(head: Head, model: bytes, phi: Array | None, z: Array) -> dict[st
     for name, value in got.items():
         if value.dtype.kind != "f" or name == "ood_pvalue":
             continue
-        if not np.isfinite(value[np.isfinite(want[name])]).all():
-            raise FitError(f"the compiled head gives a {name} that is not finite")
         finite = np.isfinite(want[name])
+        if not np.isfinite(value[finite]).all():
+            raise FitError(f"the compiled head gives a {name} that is not finite")
+        if not np.array_equal(value[~finite], want[name][~finite]):
+            raise FitError(f"the compiled head's {name} is finite where it is not in float64")
         scale = np.maximum(1.0, np.abs(want[name]))
         if name in ("lower", "upper", "quantiles"):
             # Of two numbers that may cancel, float32 keeps the digits of the larger.
             terms = np.abs(want["mean"]) + want["std"]
             scale = np.maximum(scale, terms if name != "quantiles" else terms[..., None])
         scale = scale[finite]
-        worst[name] = float((np.abs(value - want[name])[finite] / scale).max(initial=0.0))
+        off = np.abs(value[finite] - want[name][finite])
+        worst[name] = float((off / scale).max(initial=0.0))
         if worst[name] > TOLERANCE:
             raise FitError(f"the compiled head's {name} is off by {worst[name]:.1e} from float64")
     if "label" in got:
