@@ -180,9 +180,7 @@ def _reference_classes(
     return out
 
 
-def _reference_values(
-    head: Head, spread: links.Spread | None, z: F64, q: F64
-) -> dict[str, Array]:
+def _reference_values(head: Head, spread: links.Spread | None, z: F64, q: F64) -> dict[str, Array]:
     assert head.noise is not None
     f2 = head.temperature**2
     aleatoric = np.broadcast_to(f2 * head.noise, z.shape)
@@ -227,11 +225,11 @@ def emit(
         else _emit_values(head, g, names, z, q)
     )
     if head.ood is not None:
+        from posthoc.graph import emit_count_below
+
         score = head.ood.emit(g, phi, z)
         threshold = per_row(g.optional_input("ood_threshold", head.ood.threshold, "R"))
-        below = g.op("Less", g.const(head.ood.table[None]), g.unsqueeze(score, 1))
-        # Counted in float32, which is exact up to 2**24 and far faster than an integer sum.
-        index = g.cast(g.sum(g.cast(below, "float32"), 1), "int64")
+        index = g.cast(emit_count_below(g, head.ood.table, score), "int64")
         out["ood_score"] = score
         out["ood_pvalue"] = g.op("Gather", g.const(head.ood.pvalues), index, axis=0)
         out["ood"] = g.op("Greater", score, threshold)
@@ -288,7 +286,7 @@ def _emit_classes(
         "entropy": g.op("Neg", g.sum(g.op("Mul", p, log_p), 1)),
     }
     if drawn is not None:
-        out["aleatoric"], out["epistemic"] = link_graph.emit_decomposition(g, drawn)
+        out["aleatoric"], out["epistemic"] = link_graph.emit_decomposition(g, drawn, head.width)
     score = emit_class_scores(g, head.conformal, head.conformal_settings, p, top, head.width, u)
     out["set_scores"] = score
     out["set"] = g.op("LessOrEqual", score, q)

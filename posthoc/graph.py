@@ -7,6 +7,7 @@ that mean the same from 13 on are used; the few whose form changed go through a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -110,6 +111,27 @@ class Fragment:
         self.inputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], shape))
         self.constants.append(numpy_helper.from_array(value, name))
         return name
+
+
+def emit_count_below(g: Fragment, table: Array, x: str) -> str:
+    """How many of an ascending ``table`` M lie below each of ``x`` N, as float32 (exact: M < 2²⁴).
+
+    Two looks at about √M numbers each: at the ends of blocks, then into one block.
+    """
+    values = np.asarray(table, np.float32)
+    size = max(1, math.isqrt(len(values)))
+    blocks = -(-len(values) // size)
+    padded = np.append(values, np.full((blocks + 1) * size - len(values), np.inf, np.float32))
+    padded = padded.reshape(-1, size)
+    column = g.unsqueeze(x, 1)
+
+    def count(thresholds: str) -> str:
+        # Counted in float32, far faster than an integer sum.
+        return g.sum(g.cast(g.op("Less", thresholds, column), "float32"), 1)
+
+    whole = count(g.const(padded[:-1, -1][None]))
+    inside = count(g.op("Gather", g.const(padded), g.cast(whole, "int64"), axis=0))
+    return g.op("Add", g.op("Mul", whole, g.const(float(size))), inside)
 
 
 def _value_info(name: str, dtype: str, shape: Sequence[int]) -> onnx.ValueInfoProto:

@@ -231,7 +231,7 @@ def test_the_pvalue_of_many_rows_is_exact_where_it_matters() -> None:
     np.testing.assert_array_equal(got["ood_pvalue"][tail], np.float32(want[tail]))
     assert np.abs(got["ood_pvalue"] - want).max() < 0.01
     constants = onnx.load_from_string(compile_head(done.head)).graph.initializer
-    assert max(math.prod(c.dims) for c in constants) <= 1025
+    assert max(math.prod(c.dims) for c in constants) <= 1056  # a table of 1,024, padded
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)

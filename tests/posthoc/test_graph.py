@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from posthoc.contract import ModelError
-from posthoc.graph import Fragment, append, standalone, taken_names
+from posthoc.graph import Fragment, append, emit_count_below, standalone, taken_names
 from posthoc.runtime import open_session
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -79,3 +79,15 @@ def test_a_fragment_stands_behind_a_model() -> None:
     z, size = open_session(both).run(["z", "size"], {"x": X})
     np.testing.assert_array_equal(z, -X)
     np.testing.assert_array_equal(size, X)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 15, 16, 17, 1000, 1024])
+def test_a_count_below_is_a_binary_search(m: int) -> None:
+    rng = np.random.default_rng(m)
+    table = np.sort(rng.integers(0, 4 + m // 3, m)).astype(np.float32)  # with ties
+    x = np.concatenate([table, table + 0.5, [-1, 1e9, -np.inf, np.inf, np.nan]]).astype("f4")
+    g = Fragment()
+    g.publish(emit_count_below(g, table, g.input("x", "float32", ["N"])), "n")
+    (got,) = open_session(standalone(g, {"n": ("float32", (-1,))})).run(None, {"x": x})
+    np.testing.assert_array_equal(got[:-1], np.searchsorted(table, x[:-1], side="left"))
+    assert got[-1] == 0  # NaN lies above nothing
