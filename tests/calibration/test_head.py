@@ -236,7 +236,8 @@ def test_a_black_box_gives_what_outputs_alone_can() -> None:
     np.testing.assert_allclose(got["probs"][0], softmax(z[0] / 2))
     assert got["set"].tolist() == [[True, False, False], [False, False, False]]
     assert got.keys() == {
-        "label", "probs", "confidence", "entropy", "set_scores", "set_thresholds", "set", "set_size",
+        "label", "probs", "confidence", "entropy",
+        "set_scores", "set_thresholds", "set", "set_size",
     }  # fmt: skip
 
 
