@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.conformal.cells import UNKNOWN
+from calibration.conformal.scores import nearest, page
 from calibration.head import Head, emit, limit, reference
 from calibration.threshold import pvalues
 from posthoc import pixels
@@ -215,6 +216,8 @@ def mask_margins(head: Head, want: Mapping[str, Array]) -> dict[str, Array]:
     if "set" in want:
         with np.errstate(invalid="ignore"):  # a score and a threshold may both be infinite
             found["set"] = np.abs(want["set_scores"] - want["set_thresholds"])
+        if page(head.conformal).RANKS:
+            found["set"] = np.minimum(found["set"], nearest(want["probs"]))
     if head.ood is not None:
         score = want["ood_score"]
         found["ood"] = np.abs(score - head.ood.threshold) / np.maximum(1.0, np.abs(score))

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from calibration.conformal.scores import choose_raps
+from calibration.conformal.scores import choose
 from calibration.fit_ood import fit_ood
 from calibration.fit_options import FitOptions, Parts, check_options
 from calibration.fit_thresholds import Fitted, fit_thresholds
@@ -166,9 +166,11 @@ def _fit_scaling(
 
 def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:
     method = options.conformal or "lac"
+    head = head.with_(conformal=method, randomised=options.randomised)
     if method == "lac":
-        return head.with_(conformal=method)
+        return head
     assert rows.y is not None
-    p = reference(head, rows.phi, rows.z)["probs"]
-    settings = choose_raps(p, rows.y, options.alphas[0])
-    return head.with_(conformal=method, conformal_settings=settings)
+    # Its probabilities are asked for, and any settings will do for them.
+    plain = head.with_(conformal="lac", randomised=False)
+    p = reference(plain, rows.phi, rows.z)["probs"]
+    return head.with_(conformal_settings=choose(method, p, rows.y, options.alphas[0]))

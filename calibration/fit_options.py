@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from calibration.conformal.scores import METHODS
+from calibration.conformal.scores import METHODS, page
 from calibration.head import Prediction
 from posthoc import links, registry
 from posthoc.contract import F64, Array, Features, FitError, Task
@@ -89,7 +89,9 @@ def check_options(options: FitOptions) -> None:
     elif options.tolerance is not None:
         raise FitError("--tolerance is for regression; a class is right or wrong")
     if options.mask is not None and (
-        options.task == "regression" or options.conformal not in (None, "lac")
+        options.given is not None
+        or options.task == "regression"
+        or options.conformal not in (None, "lac")
     ):
         raise FitError("--mask is for a segmentation with --conformal lac")
     if options.task == "regression" and (
@@ -101,6 +103,11 @@ def check_options(options: FitOptions) -> None:
         raise FitError(
             f"unknown conformal method {options.conformal!r} for {options.task}; "
             f"there are {', '.join(known)}"
+        )
+    if options.randomised and not page(options.conformal or "lac").RANDOMISES:
+        raise FitError(
+            f"{options.conformal or 'lac'} has nothing to randomise; take --conformal aps, raps, "
+            "saps or topk"
         )
     for name in () if options.ood in ("auto", "none") else options.ood.split("+"):
         if registry.info(name).kind != "score" or options.task not in registry.info(name).tasks:

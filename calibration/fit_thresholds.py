@@ -23,6 +23,7 @@ from calibration.bundle import (
 )
 from calibration.compile import compile_head
 from calibration.conformal.cells import Cells, cells, group_codes, group_index
+from calibration.conformal.clusters import fit_clusters
 from calibration.conformal.intervals import (
     quantile_factors,
     residual_scores,
@@ -94,6 +95,11 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
     """Ranks of the conformal rows, by the compiled head."""
     rows = parts.conformal
     assert rows.y is not None
+    if parts.per > 1 and (options.given is not None or options.randomised):
+        raise FitError(
+            "what is promised of maps is a share of an image's pixels: leave --given and "
+            "--randomised out, or take --mask for one class"
+        )
     out = run_head(head, rows, u=parts.u)
     scores: dict[str, Array] = {}
     if head.task == "classification":
@@ -177,8 +183,6 @@ def _cells(head: Head, parts: Parts, options: FitOptions, scores: Array) -> Cell
     seen = parts.calibration
     known = np.asarray(seen.y, np.int64)
     their = run_head(head, seen)["set_scores"][np.arange(len(seen)), known]
-    from calibration.conformal.clusters import fit_clusters
-
     of = fit_clusters(their, known, head.width, min(options.alphas))
     return cells("cluster", scores, of[y], of, [str(c) for c in range(int(of.max()) + 1)])
 

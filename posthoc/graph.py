@@ -121,8 +121,8 @@ def emit_count_below(g: Fragment, table: Array, x: str) -> str:
     values = np.asarray(table, np.float32)
     size = max(1, math.isqrt(len(values)))
     blocks = -(-len(values) // size)
-    padded = np.append(values, np.full((blocks + 1) * size - len(values), np.inf, np.float32))
-    padded = padded.reshape(-1, size)
+    rest = np.full((blocks + 1) * size - len(values), np.inf, np.float32)
+    padded = np.append(values, rest).reshape(-1, size)
     column = g.unsqueeze(x, 1)
 
     def count(thresholds: str) -> str:

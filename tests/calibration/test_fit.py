@@ -209,7 +209,10 @@ def test_class_names_or_indices_make_the_same_fit(folder: Path, tmp_path: Path) 
     [
         ({"method": "laplacee"}, "unknown module or score 'laplacee'; there are .*laplace"),
         ({"method": "gen"}, "'gen' is not a module for classification"),
-        ({"conformal": "aps"}, "unknown conformal method 'aps' for classification; .* lac, raps"),
+        (
+            {"conformal": "cqr"},
+            "unknown conformal method 'cqr' for classification; .* lac, aps, raps",
+        ),
         ({"conformal": "residual"}, "unknown conformal method 'residual'"),
         ({"ood": "energyy"}, "unknown module or score 'energyy'; there are .*rmds"),
         ({"alphas": (1.5,)}, "alpha must lie strictly between 0 and 1, not 1.5"),

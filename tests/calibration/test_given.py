@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from calibration.bundle import threshold_at
+from calibration.conformal.randomise import uniforms
 from calibration.evaluate import evaluate
 from calibration.fit import fit
 from calibration.fit_options import FitOptions
 from calibration.material import Columns
+from calibration.metrics.coverage import coverage_band
 from calibration.predictor import Predictor
 from posthoc.contract import DataError, FitError, Task
+from posthoc.data import open_table, to_rows
 from service.scoring import score
 from service.settings import Settings
 from tests.factory import CLASSES, COLUMNS, frozen_model, rows, tiny_bundle
@@ -247,3 +250,57 @@ def test_what_does_not_go_together(tmp_path: Path, options: dict[str, Any], mess
 def test_too_few_rows_for_any_level_are_said(by_region: Path) -> None:
     with pytest.raises(DataError, match="needs at least 9999 conformal rows"):
         Predictor(by_region).q_hat(0.0001)
+
+
+@pytest.mark.parametrize("method", ["aps", "raps", "saps", "topk"])
+def test_randomised_sets_are_smaller_and_the_rows_own(tmp_path: Path, method: str) -> None:
+    bundle = tiny_bundle(tmp_path / "b", conformal=method, randomised=True, method="none")
+    predictor = Predictor(bundle)
+    assert [s.name for s in predictor.manifest.optional_inputs] == ["u"]
+    x, y = rows("classification", 4000, 21)
+    u = np.random.default_rng(0).uniform(size=4000).astype(np.float32)
+    whole, part = predictor.run({"x": x})["set"], predictor.run({"x": x, "u": u})["set"]
+    assert (whole >= part).all() and whole.sum() > part.sum()
+    n = predictor.manifest.conformal.guarantees[0].n
+    low, high = coverage_band(n, 4000, 0.1)
+    assert low <= part[np.arange(4000), y].mean() <= high
+    np.testing.assert_array_equal(part[5:9], predictor.run({"x": x[5:9], "u": u[5:9]})["set"])
+    plain = tiny_bundle(tmp_path / "plain", conformal=method, method="none")
+    assert Predictor(plain).manifest.optional_inputs == ()
+
+
+def test_the_service_and_scoring_take_u(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "b", conformal="topk", randomised=True, method="none")
+    predictor = Predictor(bundle, threads=1)
+    x, _ = rows("classification", 50, 3)
+    u = (np.arange(50) / 50).astype(np.float32)
+    want = predictor.run({"x": x, "u": u})["set_size"].tolist()
+    with Server(Settings(bundles=bundle, data_dir=tmp_path / "data")) as server:
+        body = {"inputs": {"x": x.tolist(), "u": u.tolist()}, "outputs": ["set_size"]}
+        made = server.client.post("/v1/predict", json=body).json()["predictions"]
+        assert [p["set_size"] for p in made] == want
+        body["inputs"]["u"][7] = 1.5
+        wrong = server.client.post("/v1/predict", json=body)
+    assert wrong.status_code == 400 and "between 0 and 1" in wrong.text
+    source = table(tmp_path / "in.parquet", "classification", 200, 7)
+    score(bundle, source, tmp_path / "out", batch_size=200)
+    rows_of = to_rows(
+        next(iter(open_table(source).batches(200))),
+        predictor.manifest.mapping.inputs_only(),
+        predictor.inputs,
+    )
+    own = uniforms(rows_of.content_hashes).astype(np.float32)
+    sets = predictor.run({"x": rows_of.inputs["x"], "u": own})["set_size"]
+    np.testing.assert_array_equal(pq.read_table(tmp_path / "out")["set_size"].to_numpy(), sets)
+
+
+def test_clusters_of_classes(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "b", given="cluster", method="none")
+    predictor = Predictor(bundle)
+    (first, _) = predictor.manifest.conformal.guarantees
+    q = predictor.q_hat(0.1)
+    assert isinstance(q, np.ndarray) and q.shape == (3,)
+    assert set(q.tolist()) == {c.threshold for c in first.cells}
+    assert sum(c.n for c in first.cells) == first.n
+    with pytest.raises(FitError, match="lac has nothing to randomise"):
+        tiny_bundle(tmp_path / "c", randomised=True)

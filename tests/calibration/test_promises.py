@@ -26,7 +26,7 @@ from tests.calibration.networks import inputs, network, table
 # Promises
 
 
-@pytest.mark.parametrize("method", ["lac", "raps"])
+@pytest.mark.parametrize("method", ["lac", "raps", "aps", "saps"])
 def test_sets_cover_inside_the_band(pool: Material, method: str) -> None:
     """Scores are untied but for those of each row's last class, which no threshold here reaches."""
     inside: dict[float, int] = {}
