@@ -27,6 +27,7 @@ from calibration.bundle import (
     STATE,
     Bundle,
     DenseRecord,
+    FamilyRecord,
     FrozenRecord,
     Manifest,
     SplitRecord,
@@ -173,6 +174,8 @@ def assemble(
             "strength": head.strength,
             "temperature_alone": fitted.scaling.temperature_alone,
         },
+        family=_family(fitted),
+        confidence="probs" if head.sureness is None else head.sureness.name,
         conformal=fitted.conformal,
         quantile_levels=QUANTILE_LEVELS if options.task == "regression" else (),
         ood=fitted.ood,
@@ -193,6 +196,14 @@ def assemble(
         EXAMPLES: _examples(golden),
     }
     return write_bundle(out, manifest, files)
+
+
+def _family(fitted: Fitted) -> FamilyRecord | None:
+    """What was chosen after the temperature; None where nothing else was asked for."""
+    if fitted.head.family is None and not fitted.gains:
+        return None
+    name = "temperature" if fitted.head.family is None else fitted.head.family.name
+    return FamilyRecord(name=name, gains={g.name: (g.gain, g.low) for g in fitted.gains})
 
 
 def _promised(fitted: Fitted, frozen: Frozen) -> tuple[str, ...]:
@@ -283,6 +294,9 @@ def _state(fitted: Fitted) -> dict[str, Array]:
     for key in ("eps", "noise", "quantile_factors"):
         if (value := getattr(head, key)) is not None:
             tensors[key] = value
+    for part in ("family", "sureness"):
+        if (family := getattr(head, part)) is not None:
+            tensors |= {f"{part}/{k}": v for k, v in family.tensors.items()}
     tensors["scaling"] = np.asarray([head.temperature, head.strength])
     return {k: np.ascontiguousarray(v) for k, v in tensors.items()}
 

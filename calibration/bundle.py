@@ -68,6 +68,14 @@ class FittedRecord(_Record):
     settings: dict[str, Any] = {}
 
 
+class FamilyRecord(_Record):
+    """The family of probabilities that is served after temperature and strength, and what was
+    tried for it: name → (mean cross-validated gain over them in nats a row, its lower bound)."""
+
+    name: str
+    gains: dict[str, tuple[float, float]] = {}
+
+
 class CellRecord(_Record):
     """What the threshold of one class, cluster or group promises: as `Guarantee`, among its own n
     rows."""
@@ -171,6 +179,8 @@ class Manifest(_Record):
     prediction: Literal["frozen", "module"] = "frozen"
     predictive: str = "probit"
     scaling: dict[str, float]  # temperature, strength, temperature_alone
+    family: FamilyRecord | None = None  # of probabilities, after the temperature
+    confidence: str = "probs"  # or the family that says how often the label is right
     conformal: ConformalRecord
     quantile_levels: tuple[float, ...] = ()
     ood: OodRecord | None = None

@@ -8,20 +8,30 @@ float32 scores, because that graph is what will be compared with them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 
 from calibration.conformal.scores import choose
+from calibration.families import fit_family
+from calibration.families.choice import Gain, candidates, chosen, gains
 from calibration.fit_ood import fit_ood
 from calibration.fit_options import FitOptions, Parts, check_options
-from calibration.fit_thresholds import Fitted, fit_thresholds
-from calibration.head import Head, reference
-from calibration.scaling import Scaling, fit_classification, fit_regression
+from calibration.fit_thresholds import Fitted, fit_thresholds, run_head
+from calibration.head import Head, right_or_wrong
+from calibration.scaling import (
+    Scaling,
+    fit_classification,
+    fit_regression,
+    fit_temperature,
+    mean_nll,
+)
 from posthoc import links, registry
 from posthoc import rows as blocks_of
-from posthoc.contract import F64, Features, FitError, LinearHead, State
+from posthoc.contract import F64, Array, Features, FitError, LinearHead, State
 
+TINY = 1e-38  # of a probability, which has a logarithm in float32
 _ROUNDING = 1e-6  # of the outputs: float32 says no more
 
 
@@ -81,9 +91,11 @@ def fit_head(
     members = () if ood is None else ood.members
     if module is None and not any("features" in registry.info(m.name).needs for m in members):
         head = head.with_(features=None)  # nothing reads them
+    tried: tuple[Gain, ...] = ()
     if options.task == "classification":
+        head, tried = _choose_family(head, parts.calibration, options)
         head = _choose_conformal(head, parts.calibration, options)
-    return fit_thresholds(head, parts, options, scaling)
+    return dataclasses.replace(fit_thresholds(head, parts, options, scaling), gains=tried)
 
 
 def _check_spread(name: str, spread: links.Spread, options: FitOptions) -> None:
@@ -155,6 +167,10 @@ def _fit_scaling(
     eps: F64 | None,
 ) -> Scaling:
     assert rows.y is not None
+    if options.scaling == "none":
+        nll = mean_nll(rows.z, np.asarray(rows.y, np.int64))
+        alone, _ = fit_temperature(np.asarray(rows.z, np.float64), np.asarray(rows.y, np.int64))
+        return Scaling(1.0, 0.0, alone, nll, nll)
     if noise is None:
         return fit_classification(rows.z, rows.y, spread, options.predictive, eps)
     df = math.inf if module is None else float(module[1].settings.get("df", math.inf))
@@ -164,13 +180,42 @@ def _fit_scaling(
     return fit_regression(error, noise, spread, df)
 
 
+def _choose_family(
+    head: Head, rows: Features, options: FitOptions
+) -> tuple[Head, tuple[Gain, ...]]:
+    """The head with its families, fitted last, and what was tried for them."""
+    assert rows.y is not None
+    name: str = options.scaling
+    tried: tuple[Gain, ...] = ()
+    y = np.asarray(rows.y, np.int64)
+    if name in ("none", "temperature") and options.confidence == "probs":
+        return head, tried
+    plain = _answers(head, rows)
+    log_p = np.log(np.maximum(plain["probs"].astype(np.float64), TINY))
+    if name == "auto":
+        tried = gains(log_p, y, candidates(len(y), head.width), options.seed)
+        name = chosen(tried) or "temperature"
+    if name not in ("none", "temperature"):
+        head = head.with_(family=fit_family(name, log_p, y))
+        plain = _answers(head, rows)
+    if options.confidence != "probs":
+        both = right_or_wrong(plain["probs"], plain["label"])
+        right = (plain["label"] == y).astype(np.int64)
+        head = head.with_(sureness=fit_family(options.confidence, both, right))
+    return head, tried
+
+
+def _answers(head: Head, rows: Features) -> dict[str, Array]:
+    """What the head says of rows, but for sets, flags and abstention."""
+    plain = head.with_(ood=None, abstains=False, conformal="lac", randomised=False)
+    return run_head(plain, rows)
+
+
 def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:
     method = options.conformal or "lac"
     head = head.with_(conformal=method, randomised=options.randomised)
     if method == "lac":
         return head
     assert rows.y is not None
-    # Its probabilities are asked for, and any settings will do for them.
-    plain = head.with_(conformal="lac", randomised=False)
-    p = reference(plain, rows.phi, rows.z)["probs"]
+    p = _answers(head, rows)["probs"].astype(np.float64)
     return head.with_(conformal_settings=choose(method, p, rows.y, options.alphas[0]))

@@ -12,6 +12,8 @@ from calibration.head import Prediction
 from posthoc import links, registry
 from posthoc.contract import F64, Array, Features, FitError, Task
 
+Scale = Literal["auto", "none", "temperature", "ets", "svs", "sms", "beta", "isotonic"]
+
 
 class FitOptions(BaseModel):
     """What a user may ask of a fit.
@@ -21,6 +23,8 @@ class FitOptions(BaseModel):
     probabilities, ``draws`` the number of fixed logit draws (even; default 16, 64 for mc) where a
     module has none of its own. ``mask`` is the class of a segmentation whose
     pixels the sets are to hold: the promise is then about the share of them that is missed.
+    ``scaling`` is the family of probabilities after temperature and strength, auto the one that
+    surely gains, none the frozen model; ``confidence`` may have a family of its own.
     ``given`` asks for a threshold of its own for each class, cluster of classes or group, and
     ``randomised`` for scores that spread ties by a number u of each row. ``ood``
     auto chooses. What does not go together is refused by
@@ -33,6 +37,8 @@ class FitOptions(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     prediction: Prediction = "frozen"
     predictive: links.Predictive = "probit"
+    scaling: Scale = "temperature"
+    confidence: Literal["probs", "beta", "isotonic"] = "probs"
     draws: int | None = Field(default=None, ge=2, le=4096, multiple_of=2)
     conformal: str | None = None  # default: lac, or residual for a regression
     given: Literal["class", "cluster", "group"] | None = None
@@ -103,6 +109,15 @@ def check_options(options: FitOptions) -> None:
         raise FitError(
             f"unknown conformal method {options.conformal!r} for {options.task}; "
             f"there are {', '.join(known)}"
+        )
+    if options.task == "regression" and (
+        options.scaling != "temperature" or options.confidence != "probs"
+    ):
+        raise FitError("--scaling and --confidence are for classification")
+    if options.scaling == "none" and options.method != "none":
+        raise FitError(
+            "--scaling none is the frozen model and goes with --method none; the strength of "
+            f"{options.method} is a part of scaling"
         )
     if options.randomised and not page(options.conformal or "lac").RANDOMISES:
         raise FitError(

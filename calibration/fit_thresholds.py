@@ -30,6 +30,7 @@ from calibration.conformal.intervals import (
     signed_residuals,
 )
 from calibration.conformal.risk import RiskPromise, control_risk
+from calibration.families.choice import Gain
 from calibration.fit_ood import flag
 from calibration.fit_options import FitOptions, Parts
 from calibration.head import Head
@@ -54,6 +55,7 @@ class Fitted:
     ood: OodRecord | None
     abstain: AbstainRecord | None
     scores: dict[str, Array]
+    gains: tuple[Gain, ...] = ()  # of the families that were tried
 
 
 def run_head(

@@ -15,6 +15,7 @@ import numpy as np
 
 from calibration.conformal.cells import UNKNOWN, Cells, group_index
 from calibration.conformal.scores import class_scores, emit_class_scores
+from calibration.families import Family, apply_family, emit_family
 from calibration.threshold import pvalues
 from posthoc import link_graph, links, registry
 from posthoc.contract import F64, Array, State, Task
@@ -85,6 +86,8 @@ class Head:
     prediction: Prediction = "frozen"
     conformal: str = "lac"
     conformal_settings: Mapping[str, Any] = field(default_factory=dict)
+    family: Family | None = None  # of probabilities, after temperature and strength
+    sureness: Family | None = None  # of two classes: the label is wrong, or right
     randomised: bool = False
     cells: Cells | None = None
     q_hat: float | F64 = math.inf  # with cells one for each class, or group
@@ -158,18 +161,24 @@ def _reference_classes(
     head: Head, spread: links.Spread | None, z: F64, q: Array, u: Array | float
 ) -> dict[str, Array]:
     log_p = links.log_probs(z, spread, head.temperature, head.strength, head.predictive, head.eps)
+    if head.family is not None:
+        log_p = apply_family(head.family, log_p)
     p = np.exp(log_p)
     label = (z if head.prediction == "frozen" else p).argmax(1)
+    confidence = p[np.arange(len(p)), label]
+    if head.sureness is not None:
+        confidence = np.exp(apply_family(head.sureness, right_or_wrong(p, label)))[:, 1]
     out: dict[str, Array] = {
         "label": label,
         "probs": p,
-        "confidence": p[np.arange(len(p)), label],
+        "confidence": confidence,
         "entropy": links.entropy(log_p),
     }
     if spread is not None and spread.decomposes:
-        out["aleatoric"], out["epistemic"] = links.decompose(
-            z, spread, head.eps, head.temperature, head.strength
-        )
+        drawn = links.drawn_log_probs(z, spread, head.eps, head.temperature, head.strength)
+        if head.family is not None:
+            drawn = apply_family(head.family, drawn)
+        out["aleatoric"], out["epistemic"] = links.decompose_drawn(drawn)
     scores = class_scores(head.conformal, head.conformal_settings, p, u)
     out["set_scores"] = scores
     out["set_thresholds"] = q
@@ -271,14 +280,20 @@ def _emit_classes(
     if names is not None and names.decomposes:
         drawn = link_graph.emit_draws(g, z, names, head.eps, t, s)
     log_p, p = link_graph.emit_probs(g, z, names, t, s, head.predictive, drawn, head.width)
+    if head.family is not None:
+        log_p, p = emit_family(head.family, g, log_p)
+        drawn = None if drawn is None else emit_family(head.family, g, drawn[0])
     own = head.prediction == "module"
     label = top = g.op("ArgMax", p if own else z, axis=1, keepdims=0)
-    if own or names is None or (head.predictive == "probit" and names.keeps_argmax):
+    kept = names is None or (head.predictive == "probit" and names.keeps_argmax)
+    if own or (kept and head.family is None):
         confidence = g.reduce("ReduceMax", p, 1)  # of the label too, and cheaper than picking it
     else:
         chosen = g.op("GatherElements", p, g.unsqueeze(label, 1), axis=1)
         confidence = g.op("Squeeze", chosen, g.const([1], "int64"))
         top = g.op("ArgMax", p, axis=1, keepdims=0)  # under such a link it may be another class
+    if head.sureness is not None:
+        confidence = _emit_sureness(head.sureness, g, p, label, confidence, head.width)
     out = {
         "label": label,
         "probs": p,
@@ -295,6 +310,28 @@ def _emit_classes(
         answered = g.op("Greater", out["confidence"], g.const(limit(head.abstain)))
         out["abstain"] = g.op("Not", answered)
     return out
+
+
+def right_or_wrong(p: Array, label: Array) -> F64:
+    """Log-probabilities N×2 that the label is wrong, and right. Wrong is the sum of the others,
+    which float32 keeps where a row is nearly sure."""
+    p, rows = np.asarray(p, np.float64), np.arange(len(p))
+    others = p.copy()
+    others[rows, label] = 0.0
+    both = np.stack([others.sum(1), p[rows, label]], axis=1)
+    return np.asarray(np.log(np.maximum(both, link_graph.TINY)))
+
+
+def _emit_sureness(
+    family: Family, g: Fragment, p: str, label: str, confidence: str, classes: int
+) -> str:
+    """The confidence N of a family over `right_or_wrong`."""
+    here = g.op("Equal", g.unsqueeze(label, 1), g.const(range(classes), "int64"))
+    wrong = g.sum(g.op("Where", here, g.const(0.0), p), 1, keepdims=True)
+    both = g.op("Concat", wrong, g.unsqueeze(confidence, 1), axis=1)
+    _, made = emit_family(family, g, g.op("Log", g.op("Max", both, g.const(link_graph.TINY))))
+    right = g.op("Gather", made, g.const([1], "int64"), axis=1)
+    return g.op("Squeeze", right, g.const([1], "int64"))
 
 
 def _emit_values(

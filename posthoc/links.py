@@ -189,7 +189,11 @@ def decompose(
     aleatoric = mean_s H(p_s); epistemic = H(mean_s p_s) - aleatoric, the mutual information
     (Depeweg et al. 2018, arXiv:1710.07283).
     """
-    log_p = drawn_log_probs(z, spread, eps, temperature, strength)
+    return decompose_drawn(drawn_log_probs(z, spread, eps, temperature, strength))
+
+
+def decompose_drawn(log_p: Array) -> tuple[F64, F64]:
+    """`decompose` of the draws' log-probabilities N×S×C."""
     aleatoric = entropy(log_p).mean(1)
     mean = np.exp(log_p).mean(1)
     total = entropy(np.log(np.maximum(mean, 1e-38)))

@@ -42,6 +42,14 @@ def describe(bundle: Bundle) -> None:
     if m.module.name != "none" and m.task == "classification":
         say(f"logits to probabilities: {m.predictive}")
     say(f"scaling: {scaling}")
+    if m.family is not None:
+        tried = (f"{k} {v:+.4f} (at least {low:+.4f})" for k, (v, low) in m.family.gains.items())
+        gains = (
+            f"; gains over the temperature in nats: {', '.join(tried)}" if m.family.gains else ""
+        )
+        say(f"then: {m.family.name}{gains}")
+    if m.confidence != "probs":
+        say(f"confidence: {m.confidence} over whether the label is right")
     _promises(bundle)
     _measured(bundle)
 

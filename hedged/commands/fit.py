@@ -68,6 +68,17 @@ def fit(
     predictive: Annotated[
         str, option(help="Logits to probabilities: probit, probit_class, mc or bridge")
     ] = "probit",
+    scaling: Annotated[
+        str,
+        option(
+            help="After the temperature: temperature (nothing), ets, svs, sms; two classes: beta, "
+            "isotonic; auto: what surely gains; none: the frozen model"
+        ),
+    ] = "temperature",
+    confidence: Annotated[
+        str,
+        option(help="Of the label: probs (its probability), or beta, isotonic (top against all)"),
+    ] = "probs",
     draws: Annotated[int | None, option(help="Fixed logit draws; default 16, with mc 64")] = None,
     import_laplace: Annotated[
         Path | None,
@@ -84,7 +95,8 @@ def fit(
         str | None, option(help="Of --weights: kron, diag or full; default kron, subnetwork full")
     ] = None,
     conformal: Annotated[
-        str | None, option(help="Sets: lac (default) or raps; intervals: residual")
+        str | None,
+        option(help="Sets: lac (default), aps, raps, saps, topk; intervals: residual"),
     ] = None,
     given: Annotated[
         str | None,
@@ -181,6 +193,8 @@ def fit(
         settings=own,
         prediction=prediction,
         predictive=predictive,
+        scaling=scaling,
+        confidence=confidence,
         draws=draws,
         conformal=conformal,
         given=given,
