@@ -21,6 +21,7 @@ NAMES = (
     "dropout",
     "abnn",
     "dense",
+    "scaling",
 )
 
 

@@ -7,6 +7,7 @@ compared with them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,7 +109,6 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         true = out["set_scores"][np.arange(len(rows)), np.asarray(rows.y, np.int64)]
         exact = true
         scores["set"] = sorted_scores = np.sort(true)
-        wrong = out["label"] != rows.y
         sureness: Literal["confidence", "std"] = "confidence"
     else:
         y = np.asarray(rows.y, np.float64)
@@ -117,8 +117,8 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         scores["interval"] = sorted_scores = np.sort(_float32_up(exact))
         signed = signed_residuals(y, out["mean"], out["std"])
         head = head.with_(quantile_factors=quantile_factors(signed))
-        wrong = np.abs(y - out["mean"]).max(1) > (options.tolerance or math.inf)
         sureness = "std"
+    wrong = _wrong(out, rows, options)
     if parts.per > 1:
         key = "set" if head.task == "classification" else "interval"
         scores[key] = _float32_up(exact).reshape(-1, parts.per)
@@ -151,11 +151,13 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         head = head.with_(ood=found)
     abstain = None
     if head.abstains:
-        grid = run_head(head, parts.calibration)[sureness][:: parts.per]
+        seen = run_head(head, parts.calibration)
+        grid, failed = seen[sureness][:: parts.per], _wrong(seen, parts.calibration, options)
+        failed = failed[:: parts.per]
         sure = out[sureness]
         if sureness == "std":
             grid, sure = -grid.max(1), -sure.max(1)
-        head, abstain = _abstain(head, grid, sure, wrong, options)
+        head, abstain = _abstain(head, (grid, failed), sure, wrong, options)
     module = FittedRecord(name="none")
     if head.module is not None:
         module = FittedRecord(name=head.module[0], settings=dict(head.module[1].settings))
@@ -213,13 +215,29 @@ def promise(risk: RiskPromise, kind: Literal["risk", "missed"] = "risk") -> Guar
     )
 
 
+def _wrong(out: Mapping[str, Array], rows: Features, options: FitOptions) -> Array:
+    """Which answers are wrong: another class, or an error beyond the tolerance."""
+    if options.task == "classification":
+        return np.asarray(out["label"] != rows.y)
+    error = np.abs(np.asarray(rows.y, np.float64) - out["mean"]).max(1)
+    return np.asarray(error > (options.tolerance or math.inf))
+
+
 def _abstain(
-    head: Head, grid: Array, sure: Array, wrong: Array, options: FitOptions
+    head: Head, grid: tuple[Array, Array], sure: Array, wrong: Array, options: FitOptions
 ) -> tuple[Head, AbstainRecord]:
     assert options.max_error is not None
     # A standard deviation has no upper end; the manifest holds no infinity and the graph float32.
     least = -1.0 if head.task == "classification" else float(np.finfo(np.float32).min)
-    found = fit_abstention(grid, sure, wrong, options.max_error, options.error_delta, least=least)
+    found = fit_abstention(
+        grid[0],
+        sure,
+        wrong,
+        options.max_error,
+        options.error_delta,
+        least=least,
+        grid_wrong=grid[1],
+    )
     record = AbstainRecord(
         max_error=options.max_error,
         delta=options.error_delta,

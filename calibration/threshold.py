@@ -76,14 +76,17 @@ def fit_abstention(
     delta: float,
     *,
     least: float = -1.0,
+    grid_wrong: Array | None = None,
 ) -> Abstention:
     """The loosest confidence threshold whose error among answered rows is at most ``max_error``
     with probability 1-delta over ``confidence`` and ``wrong`` (N each, conformal rows).
 
     Fixed-sequence testing, strict to loose, on exact binomial tails (Angelopoulos et al. 2021,
     "Learn then test", arXiv:2110.01052); the sequence of thresholds comes from other rows and
-    starts where at least ln(delta)/ln(1-max_error) rows are answered. ``least`` lies below every
-    possible confidence: as a threshold it answers every row.
+    starts where at least ln(delta)/ln(1-max_error) rows are answered. One failure ends it, and
+    where few rows are answered one wrong answer is a failure: so, with the labels of the other rows
+    (``grid_wrong``), it starts where these rows are surest of the promise, and not at the strict
+    end. ``least`` lies below every possible confidence: as a threshold it answers every row.
     """
     c = np.asarray(confidence, np.float64)
     w = np.asarray(wrong, bool)
@@ -92,6 +95,8 @@ def fit_abstention(
     needed = neyman_pearson_rows(max_error, delta)
     grid = np.unique(np.quantile(np.asarray(grid_confidence, np.float64), np.linspace(0, 1, 101)))
     grid = np.concatenate([[least], grid])[::-1]
+    if grid_wrong is not None:
+        grid = grid[_surest(grid, grid_confidence, grid_wrong, max_error) :]
     best: float | None = None
     for t in grid:
         answered = int(np.searchsorted(-c_sorted, -t, side="left"))
@@ -102,3 +107,12 @@ def fit_abstention(
             break
         best = float(t)
     return Abstention(best, 0.0 if best is None else float((c > best).mean()))
+
+
+def _surest(grid: Array, confidence: Array, wrong: Array, max_error: float) -> int:
+    """Where in a falling grid the rows' own test has its smallest p-value."""
+    order = np.argsort(-np.asarray(confidence, np.float64), kind="stable")
+    sorted_c = np.asarray(confidence, np.float64)[order]
+    errors = np.concatenate([[0], np.cumsum(np.asarray(wrong, bool)[order])])
+    answered = np.searchsorted(-sorted_c, -np.asarray(grid, np.float64), side="left")
+    return int(np.argmin(binom.cdf(errors[answered], answered, max_error)))

@@ -60,22 +60,40 @@ def test_fifty_nine_rows_are_the_fewest() -> None:
     assert neyman_pearson_rank(58, 0.05, 0.05) is None
 
 
-def test_abstention_keeps_its_promise() -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_abstention_keeps_its_promise(known: bool) -> None:
     """Over 500 calibrations, the true error of what is answered exceeds the level in at most the
     99.9 % quantile of Binomial(500, delta) of them."""
     level, delta, exceeded, answered = 0.1, 0.1, 0, []
     rng = np.random.default_rng(0)
     for _ in range(500):
         grid = rng.uniform(size=300)
+        failed = rng.uniform(size=300) > grid if known else None
         sure = rng.uniform(size=600)
         wrong = rng.uniform(size=600) > sure  # right with probability = confidence
-        found = fit_abstention(grid, sure, wrong, level, delta)
+        found = fit_abstention(grid, sure, wrong, level, delta, grid_wrong=failed)
         if found.threshold is not None:
             # E[1 - c | c > t] for c uniform.
             exceeded += (1 - max(found.threshold, 0)) / 2 > level
             answered.append(found.answered)
     assert exceeded <= binom.ppf(0.999, 500, delta)
     assert np.mean(answered) > 0.05  # not by answering nothing: a fifth could be
+
+
+def test_a_start_from_labelled_rows_answers_more() -> None:
+    """Confidence that stops short of certainty: at the strict end one wrong answer is a failure."""
+    strict, started, exceeded = [], [], 0
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        grid, sure = rng.uniform(size=1000), rng.uniform(size=1000)
+        failed, wrong = (rng.uniform(size=1000) > 0.8 + 0.17 * c for c in (grid, sure))
+        strict.append(fit_abstention(grid, sure, wrong, 0.1, 0.05).answered)
+        found = fit_abstention(grid, sure, wrong, 0.1, 0.05, grid_wrong=failed)
+        started.append(found.answered)
+        if found.threshold is not None:
+            exceeded += 0.2 - 0.17 * (1 + max(found.threshold, 0)) / 2 > 0.1
+    assert np.mean(started) > 1.5 * np.mean(strict)
+    assert exceeded <= binom.ppf(0.999, 300, 0.05)
 
 
 def test_nothing_passes_means_abstain_on_all() -> None:
