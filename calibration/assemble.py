@@ -40,7 +40,6 @@ from calibration.compile import (
     compile_predictor,
     mask_margins,
 )
-from calibration.conformal.intervals import QUANTILE_LEVELS
 from calibration.fit_options import FitOptions
 from calibration.fit_thresholds import Fitted
 from calibration.head import Head, reference
@@ -177,7 +176,8 @@ def assemble(
         family=_family(fitted),
         confidence="probs" if head.sureness is None else head.sureness.name,
         conformal=fitted.conformal,
-        quantile_levels=QUANTILE_LEVELS if options.task == "regression" else (),
+        recalibration=options.recalibration if options.task == "regression" else None,
+        quantile_levels=options.quantile_levels if options.task == "regression" else (),
         ood=fitted.ood,
         abstain=fitted.abstain,
         splits=data.split,
@@ -297,6 +297,7 @@ def _state(fitted: Fitted) -> dict[str, Array]:
     for part in ("family", "sureness"):
         if (family := getattr(head, part)) is not None:
             tensors |= {f"{part}/{k}": v for k, v in family.tensors.items()}
+    tensors |= {f"interval/{k}": v for k, v in head.interval.tensors.items()}
     tensors["scaling"] = np.asarray([head.temperature, head.strength])
     return {k: np.ascontiguousarray(v) for k, v in tensors.items()}
 

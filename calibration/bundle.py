@@ -183,6 +183,7 @@ class Manifest(_Record):
     confidence: str = "probs"  # or the family that says how often the label is right
     conformal: ConformalRecord
     quantile_levels: tuple[float, ...] = ()
+    recalibration: str | None = None  # how they are made: emp, linear or kde
     ood: OodRecord | None = None
     abstain: AbstainRecord | None = None
     splits: SplitRecord

@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 
+from calibration.conformal.intervals import Interval, make, signed_residuals
 from calibration.conformal.scores import choose
 from calibration.families import fit_family
 from calibration.families.choice import Gain, candidates, chosen, gains
@@ -20,6 +21,7 @@ from calibration.fit_ood import fit_ood
 from calibration.fit_options import FitOptions, Parts, check_options
 from calibration.fit_thresholds import Fitted, fit_thresholds, run_head
 from calibration.head import Head, right_or_wrong
+from calibration.recalibration import base_of, knots
 from calibration.scaling import (
     Scaling,
     fit_classification,
@@ -95,6 +97,8 @@ def fit_head(
     if options.task == "classification":
         head, tried = _choose_family(head, parts.calibration, options)
         head = _choose_conformal(head, parts.calibration, options)
+    else:
+        head = head.with_(interval=_interval(head, parts.calibration, options))
     return dataclasses.replace(fit_thresholds(head, parts, options, scaling), gains=tried)
 
 
@@ -209,6 +213,19 @@ def _answers(head: Head, rows: Features) -> dict[str, Array]:
     """What the head says of rows, but for sets, flags and abstention."""
     plain = head.with_(ood=None, abstains=False, conformal="lac", randomised=False)
     return run_head(plain, rows)
+
+
+def _interval(head: Head, rows: Features, options: FitOptions) -> Interval:
+    """What intervals are made of, from calibration rows."""
+    assert rows.y is not None and head.noise is not None
+    method, base = options.conformal or "residual", base_of(head)
+    tail = options.alphas[0] / (2 if options.side == "two" else 1)
+    found = None
+    if method == "cdf":
+        out = run_head(head.with_(ood=None, abstains=False), rows)
+        found = knots(base, signed_residuals(rows.y, out["mean"], out["std"]))
+    margin = float(base.quantile(np.asarray(1 - tail)))
+    return make(method, options.side, head.noise, margin, found)
 
 
 def _choose_conformal(head: Head, rows: Features, options: FitOptions) -> Head:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from calibration.conformal.intervals import INTERVALS, QUANTILE_LEVELS, Side
 from calibration.conformal.scores import METHODS, page
 from calibration.head import Prediction
+from calibration.recalibration import Kind
 from posthoc import links, registry
 from posthoc.contract import F64, Array, Features, FitError, Task
 
@@ -25,6 +27,7 @@ class FitOptions(BaseModel):
     pixels the sets are to hold: the promise is then about the share of them that is missed.
     ``scaling`` is the family of probabilities after temperature and strength, auto the one that
     surely gains, none the frozen model; ``confidence`` may have a family of its own.
+    ``side`` is which ends an interval has, ``recalibration`` how ``quantile_levels`` are served.
     ``given`` asks for a threshold of its own for each class, cluster of classes or group, and
     ``randomised`` for scores that spread ties by a number u of each row. ``ood``
     auto chooses. What does not go together is refused by
@@ -41,6 +44,9 @@ class FitOptions(BaseModel):
     confidence: Literal["probs", "beta", "isotonic"] = "probs"
     draws: int | None = Field(default=None, ge=2, le=4096, multiple_of=2)
     conformal: str | None = None  # default: lac, or residual for a regression
+    side: Side = "two"
+    recalibration: Kind = "emp"
+    quantile_levels: tuple[float, ...] = Field(default=QUANTILE_LEVELS, min_length=1)
     given: Literal["class", "cluster", "group"] | None = None
     randomised: bool = False
     mask: int | None = Field(default=None, ge=0)
@@ -104,7 +110,7 @@ def check_options(options: FitOptions) -> None:
         options.randomised or options.given not in (None, "group")
     ):
         raise FitError("classes and randomised scores are for classification; --given group is not")
-    known = METHODS if options.task == "classification" else ("residual",)
+    known = METHODS if options.task == "classification" else INTERVALS
     if options.conformal not in (None, *known):
         raise FitError(
             f"unknown conformal method {options.conformal!r} for {options.task}; "
@@ -119,7 +125,18 @@ def check_options(options: FitOptions) -> None:
             "--scaling none is the frozen model and goes with --method none; the strength of "
             f"{options.method} is a part of scaling"
         )
-    if options.randomised and not page(options.conformal or "lac").RANDOMISES:
+    if options.task == "classification" and (
+        options.side != "two" or options.recalibration != "emp"
+    ):
+        raise FitError("--side and --recalibration are for regression")
+    levels = options.quantile_levels
+    if not all(0 < a < 1 for a in levels) or list(levels) != sorted(set(levels)):
+        raise FitError(f"quantile levels rise strictly between 0 and 1, not {list(levels)}")
+    if (
+        options.task == "classification"
+        and options.randomised
+        and not page(options.conformal or "lac").RANDOMISES
+    ):
         raise FitError(
             f"{options.conformal or 'lac'} has nothing to randomise; take --conformal aps, raps, "
             "saps or topk"

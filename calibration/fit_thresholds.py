@@ -26,8 +26,8 @@ from calibration.compile import compile_head
 from calibration.conformal.cells import Cells, cells, group_codes, group_index
 from calibration.conformal.clusters import fit_clusters
 from calibration.conformal.intervals import (
-    quantile_factors,
-    residual_scores,
+    Interval,
+    interval_scores,
     signed_residuals,
 )
 from calibration.conformal.risk import RiskPromise, control_risk
@@ -35,6 +35,7 @@ from calibration.families.choice import Gain
 from calibration.fit_ood import flag
 from calibration.fit_options import FitOptions, Parts
 from calibration.head import Head
+from calibration.recalibration import base_of, factors, recalibrate
 from calibration.scaling import Scaling
 from calibration.threshold import fit_abstention, neyman_pearson_rows
 from posthoc import links
@@ -98,10 +99,11 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
     """Ranks of the conformal rows, by the compiled head."""
     rows = parts.conformal
     assert rows.y is not None
-    if parts.per > 1 and (options.given is not None or options.randomised):
+    whole = options.task == "regression" and head.interval != Interval()
+    if parts.per > 1 and (options.given is not None or options.randomised or whole):
         raise FitError(
-            "what is promised of maps is a share of an image's pixels: leave --given and "
-            "--randomised out, or take --mask for one class"
+            "what is promised of maps is a share of an image's pixels: leave --given, --randomised "
+            "and --side out and, for a regression, --conformal"
         )
     out = run_head(head, rows, u=parts.u)
     scores: dict[str, Array] = {}
@@ -112,11 +114,13 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         sureness: Literal["confidence", "std"] = "confidence"
     else:
         y = np.asarray(rows.y, np.float64)
-        exact = residual_scores(y, out["mean"], out["std"])
+        exact = interval_scores(head.interval, y, out["mean"], out["std"])
         # The graph compares in float32: round up, so that a covered row stays covered.
         scores["interval"] = sorted_scores = np.sort(_float32_up(exact))
-        signed = signed_residuals(y, out["mean"], out["std"])
-        head = head.with_(quantile_factors=quantile_factors(signed))
+        signed, base = signed_residuals(y, out["mean"], out["std"]), base_of(head)
+        maps = recalibrate(options.recalibration, base, signed)
+        levels = np.asarray(options.quantile_levels)
+        head = head.with_(quantile_factors=factors(base, maps, signed, levels))
         sureness = "std"
     wrong = _wrong(out, rows, options)
     if parts.per > 1:
@@ -162,7 +166,11 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
     if head.module is not None:
         module = FittedRecord(name=head.module[0], settings=dict(head.module[1].settings))
     settings: dict[str, Any] = dict(head.conformal_settings)
-    method = head.conformal if head.task == "classification" else "residual"
+    method = head.conformal if head.task == "classification" else head.interval.method
+    if head.task == "regression" and head.interval.side != "two":
+        settings["side"] = head.interval.side
+    if head.interval.margin:
+        settings["margin"] = head.interval.margin
     conformal = ConformalRecord(
         method=method,
         settings=settings,

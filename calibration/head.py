@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from calibration.conformal.cells import UNKNOWN, Cells, group_index
+from calibration.conformal.intervals import Interval, bounds, emit_bounds
 from calibration.conformal.scores import class_scores, emit_class_scores
 from calibration.families import Family, apply_family, emit_family
 from calibration.threshold import pvalues
@@ -88,6 +89,7 @@ class Head:
     conformal_settings: Mapping[str, Any] = field(default_factory=dict)
     family: Family | None = None  # of probabilities, after temperature and strength
     sureness: Family | None = None  # of two classes: the label is wrong, or right
+    interval: Interval = Interval()
     randomised: bool = False
     cells: Cells | None = None
     q_hat: float | F64 = math.inf  # with cells one for each class, or group
@@ -204,7 +206,8 @@ def _reference_values(head: Head, spread: links.Spread | None, z: F64, q: F64) -
         if spread.shift is not None and head.prediction == "module":
             mean = z + math.sqrt(head.strength) * spread.shift
     std = np.sqrt(total)
-    out |= {"mean": mean, "std": std, "lower": mean - q * std, "upper": mean + q * std}
+    lower, upper = bounds(head.interval, q, mean, std)
+    out |= {"mean": mean, "std": std, "lower": lower, "upper": upper}
     if head.quantile_factors is not None:
         out["quantiles"] = mean[:, :, None] + std[:, :, None] * head.quantile_factors[None]
     if head.abstains:
@@ -355,8 +358,7 @@ def _emit_values(
             move = g.op("Mul", names.shift, g.const(math.sqrt(head.strength)))
             mean = g.op("Add", z, move)
     std = g.op("Sqrt", total)
-    half = g.op("Mul", q, std)
-    lower, upper = g.op("Sub", mean, half), g.op("Add", mean, half)
+    lower, upper = emit_bounds(head.interval, g, q, mean, std)
     out |= {"mean": mean, "std": std, "lower": lower, "upper": upper}
     if head.quantile_factors is not None:
         step = g.op("Mul", g.unsqueeze(std, 2), g.const(head.quantile_factors[None]))

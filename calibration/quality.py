@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from calibration.bundle import Guarantee
 from calibration.conformal.cells import UNKNOWN, group_index, named_codes
-from calibration.conformal.intervals import residual_scores
+from calibration.conformal.intervals import bounds, interval_scores
 from calibration.fit_thresholds import Fitted, run_head
 from calibration.metrics.totals import (
     ClassificationTotals,
@@ -73,12 +74,16 @@ def summary(
         }
     y = np.asarray(test.y, np.float64)
     totals = update_regression(RegressionTotals(), mean=out["mean"], std=out["std"], y=y)
-    score = residual_scores(y, out["mean"], out["std"])
+    score = interval_scores(fitted.head.interval, y, out["mean"], out["std"])
     for g in fitted.conformal.guarantees:
-        assert g.threshold is not None
+        q = _thresholds(fitted, g, group)
+        inside = score <= np.broadcast_to(q, (len(y), 1))[:, 0]
+        lower, upper = bounds(fitted.head.interval, q, out["mean"], out["std"])
+        width = float((upper - lower).mean())
         levels[level_name(g.alpha)] = {
-            **_covered(score <= g.threshold, g.alpha, per),
-            "mean_width": float((2 * g.threshold * out["std"]).mean()),
+            **_covered(inside, g.alpha, per),
+            **({} if group is None else _least_covered(inside, group, fitted)),
+            **({"mean_width": width} if math.isfinite(width) else {}),
         }
     return {
         "rows": len(test) // (per or 1),

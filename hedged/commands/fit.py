@@ -96,8 +96,18 @@ def fit(
     ] = None,
     conformal: Annotated[
         str | None,
-        option(help="Sets: lac (default), aps, raps, saps, topk; intervals: residual"),
+        option(
+            help="Sets: lac (default), aps, raps, saps, topk; intervals: residual (default), "
+            "absolute, cqr, cdf"
+        ),
     ] = None,
+    side: Annotated[str, option(help="Ends of an interval: two, lower or upper")] = "two",
+    recalibration: Annotated[
+        str, option(help="Of quantiles: emp (exact ranks), linear or kde (smooth)")
+    ] = "emp",
+    quantiles: Annotated[
+        str, option(help="Levels of the quantiles that are served")
+    ] = ".05,.25,.5,.75,.95",
     given: Annotated[
         str | None,
         option(help="Thresholds of their own, and a promise, for each class, cluster or group"),
@@ -197,6 +207,9 @@ def fit(
         confidence=confidence,
         draws=draws,
         conformal=conformal,
+        side=side,
+        recalibration=recalibration,
+        quantile_levels=console.numbers(quantiles, "--quantiles"),
         given=given,
         randomised=randomised,
         mask=_class(mask, console.lines(classes)),
