@@ -22,6 +22,7 @@ NAMES = (
     "abnn",
     "dense",
     "scaling",
+    "coverage",
 )
 
 

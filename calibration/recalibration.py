@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Kind = Literal["emp", "linear", "kde"]
 SHARPNESS = 100.0  # of the logistic kernel, one over its scale
 KNOTS = 255  # of the map between levels and factors that an interval keeps
+BEYOND = 10.0  # ranges of the knots that a line goes on to either side
 _EDGE = 1e-9
 
 
@@ -160,13 +161,20 @@ def factors(base: Base, maps: Sequence[Recalibration], signed: Array, levels: Ar
 
 def knots(base: Base, signed: Array) -> tuple[F64, F64]:
     """(levels M, factors M×K) of the recalibrated distribution of calibration rows, strictly
-    ascending both: what a ``cdf`` interval looks up."""
+    ascending both: what a ``cdf`` interval looks up.
+
+    Beyond the outermost both go on in a straight line, the levels below 0 and above 1: a conformal
+    threshold may lie there, and errors there must not tie.
+    """
     n = len(signed)
     levels = np.linspace(0, 1, min(KNOTS, n) + 2)[1:-1]
     found = factors(base, recalibrate("linear", base, signed), signed, levels).T
     # Equal errors would stand on one another; a hair apart, a level has one factor.
     hair = 1e-6 * np.arange(len(levels))[:, None] * np.maximum(1.0, np.abs(found).max())
-    return levels, np.asarray(found + hair)
+    found = found + hair
+    reach = BEYOND * np.maximum(found[-1] - found[0], 1.0)
+    levels = np.concatenate([levels[:1] - BEYOND, levels, levels[-1:] + BEYOND])
+    return levels, np.concatenate([found[:1] - reach, found, found[-1:] + reach])
 
 
 def _root(r: Recalibration, a: float) -> float:

@@ -171,6 +171,6 @@ def _emit_factors(interval: Interval, g: Fragment, q: str) -> str:
     # The first level itself has no level below it.
     first = g.op("LessOrEqual", g.op("Abs", g.op("Sub", p, g.const(levels[0]))), g.const(0.0))
     start = g.op("Where", g.unsqueeze(first, 1), g.const(factors[:1]), start)
-    far = g.const(4.0)  # a level that is infinite must not make a NaN of its slope
+    far = g.const(100.0)  # a level that is infinite must not make a NaN of its slope
     step = g.op("Sub", g.op("Max", g.op("Min", g.unsqueeze(p, 1), far), g.op("Neg", far)), level)
     return g.op("Add", start, g.op("Mul", slope, step))

@@ -94,8 +94,8 @@ def test_knots_rise_and_are_the_quantiles() -> None:
     s = np.concatenate([errors(2000, 5), errors(2000, 6) * 3], axis=1)
     levels, found = knots(Base(), s)
     assert (np.diff(levels) > 0).all() and (np.diff(found, axis=0) > 0).all()
-    want = np.quantile(s, levels, axis=0)
     middle = (levels > 0.02) & (levels < 0.98)
+    want = np.quantile(s, np.clip(levels, 0, 1), axis=0)
     np.testing.assert_allclose(found[middle], want[middle], atol=0.1)
     tied = knots(Base(), np.zeros((50, 1)))[1]
     assert (np.diff(tied, axis=0) > 0).all()

@@ -47,7 +47,7 @@ def test_inside_is_a_score_of_at_most_q(method: str, side: Any) -> None:
     y, mean, std = rows(400, 2, 0)
     made = interval(method, side)
     score = interval_scores(made, y, mean, std)
-    for q in (0.05, 0.3, 0.45, 2.0):
+    for q in (0.05, 0.3, 0.45, 2.0, 30.0):
         lower, upper = bounds(made, np.full((400, 1), q), mean, std)
         assert (lower <= upper).all() and not np.isnan(lower).any()
         inside = ((y >= lower) & (y <= upper)).all(1)
