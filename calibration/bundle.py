@@ -107,6 +107,8 @@ class ConformalRecord(_Record):
     """Sets (lac, raps, …) or intervals (normalised residual, …).
 
     ``given``: each class, cluster of classes or group has a threshold and a promise of its own.
+    ``shift``: scores are weighted for rows that differ so, ``weights`` saying what they are worth;
+    the threshold is a class's or a row's own then, and the promise as good as the weights.
     ``randomised``: scores take the run-time input ``u``; without it sets are larger.
     """
 
@@ -114,6 +116,8 @@ class ConformalRecord(_Record):
     settings: dict[str, Any] = {}
     guarantees: tuple[Guarantee, ...]
     given: Literal["class", "cluster", "group"] | None = None
+    shift: Literal["target", "covariate"] | None = None
+    weights: dict[str, float] = {}
     randomised: bool = False
 
 

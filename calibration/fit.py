@@ -84,6 +84,8 @@ def fit(
         )
     if how.get("train_data") is not None and (laplace is not None or options.method == "none"):
         raise FitError("--train-data is for a module that is fitted here; leave it out")
+    if (how.get("production") is not None) != (options.shift is not None):
+        raise FitError("--shift target|covariate and --production FILE go together")
     material = prepare(
         model,
         data,

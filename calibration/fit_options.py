@@ -11,6 +11,7 @@ from calibration.conformal.intervals import INTERVALS, QUANTILE_LEVELS, Side
 from calibration.conformal.scores import METHODS, page
 from calibration.head import Prediction
 from calibration.recalibration import Kind
+from calibration.shift.weighted import Shift
 from posthoc import links, registry
 from posthoc.contract import F64, Array, Features, FitError, Task
 
@@ -28,9 +29,10 @@ class FitOptions(BaseModel):
     ``scaling`` is the family of probabilities after temperature and strength, auto the one that
     surely gains, none the frozen model; ``confidence`` may have a family of its own.
     ``side`` is which ends an interval has, ``recalibration`` how ``quantile_levels`` are served.
-    ``given`` asks for a threshold of its own for each class, cluster of classes or group, and
-    ``randomised`` for scores that spread ties by a number u of each row. ``ood``
-    auto chooses. What does not go together is refused by
+    ``shift`` is how production rows differ: in the shares of classes (or the distribution of the
+    target), or in their covariates. ``given`` asks for a threshold of its own for each class,
+    cluster of classes or group, and ``randomised`` for scores that spread ties by a number u of
+    each row. ``ood`` auto chooses. What does not go together is refused by
     `check_options`, and by `fit_head` where only the fitted module can tell.
     """
 
@@ -49,6 +51,7 @@ class FitOptions(BaseModel):
     quantile_levels: tuple[float, ...] = Field(default=QUANTILE_LEVELS, min_length=1)
     given: Literal["class", "cluster", "group"] | None = None
     randomised: bool = False
+    shift: Shift | None = None
     mask: int | None = Field(default=None, ge=0)
     alphas: tuple[float, ...] = Field(default=(0.1, 0.05), min_length=1)
     ood: str = "auto"
@@ -64,7 +67,8 @@ class FitOptions(BaseModel):
 class Parts:
     """The three parts that a fit may see. ``per`` rows in a row are the pixels of one image; the
     conformal rows are whole images then, each of another item. ``groups`` are those of the
-    conformal rows, ``u`` their numbers in [0, 1) for randomised scores."""
+    conformal rows, ``u`` their numbers in [0, 1) for randomised scores; ``production`` are rows
+    without labels, of what is to come."""
 
     module: Features
     calibration: Features
@@ -72,6 +76,7 @@ class Parts:
     per: int = 1
     groups: Array | None = None
     u: F64 | None = None
+    production: Features | None = None
 
 
 def check_options(options: FitOptions) -> None:
@@ -129,6 +134,8 @@ def check_options(options: FitOptions) -> None:
         options.side != "two" or options.recalibration != "emp"
     ):
         raise FitError("--side and --recalibration are for regression")
+    if options.shift is not None and (options.given is not None or options.mask is not None):
+        raise FitError("--shift weighs all rows together; leave --given and --mask out")
     levels = options.quantile_levels
     if not all(0 < a < 1 for a in levels) or list(levels) != sorted(set(levels)):
         raise FitError(f"quantile levels rise strictly between 0 and 1, not {list(levels)}")

@@ -37,6 +37,10 @@ from calibration.fit_options import FitOptions, Parts
 from calibration.head import Head
 from calibration.recalibration import base_of, factors, recalibrate
 from calibration.scaling import Scaling
+from calibration.shift.class_shift import em
+from calibration.shift.density_ratio import fit_density_ratio
+from calibration.shift.retasa import retasa
+from calibration.shift.weighted import Weighted, weighted
 from calibration.threshold import fit_abstention, neyman_pearson_rows
 from posthoc import links
 from posthoc import rows as blocks_of
@@ -88,7 +92,7 @@ def run_head(
 def _beside(head: Head, group: Array | None, u: Array | None) -> dict[str, Array]:
     """The run-time inputs of rows."""
     found: dict[str, Array] = {}
-    if group is not None and head.cells is not None and head.cells.by == "group":
+    if group is not None and isinstance(head.cells, Cells) and head.cells.by == "group":
         found["group"] = np.asarray(group, np.int64)
     if u is not None and head.randomised:
         found["u"] = np.asarray(u, np.float32)
@@ -100,10 +104,11 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
     rows = parts.conformal
     assert rows.y is not None
     whole = options.task == "regression" and head.interval != Interval()
-    if parts.per > 1 and (options.given is not None or options.randomised or whole):
+    apart = options.given is not None or options.randomised or options.shift is not None
+    if parts.per > 1 and (apart or whole):
         raise FitError(
-            "what is promised of maps is a share of an image's pixels: leave --given, --randomised "
-            "and --side out and, for a regression, --conformal"
+            "what is promised of maps is a share of an image's pixels: leave --given, --shift, "
+            "--randomised and --side out and, for a regression, --conformal"
         )
     out = run_head(head, rows, u=parts.u)
     scores: dict[str, Array] = {}
@@ -141,6 +146,16 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
                 )
     q = guarantees[0].threshold
     head = head.with_(q_hat=math.inf if q is None else q)
+    shift = None
+    if options.shift is not None:
+        by_weight = _weighted(head, parts, options, exact)
+        head = head.with_(cells=by_weight, q_hat=by_weight.thresholds(options.alphas[0]))
+        scores |= by_weight.tensors()
+        shift = {
+            "effective_rows": by_weight.effective,
+            "production_rows": 0.0 if parts.production is None else float(len(parts.production)),
+        }
+        guarantees = tuple(g.model_copy(update={"threshold": None}) for g in guarantees)
     if options.given is not None:
         own = scores["set"] if head.task == "classification" else scores["interval"]
         ranked = exact if head.task == "classification" else _float32_up(exact)
@@ -176,9 +191,40 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         settings=settings,
         guarantees=guarantees,
         given=options.given,
+        shift=options.shift,
+        weights=shift or {},
         randomised=head.randomised,
     )
     return Fitted(head, module, scaling, conformal, ood_record, abstain, scores)
+
+
+def _weighted(head: Head, parts: Parts, options: FitOptions, exact: Array) -> Weighted:
+    """The conformal scores with weights that make them look like production rows."""
+    new = parts.production
+    if new is None or len(new) == 0:
+        raise FitError("--shift needs production rows without labels: name them with --production")
+    assert options.shift is not None
+    seen, own = parts.calibration, np.zeros(0)
+    scores = exact if head.task == "classification" else _float32_up(exact)
+    if options.shift == "covariate":
+        ratio = fit_density_ratio(seen.z, new.z, options.seed)
+        weights = ratio.weights(parts.conformal.z)
+        return weighted(options.shift, scores.astype(np.float32), weights, own, ratio)
+    if head.task == "classification":
+        y = np.asarray(seen.y, np.int64)
+        share = np.bincount(y, minlength=head.width) / len(y)
+        plain = head.with_(ood=None, abstains=False)
+        own = em(share, run_head(plain, new)["probs"].astype(np.float64))
+        weights = own[np.asarray(parts.conformal.y, np.int64)]
+    else:
+        if head.width > 1:
+            raise FitError(f"--shift target is for one target and this model has {head.width}")
+        truth, rows = np.asarray(seen.y, np.float64)[:, 0], parts.conformal
+        known = retasa(seen.z[:, 0], truth, new.z[:, 0], options.seed)
+        order = np.argsort(truth, kind="stable")
+        weights = np.interp(np.asarray(rows.y, np.float64)[:, 0], truth[order], known[order])
+        own = np.asarray([weights.max()])
+    return weighted(options.shift, scores.astype(np.float32), weights, own)
 
 
 def _cells(head: Head, parts: Parts, options: FitOptions, scores: Array) -> Cells:

@@ -17,6 +17,7 @@ from calibration.conformal.cells import UNKNOWN, Cells, group_index
 from calibration.conformal.intervals import Interval, bounds, emit_bounds
 from calibration.conformal.scores import class_scores, emit_class_scores
 from calibration.families import Family, apply_family, emit_family
+from calibration.shift.weighted import Weighted
 from calibration.threshold import pvalues
 from posthoc import link_graph, links, registry
 from posthoc.contract import F64, Array, State, Task
@@ -91,7 +92,7 @@ class Head:
     sureness: Family | None = None  # of two classes: the label is wrong, or right
     interval: Interval = Interval()
     randomised: bool = False
-    cells: Cells | None = None
+    cells: Cells | Weighted | None = None
     q_hat: float | F64 = math.inf  # with cells one for each class, or group
     quantile_factors: F64 | None = None
     ood: Ood | None = None
@@ -126,7 +127,7 @@ def reference(
     """
     z = np.asarray(z, np.float64)
     spread = head.spread(phi, z)
-    q = _thresholds(head, head.q_hat if q_hat is None else q_hat, len(z), group)
+    q = row_thresholds(head, head.q_hat if q_hat is None else q_hat, z, group)
     out = (
         _reference_classes(head, spread, z, q, _or_default(head, u))
         if head.task == "classification"
@@ -140,15 +141,19 @@ def reference(
     return out
 
 
-def _thresholds(head: Head, q: float | Array, n: int, group: Array | None) -> F64:
+def row_thresholds(head: Head, q: float | Array, z: Array, group: Array | None) -> F64:
     """Thresholds that broadcast with scores N×C: N×1, or 1×C for classes."""
-    found = np.asarray(q, np.float64)
+    found, n = np.asarray(q, np.float64), len(z)
     if head.cells is None:
         return np.broadcast_to(found, n)[:, None]
+    if isinstance(head.cells, Weighted):
+        if head.cells.by == "covariate":
+            return head.cells.of_rows(found[..., 0], z)[:, None]
+        return np.atleast_2d(found)
     if head.cells.by != "group":
         return np.atleast_2d(found)
     asked = np.full(n, UNKNOWN) if group is None else group
-    return found[group_index(head.cells.of, asked)][:, None]
+    return np.asarray(found[group_index(head.cells.of, asked)][:, None])
 
 
 def _or_default(head: Head, u: Array | None) -> Array | float:
@@ -230,7 +235,7 @@ def emit(
     if head.module is not None:
         name, state = head.module
         names = registry.page(name).emit(g, state, phi, z)
-    q = _emit_thresholds(head, g, per_row)
+    q = _emit_thresholds(head, g, per_row, z)
     out = (
         _emit_classes(head, g, names, z, q, _emit_u(head, g, per_row))
         if head.task == "classification"
@@ -250,11 +255,16 @@ def emit(
     return out
 
 
-def _emit_thresholds(head: Head, g: Fragment, per_row: Callable[[str], str]) -> str:
-    """`_thresholds`: the run-time inputs q_hat and, by group, group."""
+def _emit_thresholds(head: Head, g: Fragment, per_row: Callable[[str], str], z: str) -> str:
+    """`row_thresholds`: the run-time inputs q_hat and, by group, group."""
     q = g.optional_input("q_hat", head.q_hat, "R")
     if head.cells is None:
         return g.unsqueeze(per_row(q), 1)
+    if isinstance(head.cells, Weighted):
+        if head.cells.by == "target":
+            return q
+        level = g.op("Squeeze", q, g.const([1], "int64"))
+        return g.unsqueeze(head.cells.emit_of_rows(g, level, z), 1)
     if head.cells.by != "group":
         return q
     group = g.unsqueeze(g.optional_input("group", UNKNOWN, "G", "int64"), 1)

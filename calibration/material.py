@@ -32,6 +32,7 @@ from posthoc.rows import BLOCK, Rows
 Progress = Callable[[str, int, int], None]
 DEFAULT_SPLIT = {"module": 0.3, "calibration": 0.2, "conformal": 0.25, "test": 0.25}
 ROLES = tuple(DEFAULT_SPLIT)
+MOST_PRODUCTION = 20_000  # rows that a shift is learnt from, evenly taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Material:
     attached: Attached | None = None
     train: Rows | None = None  # that the network was trained on
     overlap: int = 0  # usable rows that are among them, by content
+    production: Features | None = None  # rows without labels, of what is to come
 
     @property
     def per(self) -> int:
@@ -96,6 +98,7 @@ def prepare(
     sampling: Sampling | None = None,
     fractions: Mapping[str, float] = DEFAULT_SPLIT,
     train_data: str | Path | None = None,
+    production: str | Path | None = None,
     pixels: int = PER_IMAGE,
     **source: Any,
 ) -> Material:
@@ -109,6 +112,8 @@ def prepare(
 
     ``train_data`` are rows that the network was trained on, in columns of the same names: the
     curvature may come from them, and nothing else.
+
+    ``production`` are rows without labels that a shift is learnt from.
 
     ``source`` are the further fields of `posthoc.opening.Source`: checkpoint, preprocess, example,
     trust_pickle, output, head.
@@ -176,9 +181,17 @@ def prepare(
     material = Material(
         frozen, linear, link, mapping, columns.classes, cache, usable, sampled, attached
     )
+    inputs = mapping.inputs_only()
+    if production is not None:
+        coming = build_cache(frozen, open_table(production), inputs, task=options.task, **how)
+        fine = np.setdiff1d(np.arange(coming.n_rows), np.fromiter(coming.bad, np.int64))
+        if len(fine) == 0:
+            raise DataError(f"{production}: every row is faulty")
+        step = -(-len(fine) // MOST_PRODUCTION)
+        theirs = dataclasses.replace(material, cache=coming).features(fine[::step])
+        material = dataclasses.replace(material, production=theirs)
     if train_data is None:
         return material
-    inputs = mapping.inputs_only()
     seen = build_cache(frozen, open_table(train_data), inputs, task=options.task, **how)
     good = np.setdiff1d(np.arange(seen.n_rows), np.fromiter(seen.bad, np.int64))
     blocks = [good[i : i + BLOCK] for i in range(0, len(good), BLOCK)]
@@ -214,7 +227,10 @@ def parts_of(material: Material, roles: Array) -> tuple[Parts, Features]:
         taken[2] = one_per_key(material.cache, taken[2])
     module, calibration, conformal, test = (material.features(rows) for rows in taken)
     groups, u = beside(material, taken[2])
-    return Parts(module, calibration, conformal, material.per, groups, u), test
+    parts = Parts(
+        module, calibration, conformal, material.per, groups, u, production=material.production
+    )
+    return parts, test
 
 
 def beside(material: Material, rows: Array) -> tuple[Array | None, F64]:

@@ -24,6 +24,8 @@ from calibration.bundle import (
 )
 from calibration.conformal.cells import UNKNOWN, Cells, group_index, named_codes, restored
 from calibration.conformal.randomise import uniforms
+from calibration.shift.weighted import Weighted
+from calibration.shift.weighted import restored as weighted_again
 from posthoc.contract import (
     F64,
     PREDICTIONS,
@@ -62,7 +64,9 @@ class Predictor:
         self._scores = scores["set" if self.manifest.task == "classification" else "interval"]
         self._risks = self._scores.ndim == 2  # n images × pixels, and not n rows
         conformal = self.manifest.conformal
-        self.cells: Cells | None = None
+        self.cells: Cells | Weighted | None = None
+        if conformal.shift is not None:
+            self.cells = weighted_again(conformal.shift, scores, self._scores)
         if conformal.given is not None:
             names = [c.name for c in conformal.guarantees[0].cells]
             self.cells = restored(conformal.given, names, scores, self._scores)
@@ -135,6 +139,7 @@ class Predictor:
         know."""
         if self.cells is None or self.cells.by != "group":
             return np.full(len(groups), UNKNOWN)
+        assert isinstance(self.cells, Cells)
         codes = named_codes(groups, self.cells.of, self.cells.names)
         known = group_index(self.cells.of, codes) < len(self.cells.of)
         return np.where(known, codes, UNKNOWN)

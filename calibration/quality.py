@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from calibration.bundle import Guarantee
-from calibration.conformal.cells import UNKNOWN, group_index, named_codes
+from calibration.conformal.cells import UNKNOWN, Cells, group_index, named_codes
 from calibration.conformal.intervals import bounds, interval_scores
 from calibration.fit_thresholds import Fitted, run_head
+from calibration.head import row_thresholds
 from calibration.metrics.totals import (
     ClassificationTotals,
     RegressionTotals,
@@ -18,6 +19,7 @@ from calibration.metrics.totals import (
     update_classification,
     update_regression,
 )
+from calibration.shift.weighted import Weighted
 from posthoc.contract import Array, Features
 from posthoc.links import softmax
 
@@ -53,15 +55,17 @@ def summary(
         label, said = out["label"], test.z.argmax(1)
         rows = np.arange(len(y))
         for g in fitted.conformal.guarantees:
-            q = _thresholds(fitted, g, group)
+            q = _thresholds(fitted, g, group, test.z)
             if g.kind == "missed":
                 c = int(fitted.conformal.settings["mask"])
                 mask = out["set_scores"][:, c] <= q[:, 0]
                 levels[level_name(g.alpha)] = _missed(mask, y == c, per or 1)
                 continue
             sets = out["set_scores"] <= q
+            weights = _weights(fitted, test, y)
             levels[level_name(g.alpha)] = {
                 **_covered(sets[rows, y], g.alpha, per),
+                **_expected(sets[rows, y], weights),
                 **_least_covered(sets[rows, y], y if group is None else group, fitted),
                 "mean_set_size": float(sets.sum(1).mean()),
                 "empty": float((sets.sum(1) == 0).mean()),
@@ -76,12 +80,13 @@ def summary(
     totals = update_regression(RegressionTotals(), mean=out["mean"], std=out["std"], y=y)
     score = interval_scores(fitted.head.interval, y, out["mean"], out["std"])
     for g in fitted.conformal.guarantees:
-        q = _thresholds(fitted, g, group)
+        q = _thresholds(fitted, g, group, test.z)
         inside = score <= np.broadcast_to(q, (len(y), 1))[:, 0]
         lower, upper = bounds(fitted.head.interval, q, out["mean"], out["std"])
         width = float((upper - lower).mean())
         levels[level_name(g.alpha)] = {
             **_covered(inside, g.alpha, per),
+            **_expected(inside, _weights(fitted, test, y[:, 0])),
             **({} if group is None else _least_covered(inside, group, fitted)),
             **({"mean_width": width} if math.isfinite(width) else {}),
         }
@@ -96,16 +101,19 @@ def summary(
 def codes_of(fitted: Fitted, groups: Array) -> Array:
     """The codes of a column of groups, as the fitted head knows them; UNKNOWN for the others."""
     cells = fitted.head.cells
-    if cells is None or cells.by != "group":
+    if not isinstance(cells, Cells) or cells.by != "group":
         return np.full(len(groups), UNKNOWN)
     return named_codes(groups, cells.of, cells.names)
 
 
-def _thresholds(fitted: Fitted, g: Guarantee, group: Array | None) -> Array:
+def _thresholds(fitted: Fitted, g: Guarantee, group: Array | None, z: Array) -> Array:
     """Thresholds of a level that broadcast with scores of rows."""
     cells = fitted.head.cells
     if cells is None:
         return np.full((1, 1), np.inf if g.threshold is None else g.threshold)
+    if isinstance(cells, Weighted):
+        q = cells.thresholds(g.alpha)
+        return row_thresholds(fitted.head, q, z, None).astype(np.float32)
     q = cells.thresholds(g.alpha).astype(np.float32)
     if cells.by != "group":
         return q[None]
@@ -113,9 +121,26 @@ def _thresholds(fitted: Fitted, g: Guarantee, group: Array | None) -> Array:
     return np.asarray(q[group_index(cells.of, group)][:, None])
 
 
+def _weights(fitted: Fitted, test: Features, y: Array) -> Array | None:
+    """What test rows weigh among production rows; None without a shift."""
+    cells = fitted.head.cells
+    if not isinstance(cells, Weighted):
+        return None
+    if cells.ratio is not None:
+        return cells.ratio.weights(test.z)
+    return cells.own[y] if fitted.head.task == "classification" else None
+
+
+def _expected(inside: Array, weights: Array | None) -> dict[str, float]:
+    """Coverage of production rows as the weights have it."""
+    if weights is None:
+        return {}
+    return {"coverage_in_production": float(weights @ inside / weights.sum())}
+
+
 def _least_covered(inside: Array, cell: Array, fitted: Fitted) -> dict[str, float]:
     """Coverage of the class or group that has the least, of those with ten test rows at least."""
-    if fitted.head.cells is None:
+    if not isinstance(fitted.head.cells, Cells):
         return {}
     found, index, count = np.unique(cell, return_inverse=True, return_counts=True)
     shares = np.bincount(index, inside) / count

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from posthoc.contract import F64, Array, FitError
 
@@ -105,6 +103,9 @@ def fit_density_ratio(source: Array, target: Array, seed: int = 0) -> DensityRat
 
 
 def _logistic(x: F64, y: F64, ridge: float) -> F64:
+    from scipy.optimize import minimize  # here: who serves a bundle imports no scipy
+    from scipy.special import expit
+
     n = len(y)
 
     def value(w: Array) -> tuple[float, F64]:

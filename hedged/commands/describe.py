@@ -69,6 +69,10 @@ def _promises(bundle: Bundle) -> None:
             named = m.conformal.settings["mask"]
             named = m.classes[named] if m.classes else f"class {named}"
             what, level = f"mask of {named}: share of it missed", f"≤ {g.alpha:g}"
+        if m.conformal.shift is not None:
+            worth = m.conformal.weights["effective_rows"]
+            what = f"{m.conformal.method}: covers the truth in production, if the weights are right"
+            q = f"by weights; {g.n} rows are worth {worth:.0f}"
         if g.cells:
             what = f"{m.conformal.method}: covers the truth of any row"
         table.add_row(what, level, str(g.n), str(g.n_needed), q)

@@ -112,6 +112,13 @@ def fit(
         str | None,
         option(help="Thresholds of their own, and a promise, for each class, cluster or group"),
     ] = None,
+    shift: Annotated[
+        str | None,
+        option(help="Weigh rows for production that differs in target (classes) or covariate"),
+    ] = None,
+    production: Annotated[
+        Path | None, option(help="Rows without labels that --shift is learnt from")
+    ] = None,
     randomised: Annotated[
         bool, option("--randomised", help="Sets by randomised scores: smaller, by a number a row")
     ] = False,
@@ -211,6 +218,7 @@ def fit(
         recalibration=recalibration,
         quantile_levels=console.numbers(quantiles, "--quantiles"),
         given=given,
+        shift=shift,
         randomised=randomised,
         mask=_class(mask, console.lines(classes)),
         alphas=console.numbers(alpha, "--alpha"),
@@ -254,6 +262,7 @@ def fit(
             trust_pickle=trust_pickle,
             laplace=import_laplace,
             train_data=train_data,
+            production=production,
             sampling=sampling,
             pixels=pixels,
             batch_size=batch_size,

@@ -84,8 +84,8 @@ def test_a_shift_of_classes_is_found_and_covered() -> None:
             "oracle": after / before,
             "none": np.ones(3),
         }
-        np.testing.assert_allclose(weights["em"], after / before, rtol=0.25)
-        np.testing.assert_allclose(weights["bbse"], after / before, rtol=0.5)
+        off = {k: np.abs(weights[k] * before - after).max() for k in ("em", "bbse")}
+        assert off["em"] < 0.05 and off["bbse"] < 0.1  # of the shares
         for name, w in weights.items():
             made = weighted("target", 1 - pc[np.arange(1000), yc], w[yc], w)
             q = made.thresholds(ALPHA)
