@@ -59,7 +59,7 @@ class Weighted:
             return np.asarray([1.0 - alpha])
         return np.asarray([threshold(self.scores, self.weights, alpha, w) for w in self.own])
 
-    def of_rows(self, level: Array, z: Array) -> F64:
+    def of_rows(self, level: Array | float, z: Array) -> F64:
         """Thresholds N of rows with outputs z N×C at levels 1-alpha, a scalar or N."""
         assert self.ratio is not None
         total = np.cumsum(self.weights)
