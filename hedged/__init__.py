@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from calibration.bundle import Bundle
+    from calibration.conformal.losses import Order
+    from calibration.conformal.risk_control import RiskControl
     from calibration.evaluation import Evaluation
     from calibration.predictor import Predictor
-    from posthoc.contract import Task
+    from posthoc.contract import Array, Task
 
-__all__ = ["evaluate", "fit", "load"]
+__all__ = ["control_risk", "evaluate", "fit", "load"]
 __version__ = "0.1.0"
 
 
@@ -88,3 +92,49 @@ def evaluate(
     from calibration.evaluate import evaluate as run
 
     return run(bundle, data, ood_data=ood or {}, data_range=data_range)
+
+
+def control_risk(
+    losses: Array,
+    level: float,
+    *,
+    delta: float | None = None,
+    bound: float = 1.0,
+    settings: Sequence[str] | None = None,
+    cost: Sequence[float] | None = None,
+    order: Order | None = None,
+    binary: bool | None = None,
+    monotonise: bool = False,
+    seed: int = 0,
+) -> RiskControl:
+    """The settings whose risk is at most ``level``, from the losses n×L, in [0, ``bound``], of n
+    exchangeable items at L settings fixed without them.
+
+    Without ``delta`` conformal risk control, for losses that never rise from one setting to the
+    next; ``monotonise`` is its own (`calibration.conformal.losses.conformal_risk_control`). With it
+    learn-then-test, for any losses; ``order``, ``binary`` and ``seed`` are its own
+    (`calibration.conformal.losses.learn_then_test`). The promise is ``.promise`` of the result;
+    where nothing passes, ``.chosen`` is None. Raises DataError naming the item and the fix.
+    """
+    from calibration.conformal.losses import conformal_risk_control, learn_then_test
+    from posthoc.contract import DataError
+
+    if delta is None:
+        if order is not None or binary is not None:
+            raise DataError("an order and binary losses are for learn-then-test: give delta")
+        return conformal_risk_control(
+            losses, level, bound=bound, settings=settings, cost=cost, monotonise=monotonise
+        )
+    if monotonise:
+        raise DataError("learn-then-test takes losses as they are: leave monotonise out")
+    return learn_then_test(
+        losses,
+        level,
+        delta,
+        bound=bound,
+        settings=settings,
+        cost=cost,
+        order=order,
+        binary=binary,
+        seed=seed,
+    )

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hedged.commands import demo, evaluate, fit, inspect, score, serve
+from hedged.commands import control, demo, evaluate, fit, inspect, score, serve
 from posthoc.contract import HedgedError
 
 EXTRA = ("onnx", "onnxscript", "plotly", "torch")  # what serving does without
@@ -33,6 +33,7 @@ app.command("verify")(inspect.verify)
 app.command("modules")(inspect.modules)
 app.command("serve")(serve.serve)
 app.command("score")(score.score)
+app.command("control")(control.control)
 
 
 def show_version(asked: bool) -> None:
