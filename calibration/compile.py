@@ -162,7 +162,7 @@ def check_head(head: Head, model: bytes, phi: Array | None, z: Array) -> dict[st
     names = [o.name for o in session.get_outputs()]
     got = dict(zip(names, session.run(names, feed | beside), strict=True))
     want = reference(head, phi, z, **beside)
-    steady = steady_rows(head, z)
+    steady = steady_rows(head, phi, z)
     worst: dict[str, float] = {}
     for name, value in got.items():
         if value.dtype.kind != "f" or name == "ood_pvalue":
@@ -216,13 +216,13 @@ def _beside(head: Head, n: int) -> dict[str, Array]:
     return found
 
 
-def steady_rows(head: Head, z: Array) -> Array:
+def steady_rows(head: Head, phi: Array | None, z: Array) -> Array:
     """Rows whose threshold does not change with rounding: a weight that depends on the row lands
     between two ranks now and then."""
     if not isinstance(head.cells, Weighted) or head.cells.by != "covariate":
         return np.ones(len(z), bool)
     level = float(np.asarray(head.q_hat)[0])
-    low, high = (head.cells.of_rows(level * (1 + s * TOLERANCE), z) for s in (-1, 1))
+    low, high = (head.cells.of_rows(level * (1 + s * TOLERANCE), z, phi) for s in (-1, 1))
     return np.asarray(low == high)
 
 

@@ -38,7 +38,7 @@ from calibration.head import Head
 from calibration.recalibration import base_of, factors, recalibrate
 from calibration.scaling import Scaling
 from calibration.shift.class_shift import em
-from calibration.shift.density_ratio import fit_density_ratio
+from calibration.shift.density_ratio import check_overlap, fit_density_ratio
 from calibration.shift.retasa import retasa
 from calibration.shift.weighted import Weighted, weighted
 from calibration.threshold import fit_abstention, neyman_pearson_rows
@@ -207,8 +207,10 @@ def _weighted(head: Head, parts: Parts, options: FitOptions, exact: Array) -> We
     seen, own = parts.calibration, np.zeros(0)
     scores = exact if head.task == "classification" else _float32_up(exact)
     if options.shift == "covariate":
-        ratio = fit_density_ratio(seen.z, new.z, options.seed)
-        weights = ratio.weights(parts.conformal.z)
+        both = None if seen.phi is None or new.phi is None else (seen.phi, new.phi)
+        ratio = fit_density_ratio(seen.z, new.z, options.seed, features=both)
+        weights = ratio.weights(parts.conformal.z, parts.conformal.phi)
+        check_overlap(float(weights.mean()))
         return weighted(options.shift, scores.astype(np.float32), weights, own, ratio)
     if head.task == "classification":
         y = np.asarray(seen.y, np.int64)

@@ -127,7 +127,7 @@ def reference(
     """
     z = np.asarray(z, np.float64)
     spread = head.spread(phi, z)
-    q = row_thresholds(head, head.q_hat if q_hat is None else q_hat, z, group)
+    q = row_thresholds(head, head.q_hat if q_hat is None else q_hat, z, group, phi)
     out = (
         _reference_classes(head, spread, z, q, _or_default(head, u))
         if head.task == "classification"
@@ -141,14 +141,16 @@ def reference(
     return out
 
 
-def row_thresholds(head: Head, q: float | Array, z: Array, group: Array | None) -> F64:
+def row_thresholds(
+    head: Head, q: float | Array, z: Array, group: Array | None, phi: Array | None
+) -> F64:
     """Thresholds that broadcast with scores N×C: N×1, or 1×C for classes."""
     found, n = np.asarray(q, np.float64), len(z)
     if head.cells is None:
         return np.broadcast_to(found, n)[:, None]
     if isinstance(head.cells, Weighted):
         if head.cells.by == "covariate":
-            return head.cells.of_rows(found[..., 0], z)[:, None]
+            return head.cells.of_rows(found[..., 0], z, phi)[:, None]
         return np.atleast_2d(found)
     if head.cells.by != "group":
         return np.atleast_2d(found)
@@ -235,7 +237,7 @@ def emit(
     if head.module is not None:
         name, state = head.module
         names = registry.page(name).emit(g, state, phi, z)
-    q = _emit_thresholds(head, g, per_row, z)
+    q = _emit_thresholds(head, g, per_row, phi, z)
     out = (
         _emit_classes(head, g, names, z, q, _emit_u(head, g, per_row))
         if head.task == "classification"
@@ -255,7 +257,9 @@ def emit(
     return out
 
 
-def _emit_thresholds(head: Head, g: Fragment, per_row: Callable[[str], str], z: str) -> str:
+def _emit_thresholds(
+    head: Head, g: Fragment, per_row: Callable[[str], str], phi: str | None, z: str
+) -> str:
     """`row_thresholds`: the run-time inputs q_hat and, by group, group."""
     q = g.optional_input("q_hat", head.q_hat, "R")
     if head.cells is None:
@@ -264,7 +268,7 @@ def _emit_thresholds(head: Head, g: Fragment, per_row: Callable[[str], str], z: 
         if head.cells.by == "target":
             return q
         level = g.op("Squeeze", q, g.const([1], "int64"))
-        return g.unsqueeze(head.cells.emit_of_rows(g, level, z), 1)
+        return g.unsqueeze(head.cells.emit_of_rows(g, level, z, phi), 1)
     if head.cells.by != "group":
         return q
     group = g.unsqueeze(g.optional_input("group", UNKNOWN, "G", "int64"), 1)

@@ -55,7 +55,7 @@ def summary(
         label, said = out["label"], test.z.argmax(1)
         rows = np.arange(len(y))
         for g in fitted.conformal.guarantees:
-            q = _thresholds(fitted, g, group, test.z)
+            q = _thresholds(fitted, g, group, test)
             if g.kind == "missed":
                 c = int(fitted.conformal.settings["mask"])
                 mask = out["set_scores"][:, c] <= q[:, 0]
@@ -80,7 +80,7 @@ def summary(
     totals = update_regression(RegressionTotals(), mean=out["mean"], std=out["std"], y=y)
     score = interval_scores(fitted.head.interval, y, out["mean"], out["std"])
     for g in fitted.conformal.guarantees:
-        q = _thresholds(fitted, g, group, test.z)
+        q = _thresholds(fitted, g, group, test)
         inside = score <= np.broadcast_to(q, (len(y), 1))[:, 0]
         lower, upper = bounds(fitted.head.interval, q, out["mean"], out["std"])
         width = float((upper - lower).mean())
@@ -106,14 +106,14 @@ def codes_of(fitted: Fitted, groups: Array) -> Array:
     return named_codes(groups, cells.of, cells.names)
 
 
-def _thresholds(fitted: Fitted, g: Guarantee, group: Array | None, z: Array) -> Array:
+def _thresholds(fitted: Fitted, g: Guarantee, group: Array | None, test: Features) -> Array:
     """Thresholds of a level that broadcast with scores of rows."""
     cells = fitted.head.cells
     if cells is None:
         return np.full((1, 1), np.inf if g.threshold is None else g.threshold)
     if isinstance(cells, Weighted):
         q = cells.thresholds(g.alpha)
-        return row_thresholds(fitted.head, q, z, None).astype(np.float32)
+        return row_thresholds(fitted.head, q, test.z, None, test.phi).astype(np.float32)
     q = cells.thresholds(g.alpha).astype(np.float32)
     if cells.by != "group":
         return q[None]
@@ -127,7 +127,7 @@ def _weights(fitted: Fitted, test: Features, y: Array) -> Array | None:
     if not isinstance(cells, Weighted):
         return None
     if cells.ratio is not None:
-        return cells.ratio.weights(test.z)
+        return cells.ratio.weights(test.z, test.phi)
     return cells.own[y] if fitted.head.task == "classification" else None
 
 

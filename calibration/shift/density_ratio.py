@@ -1,14 +1,16 @@
-"""The ratio of two densities of a model's outputs, by telling the two samples apart.
+"""The ratio of two densities of what a model says and sees, by telling the two samples apart.
 
-A logistic regression of "this row is from production" on the standardised outputs, linear and
-squared; its odds, times the ratio of the sample sizes, are the weight of a row (Bickel, Brückner &
-Scheffer 2009, JMLR 10). A ridge chosen by five folds pulls to no shift at all; weights are bounded.
+A logistic regression of "this row is from production" on the standardised outputs and, where that
+tells more on held-out rows, the features' principal components, linear and squared; its odds, times
+the ratio of the sample sizes, are the weight of a row (Bickel, Brückner & Scheffer 2009, JMLR 10).
+A ridge chosen by five folds pulls to no shift at all; weights are bounded. What it cannot see, a
+change of the truth given outputs and features, no weights can mend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,33 +20,49 @@ from posthoc.contract import F64, Array, FitError
 if TYPE_CHECKING:
     from posthoc.graph import Fragment
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 FOLDS = 5
-REACH = 5.0  # standard deviations that an output may count
+COMPONENTS = 32  # of the features, the most that count
+REACH = 5.0  # standard deviations that a covariate may count
 MOST = 50.0  # of a weight, whose mean is one
+LEAST_SHARE = 0.5  # of production, that labelled rows stand for
+_SINGULAR = 1e-3  # of a component's standard deviation, relative to the largest
 
 
 @dataclass(frozen=True, slots=True)
 class DensityRatio:
-    """log w = clip(b + a·f(z)), f the standardised outputs and their squares."""
+    """log w = clip(b + a·f), f the K standardised covariates and their squares: the outputs C and,
+    with a ``centre`` D and a ``projection`` D×(K-C), components of the features."""
 
     mean: F64
     scale: F64
     weight: F64
     bias: float
+    centre: F64 | None = None
+    projection: F64 | None = None
 
-    def weights(self, z: Array) -> F64:
-        """Weights N of outputs N×C, at most MOST."""
-        log_w = design(z, self.mean, self.scale) @ self.weight + self.bias
+    def weights(self, z: Array, phi: Array | None = None) -> F64:
+        """Weights N of outputs N×C and features N×D, at most MOST. Raises FitError where features
+        are asked for and there are none."""
+        x = np.asarray(z, np.float64)
+        if self.projection is not None:
+            if phi is None:
+                raise FitError("the ratio of densities is one of features, and none were given")
+            x = np.concatenate([x, (np.asarray(phi) - self.centre) @ self.projection], axis=1)
+        log_w = design(x, self.mean, self.scale) @ self.weight + self.bias
         return np.asarray(np.exp(np.clip(log_w, -np.log(MOST), np.log(MOST))))
 
-    def emit(self, g: Fragment, z: str) -> str:
+    def emit(self, g: Fragment, z: str, phi: str | None) -> str:
         """The same as a graph fragment, N."""
-        c = len(self.mean)
+        k = len(self.mean)
+        if self.projection is not None:
+            assert phi is not None and self.centre is not None
+            away = g.op("Sub", phi, g.const(self.centre[None]))
+            z = g.op("Concat", z, g.op("MatMul", away, g.const(self.projection)), axis=1)
         x = g.op("Mul", g.op("Sub", z, g.const(self.mean[None])), g.const(self.scale[None]))
         x = g.op("Max", g.op("Min", x, g.const(REACH)), g.const(-REACH))
-        linear = g.op("MatMul", x, g.const(self.weight[:c, None]))
-        squared = g.op("MatMul", g.op("Mul", x, x), g.const(self.weight[c:, None]))
+        linear = g.op("MatMul", x, g.const(self.weight[:k, None]))
+        squared = g.op("MatMul", g.op("Mul", x, x), g.const(self.weight[k:, None]))
         log_w = g.op("Add", g.op("Add", linear, squared), g.const(self.bias))
         bound = float(np.log(MOST))
         log_w = g.op("Max", g.op("Min", log_w, g.const(bound)), g.const(-bound))
@@ -52,37 +70,64 @@ class DensityRatio:
 
     def tensors(self) -> dict[str, Array]:
         """What a bundle keeps."""
-        return {
+        found: dict[str, Array] = {
             "mean": self.mean,
             "scale": self.scale,
             "weight": self.weight,
             "bias": np.asarray([self.bias]),
         }
+        if self.centre is not None and self.projection is not None:
+            found |= {"centre": self.centre, "projection": self.projection}
+        return found
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Array]) -> DensityRatio:
         """From what a bundle keeps."""
         bias = float(tensors["bias"][0])
-        return cls(tensors["mean"], tensors["scale"], tensors["weight"], bias)
+        features = tensors.get("centre"), tensors.get("projection")
+        return cls(tensors["mean"], tensors["scale"], tensors["weight"], bias, *features)
 
 
-def design(z: Array, mean: Array, scale: Array) -> F64:
-    """The standardised outputs N×C and their squares, N×2C."""
-    x = np.clip((np.asarray(z, np.float64) - mean) * scale, -REACH, REACH)
+def design(x: Array, mean: Array, scale: Array) -> F64:
+    """The standardised covariates N×K and their squares, N×2K."""
+    x = np.clip((np.asarray(x, np.float64) - mean) * scale, -REACH, REACH)
     return np.concatenate([x, x**2], axis=1)
 
 
-def fit_density_ratio(source: Array, target: Array, seed: int = 0) -> DensityRatio:
-    """The ratio of the density of ``target`` M×C to that of ``source`` N×C.
+def fit_density_ratio(
+    source: Array, target: Array, seed: int = 0, *, features: tuple[Array, Array] | None = None
+) -> DensityRatio:
+    """The ratio of the density of ``target`` M×C to that of ``source`` N×C, outputs of a model;
+    ``features`` N×D and M×D of the same rows count too where they tell the samples apart better.
 
-    Raises FitError for a sample of fewer than ten rows and for outputs that are not finite.
+    Raises FitError for a sample of fewer than ten rows and for values that are not finite.
     """
     s, t = np.asarray(source, np.float64), np.asarray(target, np.float64)
-    for name, sample in (("labelled", s), ("production", t)):
-        if len(sample) < 2 * FOLDS:
-            raise FitError(f"{len(sample)} {name} rows are too few to know a shift from")
-        if not np.isfinite(sample).all():
-            raise FitError(f"an output of the frozen model is not finite on a {name} row")
+    given = [(s, t)] if features is None else [(s, t), features]
+    for whose, (labelled, coming) in zip(("an output", "a feature"), given, strict=False):
+        for name, sample in (("labelled", labelled), ("production", coming)):
+            if len(sample) < 2 * FOLDS:
+                raise FitError(f"{len(sample)} {name} rows are too few to know a shift from")
+            if not np.isfinite(sample).all():
+                raise FitError(f"{whose} of the frozen model is not finite on a {name} row")
+    best, plain = _fitted(s, t, seed)
+    if features is None:
+        return plain
+    centre, projection = _components(*features)
+    if not projection.shape[1]:
+        return plain
+    s, t = (
+        np.concatenate([z, (np.asarray(f) - centre) @ projection], axis=1)
+        for z, f in zip((s, t), features, strict=True)
+    )
+    lost, richer = _fitted(s, t, seed)
+    if lost >= best:
+        return plain
+    return replace(richer, centre=centre, projection=projection)
+
+
+def _fitted(s: F64, t: F64, seed: int) -> tuple[float, DensityRatio]:
+    """(log loss of held-out rows, the ratio) of covariates N×K and M×K, with the best ridge."""
     mean = s.mean(0)
     deviation = s.std(0)
     scale = np.where(deviation > 1e-7 * np.maximum(1.0, np.abs(mean)), 1.0, 0.0)
@@ -90,19 +135,33 @@ def fit_density_ratio(source: Array, target: Array, seed: int = 0) -> DensityRat
     x = design(np.concatenate([s, t]), mean, scale)
     y = np.repeat([0.0, 1.0], [len(s), len(t)])
     fold = np.random.default_rng(seed).permutation(len(y)) % FOLDS
-    losses = []
-    for ridge in RIDGES:
-        lost = 0.0
-        for k in range(FOLDS):
-            w = _logistic(x[fold != k], y[fold != k], ridge)
+    losses = np.zeros(len(RIDGES))
+    for k in range(FOLDS):
+        w = np.zeros(x.shape[1] + 1)
+        for i, ridge in enumerate(RIDGES):  # each from the one before
+            w = _logistic(x[fold != k], y[fold != k], ridge, w)
             odds = x[fold == k] @ w[:-1] + w[-1]
-            lost += float((np.logaddexp(0, odds) - y[fold == k] * odds).sum())
-        losses.append(lost)
-    w = _logistic(x, y, RIDGES[int(np.argmin(losses))])
-    return DensityRatio(mean, scale, w[:-1], float(w[-1] - np.log(len(t) / len(s))))
+            losses[i] += float((np.logaddexp(0, odds) - y[fold == k] * odds).sum())
+    w = _logistic(x, y, RIDGES[int(np.argmin(losses))], w)
+    ratio = DensityRatio(mean, scale, w[:-1], float(w[-1] - np.log(len(t) / len(s))))
+    return float(losses.min()), ratio
 
 
-def _logistic(x: F64, y: F64, ridge: float) -> F64:
+def _components(source: Array, target: Array) -> tuple[F64, F64]:
+    """(centre D, projection D×K) of the principal components of both samples' features together,
+    each feature standardised."""
+    x = np.concatenate([source, target]).astype(np.float64)
+    centre, deviation = x.mean(0), x.std(0)
+    alive = deviation > 1e-7 * np.maximum(1.0, np.abs(centre))
+    scale = np.where(alive, 1.0 / np.where(alive, deviation, 1.0), 0.0)
+    x = (x - centre) * scale
+    variance, vectors = np.linalg.eigh(x.T @ x / len(x))
+    kept = np.argsort(-variance)[:COMPONENTS]
+    kept = kept[variance[kept] > _SINGULAR**2 * max(variance.max(initial=0.0), 1e-300)]
+    return centre, np.asarray(scale[:, None] * vectors[:, kept])
+
+
+def _logistic(x: F64, y: F64, ridge: float, start: F64) -> F64:
     from scipy.optimize import minimize  # here: who serves a bundle imports no scipy
     from scipy.special import expit
 
@@ -114,5 +173,14 @@ def _logistic(x: F64, y: F64, ridge: float) -> F64:
         residual = (expit(odds) - y) / n
         return loss, np.append(x.T @ residual + 2 * ridge * w[:-1], residual.sum())
 
-    start = np.zeros(x.shape[1] + 1)
     return np.asarray(minimize(value, start, jac=True, method="L-BFGS-B").x)
+
+
+def check_overlap(share: float) -> None:
+    """FitError where labelled rows stand for too small a ``share`` of production rows: the mean
+    weight over labelled rows, one where both lie in the same places."""
+    if share < LEAST_SHARE:
+        raise FitError(
+            f"labelled rows stand for {share:.2f} of the production rows, and {LEAST_SHARE} is the "
+            "least: most production rows lie where no labelled row does; label some of them"
+        )

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from calibration.shift.density_ratio import check_overlap
 from posthoc.contract import F64, Array, FitError
 
 # For coverage a small one is right, though another has a smaller error in the weights; of the grid
 # the one whose weighted source mean and spread of x are nearest to production's.
-GRID = (0.01, 0.02, 0.05, 0.1, 0.2)
+GRID = (0.001, 0.003, 0.01, 0.03, 0.1)
 ROWS = 1500  # of either sample: a system of so many equations is solved for each of the grid
 
 
@@ -22,7 +23,8 @@ def retasa(x: Array, y: Array, target: Array, seed: int = 0) -> F64:
     """Weights N of mean one for source rows with outputs x N and targets y N, from production
     outputs M. More than ROWS are weighed by a sample and the weights of their nearest targets.
 
-    Raises FitError for fewer than 20 rows of either sample, and values that are not finite.
+    Raises FitError for fewer than 20 rows of either sample, values that are not finite, and where
+    production outputs lie where labelled ones do not.
     """
     x, y, t = (np.asarray(v, np.float64).reshape(-1) for v in (x, y, target))
     if min(len(x), len(t)) < 20:
@@ -35,6 +37,7 @@ def retasa(x: Array, y: Array, target: Array, seed: int = 0) -> F64:
     xs, ys = x[kept], y[kept]
     a, b = _smoother(xs), _smoother(ys)
     eta = _density(xs, t) / np.maximum(_density(xs, xs), 1e-12)
+    check_overlap(float(eta.mean()))
     eta /= eta.mean()
     wanted = np.asarray([t.mean(), t.std()])
     best = None

@@ -30,10 +30,10 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """Conformal scores n, ascending, with their weights n of mean one.
+    """Conformal scores n, ascending, with their weights n.
 
     ``by`` target: ``own`` are the weights that a new row may have, of each class, or one that none
-    exceeds. ``by`` covariate: ``ratio`` says the weight of a row from its outputs.
+    exceeds. ``by`` covariate: ``ratio`` says the weight of a row.
     """
 
     by: Shift
@@ -59,33 +59,26 @@ class Weighted:
             return np.asarray([1.0 - alpha])
         return np.asarray([threshold(self.scores, self.weights, alpha, w) for w in self.own])
 
-    def of_rows(self, level: Array | float, z: Array) -> F64:
-        """Thresholds N of rows with outputs z N×C at levels 1-alpha, a scalar or N."""
+    def of_rows(self, level: Array | float, z: Array, phi: Array | None = None) -> F64:
+        """Thresholds N of rows with outputs z N×C and features N×D at levels 1-alpha, a scalar or
+        N."""
         assert self.ratio is not None
         total = np.cumsum(self.weights)
-        own = np.minimum(self.ratio.weights(z), self.most)
-        wanted = np.asarray(level, np.float64) * (total[-1] + own)
-        index = np.searchsorted(total * (1 - _ROUNDING), wanted - _ROUNDING, side="left")
+        wanted = np.asarray(level, np.float64) * (total[-1] + self.ratio.weights(z, phi))
+        index = np.searchsorted(total, wanted * (1 - _ROUNDING), side="left")
         return np.asarray(np.append(np.asarray(self.scores, np.float64), np.inf)[index])
 
-    @property
-    def most(self) -> float:
-        """The largest weight that a row may have: beyond, its estimate is extrapolation."""
-        return float(self.weights.max())
-
-    def emit_of_rows(self, g: Fragment, level: str, z: str) -> str:
+    def emit_of_rows(self, g: Fragment, level: str, z: str, phi: str | None = None) -> str:
         """`of_rows` as a graph fragment."""
         from posthoc.graph import emit_count_below
 
         assert self.ratio is not None
-        n = len(self.weights)
-        share = np.cumsum(self.weights) / self.weights.sum()
-        own = g.op("Min", self.ratio.emit(g, z), g.const(self.most))
-        relative = g.op("Mul", own, g.const(1.0 / float(self.weights.sum())))
+        total = np.cumsum(self.weights)
+        share = total / total[-1]
+        relative = g.op("Mul", self.ratio.emit(g, z, phi), g.const(1.0 / float(total[-1])))
         wanted = g.op("Mul", level, g.op("Add", relative, g.const(1.0)))
         # Float32 must not say that a sum suffices which does not: a rank more is on the safe side.
         index = g.cast(emit_count_below(g, share * (1 - 1e-6), wanted), "int64")
-        assert n == len(self.scores)
         return g.op("Gather", g.const(np.append(self.scores, np.inf)), index, axis=0)
 
     def tensors(self) -> dict[str, Array]:
@@ -107,7 +100,6 @@ def weighted(
     if len(s) != len(w) or not np.isfinite(w).all() or (w < 0).any() or not w.any():
         raise FitError("weights of conformal rows are finite, at least 0, and one a row")
     order = np.argsort(s, kind="stable")
-    mean = float(w.mean())
     effective = effective_rows(w)
     if effective < LEAST_ROWS:
         raise FitError(
@@ -115,7 +107,7 @@ def weighted(
             f"sample size), and {LEAST_ROWS:.0f} are the least: the production rows are too unlike "
             "the labelled ones; label some of them, or give more rows"
         )
-    return Weighted(by, s[order], w[order] / mean, np.asarray(own, np.float64) / mean, ratio)
+    return Weighted(by, s[order], w[order], np.asarray(own, np.float64), ratio)
 
 
 def restored(by: Shift, tensors: Mapping[str, Array], scores: Array) -> Weighted:

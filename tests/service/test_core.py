@@ -24,12 +24,13 @@ class Notebook:
     """A ledger that keeps what it is told, or fails."""
 
     def __init__(self, fails=False):
-        self.fails, self.calls = fails, []
+        self.fails, self.calls, self.groups = fails, [], []
 
-    def record(self, *call):
+    def record(self, *call, group=None):
         if self.fails:
             raise OSError("disk full")
         self.calls.append(call)
+        self.groups.append(group)
 
     def calibration(self, model):
         return {"models": [model]}
@@ -78,7 +79,7 @@ def test_what_is_recorded(model, x):
     ((name, version, identity, ids, fields, level),) = ledger.calls
     assert (name, version, identity, level) == ("tiny", "1", model.identity, "0.9")
     assert ids == answer.ids == [f"r:{k}" for k in range(6)]
-    assert list(answer.fields) == ["label"]
+    assert list(answer.fields) == ["label"] and ledger.groups == [None]
     assert set(fields) == set(model.fields)  # the frozen outputs are not kept
 
 

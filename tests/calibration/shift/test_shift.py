@@ -12,7 +12,12 @@ from sklearn.linear_model import LogisticRegression
 
 from calibration.bundle import threshold_at
 from calibration.shift.class_shift import bbse, em
-from calibration.shift.density_ratio import DensityRatio, design, fit_density_ratio
+from calibration.shift.density_ratio import (
+    DensityRatio,
+    check_overlap,
+    design,
+    fit_density_ratio,
+)
 from calibration.shift.retasa import retasa
 from calibration.shift.weighted import effective_rows, restored, threshold, weighted
 from posthoc.contract import DataError, FitError
@@ -68,6 +73,7 @@ def test_a_shift_of_classes_is_found_and_covered() -> None:
     sets that were short of it cover again."""
     before, after = np.asarray([0.45, 0.45, 0.1]), np.asarray([0.2, 0.2, 0.6])
     found: dict[str, list[float]] = {"em": [], "bbse": [], "none": [], "oracle": []}
+    off: dict[str, list[np.ndarray]] = {"em": [], "bbse": []}
     for seed in range(30):
         rng = np.random.default_rng(seed)
 
@@ -84,12 +90,15 @@ def test_a_shift_of_classes_is_found_and_covered() -> None:
             "oracle": after / before,
             "none": np.ones(3),
         }
-        off = {k: np.abs(weights[k] * before - after).max() for k in ("em", "bbse")}
-        assert off["em"] < 0.05 and off["bbse"] < 0.1  # of the shares
+        for name, kept in off.items():
+            kept.append(weights[name] * np.bincount(y) / 2000 - after)
         for name, w in weights.items():
             made = weighted("target", 1 - pc[np.arange(1000), yc], w[yc], w)
             q = made.thresholds(ALPHA)
             found[name].append(float((1 - pt <= q)[np.arange(4000), yt].mean()))
+    for name, most in (("em", 0.03), ("bbse", 0.06)):
+        assert np.abs(np.mean(off[name], axis=0)).max() < 0.02  # no bias
+        assert np.abs(off[name]).mean() < most
     means = {k: np.mean(v) for k, v in found.items()}
     assert means["oracle"] > 0.9 - 2 * np.std(found["oracle"]) / np.sqrt(30)
     assert means["none"] < 0.87 < 0.88 < min(means["em"], means["bbse"])
@@ -134,21 +143,61 @@ def test_a_shift_of_covariates_is_found_and_covered() -> None:
     assert means["none"] < 0.8 and means["estimated"] > 0.88
 
 
-def test_the_graph_gives_a_row_its_own_threshold() -> None:
+@pytest.mark.parametrize("seen", [False, True])
+def test_the_graph_gives_a_row_its_own_threshold(seen: bool) -> None:
+    """The ratio of outputs alone, and of features that are far from zero and tell the shift."""
     x, s = covariates(1, 800, 0.0)
-    ratio = fit_density_ratio(x, covariates(2, 700, 1.0)[0])
-    made = weighted("covariate", s.astype("f4"), ratio.weights(x), np.zeros(0), ratio)
-    again = restored("covariate", made.tensors(), made.scores)
+    fresh = covariates(2, 700, 1.0)[0]
     z = np.concatenate([covariates(3, 200, 0.5)[0], [[50, 50], [-50, 0]]]).astype(np.float32)
+    phi = {}
+    if seen:
+        mix = np.random.default_rng(0).normal(size=(2, 6))
+        phi = {k: v @ mix + 1000 for k, v in (("old", x), ("new", fresh), ("asked", z))}
+        x, fresh, z = x[:, 1:], fresh[:, 1:], z[:, 1:]  # the outputs show nothing of it
+    ratio = fit_density_ratio(x, fresh, features=(phi["old"], phi["new"]) if seen else None)
+    assert (ratio.projection is not None) == seen
+    weights = ratio.weights(x, phi.get("old"))
+    made = weighted("covariate", s.astype("f4"), weights, np.zeros(0), ratio)
+    again = restored("covariate", made.tensors(), made.scores)
+    asked = phi["asked"].astype(np.float32) if seen else None
     for level in (0.5, 0.9, 0.99, 0.9999):
         g = Fragment()
         q = g.input("level", "float32", ["R"])
-        g.publish(again.emit_of_rows(g, q, g.input("z", "float32", ["N", 2])), "q")
+        features = g.input("phi", "float32", ["N", 6]) if seen else None
+        outputs = g.input("z", "float32", ["N", z.shape[1]])
+        g.publish(again.emit_of_rows(g, q, outputs, features), "q")
         session = open_session(standalone(g, {"q": ("float32", (-1,))}))
-        (got,) = session.run(None, {"z": z, "level": np.asarray([level], np.float32)})
-        want = made.of_rows(level, z)
+        feed = {"z": z, "level": np.asarray([level], np.float32)}
+        (got,) = session.run(None, feed | ({} if asked is None else {"phi": asked}))
+        want = made.of_rows(level, z, asked)
         place = np.searchsorted(np.append(made.scores, np.inf), [got, want.astype("f4")])
         assert ((place[0] - place[1]) >= 0).all() and (place[0] - place[1]).max() <= 1
+    if seen:
+        with pytest.raises(FitError, match="none were given"):
+            ratio.weights(x)
+
+
+def test_features_that_tell_nothing_more_are_left_out() -> None:
+    x, fresh = covariates(1, 800, 0.0)[0], covariates(2, 700, 1.0)[0]
+    noise = np.random.default_rng(0).normal(size=(1500, 40))
+    ratio = fit_density_ratio(x, fresh, features=(noise[:800], noise[800:]))
+    assert ratio.projection is None
+    alone = fit_density_ratio(x, fresh)
+    np.testing.assert_array_equal(ratio.weights(x), alone.weights(x))
+    constant = fit_density_ratio(x, fresh, features=(np.ones((800, 3)), np.ones((700, 3))))
+    assert constant.projection is None
+
+
+def test_labelled_rows_stand_for_production_or_are_refused() -> None:
+    x = covariates(1, 2000, 0.0)[0]
+    near, far = (fit_density_ratio(x, covariates(2, 2000, t)[0]).weights(x) for t in (1, 30))
+    assert near.mean() == pytest.approx(1, abs=0.1)
+    check_overlap(float(near.mean()))
+    with pytest.raises(FitError, match=r"stand for 0\.02 of the production rows"):
+        check_overlap(float(far.mean()))
+    y = np.random.default_rng(0).normal(size=400)
+    with pytest.raises(FitError, match=r"stand for 0\.\d+ of the production rows"):
+        retasa(y, y, y + 20)
 
 
 def test_the_ratio_is_a_logistic_regression_and_none_without_a_shift() -> None:
