@@ -1,241 +1,174 @@
 """``python -m bench coverage``: realised coverage of every set and interval.
 
-Every set of the developer suite × α in {.05, .1, .2} × 20 re-splits by rows × methods: thresholds
-from conformal rows, coverage on test rows. A cell is inside when its coverage lies in the 99 %
-beta-binomial band of both sample sizes, or, where conformal scores tie at the threshold (top-k, and
-the last class of a deterministic APS or RAPS), above its lower edge. ``share_inside`` is over all
-cells; ``outside`` and ``allowed`` are a method's cells outside and the 99.9 % quantile of how
-many are when ranks are drawn at random for the same sizes.
+Every set of the developer suite × α in {.05, .1, .2} × 20 re-splits by rows × methods
+(`bench.coverage_cells`): thresholds from conformal rows, coverage on test rows. A cell is inside
+when its coverage lies in the 99 % beta-binomial band of both its sizes, or above the lower edge
+where scores tie at the threshold or sets are never empty. ``cells`` have at least 500 rows of
+either sample; ``small_cells`` have fewer, and their own bands. Of each method, ``outside`` is
+beside ``allowed``, the 99.9 % quantile of how many are by chance (`bench.coverage_null`).
+``below_18`` lists set, method and level where fewer than 18 of 20 splits are inside.
 
-Probabilities are those of temperature scaling alone, standard deviations those of ``bayescap``.
+``shift`` is `bench.coverage_shift`, ``peers`` `bench.coverage_peers`; ``by_item`` are the sets
+whose rows belong together, split by what they belong to, which nothing is judged by.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 
-from bench.suite import load, suite
-from calibration.bundle import conformal_rank, threshold_at
-from calibration.conformal.cells import By, cells
-from calibration.conformal.clusters import fit_clusters
-from calibration.conformal.intervals import (
-    INTERVALS,
-    bounds,
-    interval_scores,
-    make,
-    signed_residuals,
-)
-from calibration.conformal.scores import METHODS, choose, class_scores, page
-from calibration.fit_head import fit_head
-from calibration.fit_options import FitOptions, Parts
-from calibration.fit_thresholds import run_head
-from calibration.material import parts_of, split
-from calibration.metrics.coverage import coverage_band
-from calibration.recalibration import Base, knots
-from calibration.scaling import fit_temperature
-from posthoc.contract import Array, Features
-from posthoc.links import softmax
+from bench import coverage_null as null
+from bench.coverage_cells import MARGINAL, UNKNOWN_GROUP, Cell, class_cells, value_cells
+from bench.coverage_peers import beside_peers
+from bench.coverage_rows import split_rows
+from bench.coverage_shift import Shifted, shifted
+from bench.coverage_tables import figures
+from bench.processes import each
+from bench.suite import find, load, suite
 
-ALPHAS = (0.05, 0.1, 0.2)
 SEEDS, QUICK_SEEDS = 20, 3
 QUICK = ("satimage", "concrete")
+BLOCK = 4  # seeds of a task
 LEAST = 500  # rows of either sample
-NULLS = 1000
+
+Found = tuple[str, int, Cell]
+T = TypeVar("T")
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Coverage by set, method and level, and how many cells are outside."""
-    names = [(s.name, s.task) for s in suite() if not quick or s.name in QUICK]
-    seeds = QUICK_SEEDS if quick else SEEDS
-    found, sizes = [], {}
-    for name, task in names:
-        material = load(name, grouped=False).material
-        one = classes if task == "classification" else values
-        for seed in range(seeds):
-            parts, test = parts_of(material, split(material, seed))
-            n, m = len(parts.conformal), len(test)
-            sizes[name, seed] = (n, m)
-            for row in one(parts, test, seed):
-                low, high = coverage_band(n, m, row["alpha"])
-                row |= {"set": name, "seed": seed, "low": low, "high": high}
-                row["inside"] = low <= row["coverage"] and (row["tied"] or row["coverage"] <= high)
-                found.append(row)
-        print(name, sizes[name, 0], file=sys.stderr, flush=True)
-    judged = [r for r in found if min(sizes[r["set"], r["seed"]]) >= LEAST]
-    table = _table(found)
-    few = sorted({r["set"] for r in found} - {r["set"] for r in judged})
-    methods = _methods(judged, sizes)
+    """Coverage by set, method and level, how many cells are outside, under shift, and of peers."""
+    sets = [s for s in suite() if not quick or s.name in QUICK]
+    seeds = range(QUICK_SEEDS if quick else SEEDS)
+    blocks = [tuple(seeds[i : i + BLOCK]) for i in range(0, len(seeds), BLOCK)]
+    for s in sets:  # made on first use, which two processes need not do at once
+        load(s.name, grouped=False)
+    found: list[Found] = []
+    moved: list[tuple[str, Shifted]] = []
+    items: list[Found] = []
+    for one in each(block, [(s.name, b) for s in sets for b in blocks]):
+        found += one[0]
+        moved += one[1]
+        items += one[2]
+    order = {s.name: i for i, s in enumerate(sets)}
+    for rows in (found, items):
+        rows.sort(key=lambda r: (order[r[0]], r[1]))
+    moved.sort(key=lambda r: order[r[0]])
+    print("peers", file=sys.stderr, flush=True)
+    return {**judge(found, len(seeds)), **figures(moved, items), "peers": beside_peers(quick)}
+
+
+def block(
+    name: str, seeds: tuple[int, ...]
+) -> tuple[list[Found], list[tuple[str, Shifted]], list[Found]]:
+    """(cells, coverage under shift, cells of splits by item) of some splits of a set."""
+    chosen = find(name)
+    make = class_cells if chosen.task == "classification" else value_cells
+    known = load(name, grouped=False)
+    whole = load(name) if chosen.group else None
+    found: list[Found] = []
+    moved: list[tuple[str, Shifted]] = []
+    items: list[Found] = []
+    for seed in seeds:
+        split = split_rows(name, known, chosen.task, seed)
+        found += [(name, seed, c) for c in make(split, seed)]
+        moved += [(name, s) for s in shifted(split, seed)]
+        if whole is not None:
+            apart = split_rows(name, whole, chosen.task, seed)
+            items += [(name, seed, c) for c in make(apart, seed) if c.method == "residual"]
+    return found, moved, items
+
+
+def judge(found: list[Found], splits: int) -> dict[str, Any]:
+    """Cells inside their bands, of all, of each method, and of each set, method and level."""
+    judged = [f for f in found if not f[2].method.endswith((MARGINAL, UNKNOWN_GROUP))]
+    large = [f for f in judged if min(f[2].n, f[2].m) >= LEAST]
+    small = [f for f in judged if min(f[2].n, f[2].m) < LEAST]
+    table = [_row(rows) for rows in _by(found, lambda f: (f[0], f[2].method, f[2].alpha))]
+    whole = [f for f in large if not f[2].part]
+    each_level = list(_by(whole, lambda f: (f[0], f[2].method, f[2].alpha)))
     return {
-        "splits": seeds,
-        "cells": len(judged),
-        "share_inside": float(np.mean([r["inside"] for r in judged])) if judged else None,
-        "least_of_20": min((r["inside"] for r in table if r["set"] not in few), default=None),
-        "too_few_rows": few,
-        "methods": methods,
+        "splits": splits,
+        "cells": len(large),
+        "cells_inside_band": _share(large),
+        "small_cells": len(small),
+        "small_cells_inside_band": _share(small),
+        "levels": len(each_level),
+        "below_18": [
+            _row(rows)
+            for rows in each_level
+            if sum(null.inside(c) for _, _, c in rows) < 0.9 * len(rows)
+        ],
+        "unknown_group_differs": _differing(found),
+        "methods": [_method(rows) for rows in _by(judged, lambda f: f[2].method)],
         "table": table,
-    }
-
-
-def classes(parts: Parts, test: Features, seed: int) -> list[dict[str, Any]]:
-    """Sets of every score, deterministic and randomised, and of classes and clusters of them."""
-    calibration, conformal = parts.calibration, parts.conformal
-    assert calibration.y is not None and conformal.y is not None and test.y is not None
-    t, _ = fit_temperature(calibration.z, calibration.y)
-    p = {k: softmax(f.z / t) for k, f in _named(calibration, conformal, test).items()}
-    y = {k: np.asarray(f.y, np.int64) for k, f in _named(calibration, conformal, test).items()}
-    rng = np.random.default_rng(seed)
-    u = {k: rng.uniform(size=len(v)) for k, v in y.items()}
-    made = []
-    for method in METHODS:
-        for randomised in (False, True)[: 1 + page(method).RANDOMISES]:
-            for alpha in ALPHAS:
-                settings = choose(method, p["calibration"], y["calibration"], alpha)
-                s = {
-                    k: class_scores(method, settings, p[k], u[k] if randomised else 1.0)
-                    for k in ("conformal", "test")
-                }
-                own = s["conformal"][np.arange(len(y["conformal"])), y["conformal"]]
-                q = threshold_at(np.sort(own), alpha)
-                sets = s["test"] <= q
-                name = f"{method}, randomised" if randomised else method
-                made.append(_row(name, alpha, sets, y["test"], bool((own == q).sum() > 1)))
-    true = {k: class_scores("lac", {}, p[k])[np.arange(len(y[k])), y[k]] for k in p}
-    width = p["test"].shape[1]
-    kinds: tuple[By, ...] = ("class", "cluster")
-    for given in kinds:
-        of = np.arange(width)
-        if given == "cluster":
-            of = fit_clusters(true["calibration"], y["calibration"], width, min(ALPHAS))
-        names = [str(i) for i in range(int(of.max()) + 1)]
-        by = cells(given, true["conformal"], of[y["conformal"]], of, names)
-        for alpha in ALPHAS:
-            sets = class_scores("lac", {}, p["test"]) <= by.thresholds(alpha)
-            # Of several thresholds the marginal coverage has no band of its own: its cells do.
-            row = _row(f"lac by {given}", alpha, sets, y["test"], True)
-            made.append(row | {"least": _least(sets, y["test"], alpha)})
-    return made
-
-
-def values(parts: Parts, test: Features, seed: int) -> list[dict[str, Any]]:
-    """Intervals of every score."""
-    del seed
-    calibration, conformal = parts.calibration, parts.conformal
-    fitted = fit_head(None, parts, FitOptions(task="regression", method="bayescap", ood="none"))
-    assert fitted.head.noise is not None
-    out = {k: run_head(fitted.head, f) for k, f in _named(calibration, conformal, test).items()}
-    y = {k: np.asarray(f.y, np.float64) for k, f in _named(calibration, conformal, test).items()}
-    base = Base()
-    seen = out["calibration"]
-    found = knots(base, signed_residuals(y["calibration"], seen["mean"], seen["std"]))
-    made = []
-    for method in INTERVALS:
-        for alpha in ALPHAS:
-            margin = float(base.quantile(np.asarray(1 - alpha / 2)))
-            interval = make(method, "two", fitted.head.noise, margin, found)
-            s = {
-                k: interval_scores(interval, y[k], out[k]["mean"], out[k]["std"])
-                for k in ("conformal", "test")
-            }
-            ends = bounds(
-                interval,
-                np.full((1, 1), threshold_at(np.sort(s["conformal"]), alpha)),
-                out["test"]["mean"],
-                out["test"]["std"],
+        "groups": [
+            _row(rows) | {"part": rows[0][2].part}
+            for rows in _by(
+                [f for f in found if "group" in f[2].method and f[2].part],
+                lambda f: (f[0], f[2].part, f[2].method, f[2].alpha),
             )
-            size = float((ends[1] - ends[0]).mean())
-            inside = s["test"] <= threshold_at(np.sort(s["conformal"]), alpha)
-            q = threshold_at(np.sort(s["conformal"]), alpha)
-            tied = bool((s["conformal"] == q).sum() > 1)
-            row = {"method": method, "alpha": alpha, "coverage": float(inside.mean())}
-            made.append(row | {"tied": tied, "size": size if np.isfinite(size) else None})
-    return made
-
-
-def _named(calibration: Features, conformal: Features, test: Features) -> dict[str, Features]:
-    return {"calibration": calibration, "conformal": conformal, "test": test}
-
-
-def _row(method: str, alpha: float, sets: Array, y: Array, tied: bool) -> dict[str, Any]:
-    return {
-        "method": method,
-        "alpha": alpha,
-        "coverage": float(sets[np.arange(len(y)), y].mean()),
-        "tied": tied,
-        "size": float(sets.sum(1).mean()),
+        ],
     }
 
 
-def _least(sets: Array, y: Array, alpha: float) -> float:
-    """The lowest z-score of a class's coverage on the test rows, classes of 30 rows and more."""
-    inside = sets[np.arange(len(y)), y]
-    found = []
-    for c in np.unique(y):
-        here = inside[y == c]
-        if len(here) >= 30:
-            found.append((here.mean() - (1 - alpha)) / np.sqrt(alpha * (1 - alpha) / len(here)))
-    return float(min(found, default=0.0))
+def _share(found: list[Found]) -> float | None:
+    return float(np.mean([null.inside(c) for _, _, c in found])) if found else None
 
 
-def _table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over splits, a row for each set, method and level."""
-    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
-    for r in found:
-        groups[r["set"], r["method"], r["alpha"]].append(r)
-    return [
-        {
-            "set": name,
-            "method": method,
-            "alpha": alpha,
-            "coverage": float(np.mean([r["coverage"] for r in rows])),
-            "inside": sum(r["inside"] for r in rows),
-            "size": None if rows[0]["size"] is None else float(np.mean([r["size"] for r in rows])),
-            "tied": any(r["tied"] for r in rows),
+def _method(rows: list[Found]) -> dict[str, Any]:
+    """Of one method: how many cells are outside, of large and of small ones."""
+    made: dict[str, Any] = {"method": rows[0][2].method}
+    for prefix, here in (
+        ("", [r for r in rows if min(r[2].n, r[2].m) >= LEAST]),
+        ("small_", [r for r in rows if min(r[2].n, r[2].m) < LEAST]),
+    ):
+        made |= {
+            f"{prefix}cells": len(here),
+            f"{prefix}outside": sum(not null.inside(c) for _, _, c in here),
+            f"{prefix}allowed": null.allowed(here),
         }
-        for (name, method, alpha), rows in groups.items()
-    ]
-
-
-def _methods(
-    judged: list[dict[str, Any]], sizes: dict[tuple[str, int], tuple[int, int]]
-) -> list[dict[str, Any]]:
-    """Cells outside of each method, and how many chance allows."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for r in judged:
-        groups[r["method"]].append(r)
-    made = []
-    for method, rows in groups.items():
-        splits = sorted({(r["set"], r["seed"]) for r in rows})
-        made.append(
-            {
-                "method": method,
-                "cells": len(rows),
-                "outside": sum(not r["inside"] for r in rows),
-                "allowed": _allowed([sizes[s] for s in splits], all(r["tied"] for r in rows)),
-            }
-        )
+        if not prefix:
+            made["lower_edge_only"] = sum(c.lower for _, _, c in here)
+            places = [null.position(c) for _, _, c in here]
+            made["positions"] = np.histogram(np.clip(places, -4.99, 4.99), null.BINS)[0].tolist()
     return made
 
 
-def _allowed(sizes: list[tuple[int, int]], one_sided: bool) -> int:
-    """The 99.9 % quantile of cells outside when the ranks of n + m rows are in any order.
+def _row(rows: list[Found]) -> dict[str, Any]:
+    """Means over splits (and parts) of one set, method and level."""
+    cells = [c for _, _, c in rows]
+    sizes = [c.size for c in cells if c.size is not None]
+    return {
+        "set": rows[0][0],
+        "method": cells[0].method,
+        "alpha": cells[0].alpha,
+        "n": round(float(np.mean([c.n for c in cells]))),
+        "m": round(float(np.mean([c.m for c in cells]))),
+        "coverage": float(np.mean([c.covered / c.m for c in cells])),
+        "inside": sum(null.inside(c) for c in cells),
+        "of": len(cells),
+        "lower_edge_only": sum(c.lower for c in cells),
+        "size": float(np.mean(sizes)) if sizes else None,
+    }
 
-    The k-th of n among n + m has a beta-binomial number of the m below it; the three levels of a
-    split share their rows, which the draws of one uniform a split keep to the full.
-    """
-    rng = np.random.default_rng(0)
-    total = np.zeros(NULLS, int)
-    for n, m in sizes:
-        ranks = sorted(conformal_rank(n, a) for a in ALPHAS)
-        shape = np.diff([0, *ranks, n + 1])
-        gaps = rng.gamma(shape, size=(NULLS, len(ALPHAS) + 1))
-        share = np.cumsum(gaps[:, :-1], 1) / gaps.sum(1, keepdims=True)
-        steps = np.diff(np.column_stack([np.zeros(NULLS), share, np.ones(NULLS)]), axis=1)
-        counts = np.cumsum(np.stack([rng.multinomial(m, p) for p in steps])[:, :-1], axis=1) / m
-        for i, a in enumerate(sorted(ALPHAS, reverse=True)):
-            low, high = coverage_band(n, m, a)
-            total += (counts[:, i] < low) | (~np.asarray(one_sided) & (counts[:, i] > high))
-    return int(np.quantile(total, 0.999, method="higher"))
+
+def _differing(found: list[Found]) -> int:
+    """Splits and levels where rows of an unknown group have another threshold than the marginal."""
+    held = {(n, s, c.method, c.alpha): c.covered for n, s, c in found if not c.part}
+    return sum(
+        held[n, s, m.removesuffix(UNKNOWN_GROUP), a] != v
+        for (n, s, m, a), v in held.items()
+        if m.endswith(UNKNOWN_GROUP)
+    )
+
+
+def _by(rows: Iterable[T], key: Callable[[T], Hashable]) -> Iterable[list[T]]:
+    """Rows that share a key, by its first occurrence."""
+    groups: dict[Hashable, list[T]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return groups.values()

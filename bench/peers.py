@@ -87,6 +87,31 @@ PEERS = {
         alone=("torch-uncertainty==0.13.0", "timm==1.0.31", "torchvision==0.28.0"),
         imports="bench.abnn_peer",
     ),
+    "mapie": Peer(
+        "mapie",
+        needs=("numpy", "scikit-learn", "scipy"),
+        alone=("mapie==1.6.0",),
+        imports="bench.conformal_mapie",
+    ),
+    "torchcp": Peer(
+        "torchcp",
+        # LGPL: it runs in this environment of a benchmark and nothing of ours imports it. Its list
+        # without torchsort, a compiled sort that one training loss uses: `bench.conformal_torchcp`.
+        needs=(
+            "networkx",
+            "numpy",
+            "pandas",
+            "pillow",
+            "scikit-learn",
+            "setuptools",
+            "torch",
+            "torch-geometric==2.8.0",
+            "tqdm",
+            "transformers==5.0.0",
+        ),
+        alone=("torchcp==1.2.1", "torchvision==0.28.0"),
+        imports="bench.conformal_torchcp",
+    ),
 }
 
 

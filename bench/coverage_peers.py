@@ -1,0 +1,115 @@
+"""Realised coverage with few conformal rows, beside other libraries on the same splits.
+
+The pool is the conformal and test rows of split 0 of two sets of the developer suite, logits after
+the temperature of its calibration rows: uspsnet, whose model is right less often than the levels
+ask, and letter, whose model is right more often than .9. Each of many splits draws rows without
+replacement, so that coverage is ``ceil((n+1)(1-alpha))/(n+1)`` in the mean where the rank is right
+and scores are untied (`expected`), and at least this where sets are never empty.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.conformal_peer import K_REG, PENALTY, Side
+from bench.peers import Worker, environment, exchange
+from bench.suite import load
+from calibration.bundle import conformal_rank, threshold_at
+from calibration.conformal.scores import class_scores
+from calibration.material import parts_of, split
+from calibration.scaling import fit_temperature
+from posthoc.contract import Array
+from posthoc.links import softmax
+
+POOLS = ("uspsnet", "letter")
+SIZES = (20, 50, 100, 1000)
+ALPHAS = (0.1, 0.05)
+SCORES = ("lac", "aps", "raps")
+TEST = 500
+SPLITS, QUICK_SPLITS = 1000, 50
+PEERS = {
+    "torch-uncertainty": "bench.conformal_uncertainty",
+    "mapie": "bench.conformal_mapie",
+    "torchcp": "bench.conformal_torchcp",
+}
+LEFT_OUT = {("mapie", "raps")}  # `bench.conformal_mapie` says why
+_SETTINGS = {"raps": {"k_reg": K_REG, "penalty": PENALTY}}
+_RNG = np.random.default_rng(0)
+
+
+def beside_peers(quick: bool) -> dict[str, Any]:
+    """``table``, a row for each pool, score, n, level and library, and ``versions``."""
+    table: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
+    splits = QUICK_SPLITS if quick else SPLITS
+    for pool in POOLS[: 1 if quick else None]:
+        with exchange() as folder:
+            path = folder / "pool.npz"
+            write_pool(pool, path, splits)
+            mine = Side(sets)
+            mine.load(str(path))
+            table += _rows(pool, "hedged", mine.run, folder)
+            for name, module in PEERS.items():
+                with Worker(environment(name), module) as peer:
+                    peer.call("load", path=str(path))
+                    versions |= peer.call("versions")
+                    table += _rows(
+                        pool, name, lambda w=peer, **given: w.call("run", **given), folder
+                    )
+                print(pool, name, file=sys.stderr, flush=True)
+    return {"splits": splits, "test_rows": TEST, "table": table, "versions": versions}
+
+
+def sets(score: str, z: Array, y: Array, new: Array, alphas: Sequence[float]) -> list[Array]:
+    """Ours, as `bench.conformal_peer.Sets`; APS and RAPS randomised."""
+    settings = _SETTINGS.get(score, {})
+    u = _RNG.uniform(size=len(z) + len(new)) if score != "lac" else np.ones(len(z) + len(new))
+    true = class_scores(score, settings, softmax(z), u[: len(z)])[np.arange(len(z)), y]
+    fresh = class_scores(score, settings, softmax(new), u[len(z) :])
+    return [fresh <= threshold_at(np.sort(true), a) for a in alphas]
+
+
+def write_pool(name: str, path: Path, splits: int) -> None:
+    """Scaled logits ``z``, labels ``y`` and ``rows`` of every split."""
+    material = load(name, grouped=False).material
+    parts, test = parts_of(material, split(material, 0))
+    assert parts.calibration.y is not None and parts.conformal.y is not None and test.y is not None
+    t, _ = fit_temperature(parts.calibration.z, parts.calibration.y)
+    z = np.concatenate([parts.conformal.z, test.z]).astype(np.float32) / np.float32(t)
+    y = np.concatenate([parts.conformal.y, test.y]).astype(np.int64)
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.permutation(len(y))[: max(SIZES) + TEST] for _ in range(splits)])
+    np.savez(path, z=z, y=y, rows=rows)
+
+
+def _rows(pool: str, name: str, run: Any, folder: Path) -> list[dict[str, Any]]:
+    made = []
+    for score in SCORES:
+        if (name, score) in LEFT_OUT:
+            continue
+        for n in SIZES:
+            path = folder / "found.npz"
+            run(path=str(path), score=score, n=n, test=TEST, alphas=list(ALPHAS))
+            with np.load(path) as data:
+                found = data["value"]
+            for j, alpha in enumerate(ALPHAS):
+                coverage = found[:, j, 0]
+                made.append(
+                    {
+                        "pool": pool,
+                        "score": score,
+                        "n": n,
+                        "alpha": alpha,
+                        "library": name,
+                        "coverage": float(coverage.mean()),
+                        "error": float(coverage.std(ddof=1) / np.sqrt(len(coverage))),
+                        "expected": conformal_rank(n, alpha) / (n + 1),
+                        "size": float(found[:, j, 1].mean()),
+                    }
+                )
+    return made
