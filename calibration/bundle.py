@@ -102,6 +102,19 @@ class Guarantee(_Record):
     n_needed: int  # of each cell, where there are some
     cells: tuple[CellRecord, ...] = ()
 
+    @property
+    def exact(self) -> float:
+        """The coverage over all calibrations, where scores do not tie: k / (n + 1)."""
+        return self.rank / (self.n + 1)
+
+    @property
+    def law(self) -> tuple[int, int] | None:
+        """(k, n + 1 - k) of the Beta distribution that the coverage of one calibration, this one,
+        is drawn from where scores do not tie; None where it is no such draw: everything is
+        covered, or the promise is another."""
+        lawful = self.kind == "coverage" and self.rank <= self.n and self.threshold is not None
+        return (self.rank, self.n + 1 - self.rank) if lawful else None
+
 
 class ConformalRecord(_Record):
     """Sets (lac, raps, …) or intervals (normalised residual, …).

@@ -91,8 +91,24 @@ def _promises(bundle: Bundle) -> None:
         level = f"≤ {a.max_error:g}, {1 - a.delta:.3g} sure"
         table.add_row(what, level, str(a.n), str(a.n_needed), q)
     console.out.print(table)
+    for g in m.conformal.guarantees:
+        if line := _law(g):
+            console.out.print(f"  {line}", style="dim")
     for note in m.notes:
         console.out.print(f"  {note}", style="dim")
+
+
+def _law(g: Guarantee) -> str:
+    """The exact level, and what luck of the calibration rows leaves of it; empty for others."""
+    if g.law is None:
+        return ""
+    from scipy.stats import beta
+
+    low, high = beta(*g.law).ppf([0.005, 0.995])
+    return (
+        f"{1 - g.alpha:.3g}: {g.exact:.4f} over all calibrations, this one's between {low:.3f} and "
+        f"{high:.3f} (99 %, Beta{g.law}); with ties more"
+    )
 
 
 def _own_cells(table: Table, m: Manifest, g: Guarantee) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from calibration.bundle import (
     MANIFEST,
     PREDICTOR,
+    Guarantee,
     conformal_rank,
     load_bundle,
     sha256,
@@ -148,6 +149,30 @@ def test_the_rank_by_hand() -> None:
     assert [conformal_rank(n, 0.1) for n in (8, 9, 45, 50)] == [9, 9, 42, 46]
     assert threshold_at(np.arange(8.0), 0.1) == math.inf
     assert threshold_at(np.arange(9.0), 0.1) == 8.0
+
+
+@pytest.mark.parametrize(
+    ("n", "alpha", "exact", "law"),
+    [(50, 0.1, 46 / 51, (46, 5)), (45, 0.1, 42 / 46, (42, 4)), (8, 0.1, 1.0, None)],
+)
+def test_a_guarantee_knows_its_law(
+    n: int, alpha: float, exact: float, law: tuple[int, int] | None
+) -> None:
+    """Uniform scores: the coverage of one calibration is its threshold, k/(n+1) on the average."""
+    rank = conformal_rank(n, alpha)
+    promised = Guarantee(
+        alpha=alpha, n=n, rank=rank, threshold=None if rank > n else 0.5, n_needed=9
+    )
+    assert (promised.exact, promised.law) == (exact, law)
+    if law is None:
+        return
+    scores = np.sort(np.random.default_rng(0).uniform(size=(4000, n)), axis=1)
+    own = np.asarray([threshold_at(s, alpha) for s in scores])
+    a, b = law
+    assert own.mean() == pytest.approx(exact, abs=4 * own.std() / math.sqrt(4000))
+    assert own.var() == pytest.approx(a * b / ((a + b) ** 2 * (a + b + 1)), rel=0.1)
+    risky = promised.model_copy(update={"kind": "risk"})
+    assert risky.law is None and promised.model_copy(update={"threshold": None}).law is None
 
 
 def test_alpha_beyond_the_rows_names_the_rows_it_needs(classification_bundle: Path) -> None:

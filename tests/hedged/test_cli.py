@@ -50,6 +50,7 @@ def test_fit_inspect_and_verify_for_a_person(
         assert text in fitted.out
     inspected = call("inspect", bundle)
     assert (inspected.code, inspected.out) == (0, fitted.out)
+    assert "over all calibrations, this one's between" in inspected.out
     verified = call("verify", bundle)
     assert verified.code == 0
     assert "golden rows reproduce" in verified.out.replace("\n", " ")
