@@ -23,6 +23,8 @@ NAMES = (
     "dense",
     "scaling",
     "coverage",
+    "quantile",
+    "risk",
 )
 
 

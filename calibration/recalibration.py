@@ -22,7 +22,7 @@ from scipy.special import expit
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from posthoc.contract import F64, Array, FitError
+from posthoc.contract import F64, I64, Array, FitError
 
 if TYPE_CHECKING:
     from calibration.head import Head
@@ -83,8 +83,7 @@ class Recalibration:
         a = np.asarray(a, np.float64)
         n = len(self.z)
         if self.kind == "emp":
-            rank = np.ceil(np.round((n + 1) * a, 9)).astype(np.int64)
-            return np.asarray(self.z[np.clip(rank, 1, n) - 1])
+            return np.asarray(self.z[_ranks(a, n) - 1])
         if self.kind == "linear":
             steps = np.arange(n + 2) / (n + 1)
             return np.asarray(np.interp(a, steps, np.concatenate([[0.0], self.z, [1.0]])))
@@ -138,23 +137,26 @@ class Recalibration:
 
 
 def recalibrate(kind: Kind, base: Base, signed: Array) -> tuple[Recalibration, ...]:
-    """R of each output from standardised errors N×K. FitError for no rows."""
+    """R of each output from standardised errors N×K. FitError for no rows, or one that is NaN."""
     r = np.asarray(signed, np.float64)
     if len(r) == 0:
         raise FitError("a recalibration needs rows and has none")
+    holes = np.isnan(r).any(axis=1)
+    if holes.any():
+        raise FitError(f"a recalibration cannot rank row {int(holes.argmax())}: its error is NaN")
     return tuple(Recalibration(kind, np.sort(base.cdf(column))) for column in r.T)
 
 
 def factors(base: Base, maps: Sequence[Recalibration], signed: Array, levels: Array) -> F64:
     """The r K×Q at recalibrated levels Q, ascending in them: ``mean + std r`` is the quantile.
 
-    ``emp`` gives the errors' own order statistics, not their way through F and back.
+    ``emp`` gives the errors' own order statistics, not their way through F and back. FitError for
+    a level that needs more rows than there are.
     """
     levels = np.asarray(levels, np.float64)
     if maps[0].kind == "emp":
         s = np.sort(np.asarray(signed, np.float64), axis=0)
-        rank = np.ceil(np.round((len(s) + 1) * levels, 9)).astype(np.int64)
-        return np.asarray(s[np.clip(rank, 1, len(s)) - 1].T)
+        return np.asarray(s[_ranks(levels, len(s)) - 1].T)
     inside = [np.clip(m.level(levels), _EDGE, 1 - _EDGE) for m in maps]
     return np.maximum.accumulate(np.stack([base.quantile(p) for p in inside]), axis=1)
 
@@ -175,6 +177,19 @@ def knots(base: Base, signed: Array) -> tuple[F64, F64]:
     reach = BEYOND * np.maximum(found[-1] - found[0], 1.0)
     levels = np.concatenate([levels[:1] - BEYOND, levels, levels[-1:] + BEYOND])
     return levels, np.concatenate([found[:1] - reach, found, found[-1:] + reach])
+
+
+def _ranks(a: F64, n: int) -> I64:
+    """Of the order statistics at levels ``a``, from 1; FitError where it would be the n+1-st."""
+    rank = np.ceil(np.round((n + 1) * a, 9)).astype(np.int64)
+    if (rank > n).any():
+        top = float(a[rank > n].min())
+        least = "endless" if top >= 1 else f"at least {math.ceil(round(top / (1 - top), 9))}"
+        raise FitError(
+            f"a quantile at level {top:g} needs {least} conformal rows and there are {n}; "
+            "leave it out of --quantiles, or take --recalibration linear, which promises nothing"
+        )
+    return np.maximum(rank, 1)
 
 
 def _root(r: Recalibration, a: float) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
-from posthoc.contract import F64, Array
+from posthoc.contract import F64, Array, DataError
 
 TABLE = 1024  # points of a p-value table inside the graph
 
@@ -87,9 +87,17 @@ def fit_abstention(
     where few rows are answered one wrong answer is a failure: so, with the labels of the other rows
     (``grid_wrong``), it starts where these rows are surest of the promise, and not at the strict
     end. ``least`` lies below every possible confidence: as a threshold it answers every row.
+
+    Raises DataError for a level outside (0, 1), lengths that differ, a confidence that is NaN, or
+    no other rows.
     """
-    c = np.asarray(confidence, np.float64)
-    w = np.asarray(wrong, bool)
+    for name, level in (("max_error", max_error), ("delta", delta)):
+        if not 0 < level < 1:
+            raise DataError(f"{name} must lie strictly between 0 and 1, not {level}")
+    c, w = _answers(confidence, wrong)
+    _answers(grid_confidence, grid_wrong)
+    if len(np.asarray(grid_confidence)) == 0:
+        raise DataError("the thresholds to try come from other rows, and there are none")
     order = np.argsort(-c, kind="stable")
     c_sorted, wrong_sorted = c[order], np.cumsum(w[order])
     needed = neyman_pearson_rows(max_error, delta)
@@ -107,6 +115,16 @@ def fit_abstention(
             break
         best = float(t)
     return Abstention(best, 0.0 if best is None else float((c > best).mean()))
+
+
+def _answers(confidence: Array, wrong: Array | None) -> tuple[F64, Array]:
+    c = np.asarray(confidence, np.float64)
+    w = np.zeros(len(c), bool) if wrong is None else np.asarray(wrong, bool)
+    if len(w) != len(c):
+        raise DataError(f"there are {len(c)} confidences and {len(w)} answers, right or wrong")
+    if np.isnan(c).any():
+        raise DataError(f"row {int(np.isnan(c).argmax())}: its confidence is NaN")
+    return c, w
 
 
 def _surest(grid: Array, confidence: Array, wrong: Array, max_error: float) -> int:

@@ -87,10 +87,10 @@ def learn_then_test(
 
     Without ``order`` every setting is tested, by Holm's form of Bonferroni's correction. An order
     tests one setting after the other at the full delta until one fails; it must not come from
-    these items: indices of settings, the losses m×L of other items (lowest mean first), "falling"
-    (from the last setting to the first), or "auto", which sets a quarter of the items, drawn with
-    ``seed``, aside for it. ``cost`` (L numbers, which may come from anywhere) chooses among the
-    admissible, else the first of the table.
+    these items: indices of settings, the losses m×L of other items (lowest mean first, of equals
+    the last), "falling" (from the last setting to the first), or "auto", which sets a quarter of
+    the items, drawn with ``seed``, aside for it. ``cost`` (L numbers, which may come from
+    anywhere) chooses among the admissible, else the first of the table.
 
     p-values are Hoeffding-Bentkus (`hoeffding_bentkus`), or exact binomial tails where losses are
     0 or ``bound`` by nature: ``binary`` says so, by default for booleans, and for integers with a
@@ -183,7 +183,9 @@ def _sequence(
 
 
 def _surest_first(losses: F64) -> tuple[int, ...]:
-    return tuple(np.argsort(losses.mean(axis=0), kind="stable").tolist())
+    """By mean loss; of equals the last first, which is the safest where losses fall."""
+    last = losses.shape[1] - 1
+    return tuple((last - np.argsort(losses.mean(axis=0)[::-1], kind="stable")).tolist())
 
 
 def _cheapest(admissible: Sequence[int], cost: Sequence[float] | None, risks: F64) -> int | None:

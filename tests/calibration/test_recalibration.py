@@ -6,10 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import binom, norm
 from scipy.stats import t as student
 
+from calibration.bundle import threshold_at
 from calibration.recalibration import Base, Recalibration, factors, knots, recalibrate
 from posthoc.contract import FitError
 
@@ -84,10 +87,53 @@ def test_the_smooth_one_has_a_density() -> None:
 @kinds
 def test_ties_and_a_single_row(kind: str) -> None:
     for s in (np.zeros((40, 1)), np.ones((1, 1)), np.repeat(errors(5, 0), 9, axis=0)):
-        made = factors(Base(), recalibrate(kind, Base(), s), s, LEVELS)
+        levels = LEVELS[:3] if len(s) == 1 else LEVELS
+        made = factors(Base(), recalibrate(kind, Base(), s), s, levels)
         assert np.isfinite(made).all() and (np.diff(made) >= 0).all()
     with pytest.raises(FitError, match="needs rows"):
         recalibrate(kind, Base(), np.zeros((0, 1)))
+
+
+def test_a_level_beyond_the_last_error_is_refused() -> None:
+    """The n+1-st of n errors is infinite: the largest would be exceeded more often than said."""
+    s = errors(18, 0)
+    maps = recalibrate("emp", Base(), s)
+    for ask in (lambda a: factors(Base(), maps, s, a), maps[0].level):
+        with pytest.raises(FitError, match=r"level 0\.95 needs at least 19 conformal rows"):
+            ask(np.asarray([0.5, 0.95, 0.99]))
+        with pytest.raises(FitError, match="level 1 needs endless"):
+            ask(np.asarray([1.0]))
+        assert np.isfinite(ask(np.asarray([0.001, 18 / 19]))).all()
+    more = errors(19, 0)
+    top = factors(Base(), recalibrate("emp", Base(), more), more, np.asarray([0.95]))
+    assert top[0, 0] == more.max()
+    for kind in ("linear", "kde"):  # as good as they can be, and no promise
+        made = factors(Base(), recalibrate(kind, Base(), s), s, np.asarray([0.95]))
+        assert np.isfinite(made).all()
+
+
+@kinds
+def test_errors_that_are_no_numbers_are_named(kind: str) -> None:
+    s = errors(20, 0)
+    s[7] = np.nan
+    with pytest.raises(FitError, match="row 7: its error is NaN"):
+        recalibrate(kind, Base(), s)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(1, 60), st.floats(0.001, 0.999), st.integers(0, 1000))
+def test_emp_is_the_conformal_rank_of_the_transform(n: int, a: float, seed: int) -> None:
+    """Quantile recalibration is split conformal with the score F(y | x)."""
+    s = errors(n, seed)
+    maps = recalibrate("emp", Base(), s)
+    threshold = threshold_at(np.sort(Base().cdf(s[:, 0])), 1 - a)
+    if math.isinf(threshold):
+        with pytest.raises(FitError, match="conformal rows"):
+            maps[0].level(np.asarray([a]))
+        return
+    assert maps[0].level(np.asarray([a]))[0] == threshold
+    (made,) = factors(Base(), maps, s, np.asarray([a]))[0]
+    assert Base().cdf(made) == threshold
 
 
 def test_knots_rise_and_are_the_quantiles() -> None:

@@ -17,6 +17,7 @@ from calibration.threshold import (
     pvalue_table,
     pvalues,
 )
+from posthoc.contract import DataError
 
 floats = st.floats(-100, 100, allow_nan=False, width=32)
 
@@ -105,3 +106,43 @@ def test_nothing_passes_means_abstain_on_all() -> None:
     assert few.threshold is None
     enough = fit_abstention(sure, sure[:59], np.zeros(59, bool), 0.05, 0.05)
     assert enough.answered == 1.0 and not math.isinf(enough.threshold or 0)
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.integers(0, 10_000), st.sampled_from([0.1, 0.3]), st.sampled_from([0.1, 0.4]))
+def test_abstention_is_a_fixed_sequence_by_loops(seed: int, level: float, delta: float) -> None:
+    rng = np.random.default_rng(seed)
+    grid, sure = (rng.integers(0, 8, n) / 8 for n in rng.integers(1, 60, 2))
+    wrong = rng.uniform(size=len(sure)) > sure
+    want = None
+    for t in [*sorted(np.unique(np.quantile(grid, np.linspace(0, 1, 101))))[::-1], -1.0]:
+        answered = [bool(w) for c, w in zip(sure, wrong, strict=True) if c > t]
+        if (1 - level) ** len(answered) > delta:
+            continue  # too few rows to show anything
+        if binom.cdf(sum(answered), len(answered), level) > delta:
+            break
+        want = float(t)
+    found = fit_abstention(grid, sure, wrong, level, delta)
+    assert found.threshold == want
+    assert found.answered == (0.0 if want is None else (sure > want).mean())
+
+
+def test_abstention_refuses_what_it_cannot_rank() -> None:
+    rows, right = np.linspace(0, 1, 80), np.zeros(80, bool)
+    for level in (0.0, 1.0, 1.5, math.nan):
+        with pytest.raises(DataError, match="max_error must lie strictly between"):
+            fit_abstention(rows, rows, right, level, 0.1)
+        with pytest.raises(DataError, match="delta must lie strictly between"):
+            fit_abstention(rows, rows, right, 0.1, level)
+    with pytest.raises(DataError, match="80 confidences and 79 answers"):
+        fit_abstention(rows, rows, right[1:], 0.1, 0.1)
+    with pytest.raises(DataError, match="80 confidences and 79 answers"):
+        fit_abstention(rows, rows, right, 0.1, 0.1, grid_wrong=right[1:])
+    hole = np.where(np.arange(80) == 5, np.nan, rows)
+    for pair in ((hole, rows), (rows, hole)):
+        with pytest.raises(DataError, match="row 5: its confidence is NaN"):
+            fit_abstention(*pair, right, 0.1, 0.1)
+    with pytest.raises(DataError, match="there are none"):
+        fit_abstention(rows[:0], rows, right, 0.1, 0.1)
+    assert fit_abstention(rows, rows[:0], right[:0], 0.1, 0.1).threshold is None
+    assert fit_abstention(rows[:1], rows[:1], right[:1], 0.1, 0.1).threshold is None
