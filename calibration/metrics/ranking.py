@@ -1,7 +1,8 @@
 """Ranking figures: AUROC, AUPR and FPR95 of a score, risk-coverage of a confidence.
 
-These are exact, ties included, and keep 8 bytes a row: a ranking is not a sum. Scores are larger
-for the stranger row, so out-of-distribution rows (or errors) are the positives.
+These are exact, ties included, and need every row at once: a ranking is not a sum. As folds, exact
+at 8 bytes a row or within a stated error in constant memory, they are in ``ranking_folds``. Scores
+are larger for the stranger row, so out-of-distribution rows (or errors) are the positives.
 """
 
 from __future__ import annotations
@@ -14,6 +15,14 @@ import numpy as np
 
 from calibration.metrics.bootstrap import Estimate, group_codes
 from posthoc.contract import F64, Array, DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """A figure, and a bound on how far the exact one is from it."""
+
+    value: float
+    error: float
 
 
 def auroc(negatives: Array, positives: Array) -> float:
@@ -79,13 +88,32 @@ class RiskCoverage:
     ``aurc`` is the mean of the risks (Geifman, Uziel & El-Yaniv 2019, "Bias-reduced uncertainty
     estimation for deep neural classifiers"); ``augrc`` the area under risk × coverage (Traub et
     al. 2024, "Overcoming common flaws in the evaluation of selective classification systems"),
-    which weighs every error alike.
+    which weighs every error alike; ``e_aurc`` (excess AURC, Geifman et al. 2019) is ``aurc`` less
+    that of the order by the loss itself, which no confidence can beat: 0 at best.
     """
 
     coverage: F64
     risk: F64
     aurc: float
     augrc: float
+    e_aurc: float
+
+    def risk_at(self, coverage: float) -> float:
+        """Selective risk of the most confident share ``coverage`` (above 0, at most 1) of rows.
+
+        Of N rows the first ``ceil(coverage N)``; where equal confidences go across that line, in
+        expectation over their order. Raises DataError for another share.
+        """
+        if not 0 < coverage <= 1:
+            raise DataError(f"a share of rows to answer lies in (0, 1], which {coverage} does not")
+        n = len(self.risk)
+        return float(self.risk[max(1, math.ceil(round(coverage * n, 9))) - 1])
+
+    def coverage_at(self, risk: float) -> float:
+        """The largest share of rows, most confident first, whose selective risk is at most
+        ``risk``; 0 where there is none. Measured on these rows, no promise for others."""
+        found = np.flatnonzero(self.risk <= risk + 1e-12)
+        return float(self.coverage[found[-1]]) if len(found) else 0.0
 
 
 def risk_coverage(confidence: Array, loss: Array) -> RiskCoverage:
@@ -97,15 +125,21 @@ def risk_coverage(confidence: Array, loss: Array) -> RiskCoverage:
     c = _scores(confidence, "confidence")
     if len(loss) != len(c):
         raise DataError(f"loss has {len(loss)} rows where there are {len(c)}")
+    each = np.asarray(loss, dtype=np.float64)
+    if not np.isfinite(each).all():
+        row = int(np.argmin(np.isfinite(each)))
+        raise DataError(f"row {row}: loss {each[row]} is no finite number")
     _, block, sizes = np.unique(-c, return_inverse=True, return_counts=True)
     ends = np.concatenate([[0], np.cumsum(sizes)])
-    losses = np.bincount(block, weights=np.asarray(loss, dtype=np.float64))
+    losses = np.bincount(block, weights=each)
     answered = np.arange(1, len(c) + 1)
     total = np.interp(answered, ends, np.concatenate([[0.0], np.cumsum(losses)]))
     risk = total / answered
     # Trapezoids from (0, 0): exact for a cumulated loss that is linear between rows.
     area = (total.sum() - total[-1] / 2) / len(c) ** 2
-    return RiskCoverage(answered / len(c), risk, float(risk.mean()), float(area))
+    best = float((np.cumsum(np.sort(each)) / answered).mean())
+    aurc = float(risk.mean())
+    return RiskCoverage(answered / len(c), risk, aurc, float(area), aurc - best)
 
 
 def _scores(x: Array, name: str) -> F64:

@@ -69,6 +69,35 @@ pit_totals: Fold[PitTotals, Array, PitTotals] = Fold(
 )
 
 
+def pce_sorted(pit: Array) -> float:
+    """``mean_i |Z_(i) - i/(n+1)|`` of the n sorted PIT values Z: PCE without levels.
+
+    Dheur & Ben Taieb 2023, section 4 (PCE-Sort with p = 1): the mean distance of order statistics
+    from where uniform ones are expected. Its floor is that of PCE. Needs all values, 8 bytes each.
+    Raises DataError for none, and for a value outside [0, 1].
+    """
+    z = np.sort(np.asarray(pit, dtype=np.float64).ravel())
+    if not len(z):
+        raise DataError("a calibration error needs at least one PIT value and there is none")
+    if not (z[0] >= 0 and z[-1] <= 1):  # NaN is sorted last
+        raise DataError("a PIT value lies outside [0, 1]")
+    return float(np.abs(z - np.arange(1, len(z) + 1) / (len(z) + 1)).mean())
+
+
+def perfect_pce(
+    n: int, *, n_sim: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Where the PCE of n independent uniform PIT values lies: the range to read a PCE beside."""
+    if n < 1:
+        raise DataError("a calibration band needs at least one row and there is none")
+    rng = np.random.default_rng(seed)
+    cells = len(PCE_LEVELS) + 1
+    below = np.cumsum(rng.multinomial(n, np.full(cells, 1 / cells), n_sim), axis=1)[:, :-1] / n
+    pce = np.abs(below - PCE_LEVELS).mean(axis=1)
+    low, high = np.quantile(pce, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def pce_floor(n_test: int, n_calibration: int | None = None) -> float:
     """Expected PCE of a perfect model on ``n_test`` independent PIT values, ``0.3133/sqrt(n)``.
 

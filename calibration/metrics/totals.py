@@ -190,8 +190,9 @@ def update_classification(
     ``confidence``, ``label`` (predicted class) and ``y`` (true class) are N; ``probs`` N×C, or
     None where they were not kept. ``covered`` (N bool: y in the set), ``set_size`` (N) and
     ``level`` (a level name for all rows, or N of them) are given together or not at all; for
-    several levels of the same rows see ``update_level``. Raises DataError for lengths that
-    differ, a confidence outside [0, 1] or a label that is no class.
+    several levels of the same rows see ``update_level``. Probs are scored as they are, whether
+    they sum to 1 or not, a 0 as the smallest normal float32. Raises DataError for lengths that
+    differ, a confidence outside [0, 1], a label that is no class, and probs that hold NaN.
     """
     c = np.asarray(confidence, dtype=np.float64)
     _same_length(len(c), label=label, y=y, probs=probs)
@@ -201,7 +202,9 @@ def update_classification(
     if probs is not None:
         scored += len(c)
         log_loss_sum += float(log_loss_of_probs(probs, y).sum())
-        brier_sum += float(brier_score(probs, y).sum())
+        squared = brier_score(probs, y)
+        _numbers(squared, "its Brier score")
+        brier_sum += float(squared.sum())
     new = replace(
         totals,
         count=totals.count + np.bincount(index, minlength=N_BINS),
@@ -228,11 +231,14 @@ def update_regression(
 
     ``mean``, ``std`` and ``y`` are N×K (or N); so are ``lower`` and ``upper``, which come with
     ``level`` (a level name for all rows, or N of them) or not at all. An infinite interval makes
-    the mean width of its level infinite. Raises DataError for shapes that differ.
+    the mean width of its level infinite. Raises DataError for shapes that differ, and for a NaN
+    among them.
     """
     mu, sigma, truth = _rows_by_outputs(mean), _rows_by_outputs(std), _rows_by_outputs(y)
     _same_shape(mu, std=sigma, y=truth)
     error = truth - mu
+    _numbers(error, "its error")
+    _numbers(sigma, "its standard deviation")
     new = replace(
         totals,
         n=totals.n + len(mu),
@@ -246,6 +252,8 @@ def update_regression(
         return _maybe_level(new, len(mu), level, lower, upper)
     low, high = _rows_by_outputs(lower), _rows_by_outputs(upper)
     _same_shape(mu, lower=low, upper=high)
+    _numbers(low, "its lower bound")
+    _numbers(high, "its upper bound")
     covered = ((low <= truth) & (truth <= high)).all(axis=1)
     return _maybe_level(new, len(mu), level, np.asarray(covered), (high - low).mean(axis=1))
 
@@ -312,6 +320,14 @@ def _maybe_level(
         raise DataError("a level, its coverage and its sizes are given together or not at all")
     _same_length(n, covered=covered)
     return update_level(totals, level, covered=covered, size=size)
+
+
+def _numbers(x: F64, what: str) -> None:
+    """A NaN would make every later sum one, and no counter comes back from that."""
+    missing = np.isnan(x)
+    if missing.any():
+        row = int(np.argmax(missing.reshape(len(x), -1).any(axis=1)))
+        raise DataError(f"row {row}: {what} is NaN")
 
 
 def _rows_by_outputs(x: Array) -> F64:

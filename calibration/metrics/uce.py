@@ -1,4 +1,4 @@
-"""Uncertainty calibration error: is the mean squared error where σ² is claimed really σ²?
+"""UCE and ENCE: is the mean squared error where σ² is claimed really σ²?
 
 Laves, Ihler, Fast, Kahrs & Ortmaier 2020, "Well-calibrated regression uncertainty in medical
 imaging with deep learning", MIDL, eq. 9. A constant variance equal to the mean squared error has
@@ -42,6 +42,22 @@ class VarianceTotals:
         """``sum_b |squared_error_sum_b - variance_sum_b| / n`` in squared units; nan for none."""
         gaps = np.abs(self.squared_error_sum - self.variance_sum)
         return float(gaps.sum()) / self.n if self.n else math.nan
+
+    @property
+    def ence(self) -> float:
+        """Expected normalised calibration error: mean over filled bins of ``|RMV - RMSE| / RMV``,
+        RMV being the root of the mean variance (Levi, Gispan, Giladi & Fetaya 2022, "Evaluating
+        and calibrating uncertainty prediction in regression tasks", eq. 9), who take bins of equal
+        count. No unit. Plug-in: a perfect Gaussian shows about ``sqrt(1/(pi n_b))``. inf where a
+        bin claims no variance and errs, nan for no pixels.
+        """
+        filled = self.count > 0
+        if not filled.any():
+            return math.nan
+        error, claimed = np.sqrt(self.squared_error_sum[filled]), np.sqrt(self.variance_sum[filled])
+        gap = np.abs(claimed - error)
+        sure = np.where(gap > 0, np.inf, 0.0)
+        return float(np.divide(gap, claimed, out=sure, where=claimed > 0).mean())
 
     @property
     def mean_squared_error(self) -> F64:
@@ -121,6 +137,21 @@ def uncertainty_calibration_error(
     low, high = float(claimed.min()), float(claimed.max())
     fold = variance_bins(equal_width_edges(low, high, bins))
     return fold.update(fold.init(), {"squared_error": error, "variance": claimed}).uce
+
+
+def expected_normalised_calibration_error(
+    squared_error: Array, variance: Array, bins: int = N_BINS
+) -> float:
+    """ENCE of maps of one shape over bins of nearly equal counts; equal variances share a bin.
+
+    A NaN squared error is a pixel without truth. nan for no pixels. Raises DataError as
+    ``variance_bins`` does.
+    """
+    error, claimed = known_pixels(squared_error, variance, ("squared_error", "variance"))
+    if not len(claimed):
+        return math.nan
+    fold = variance_bins(equal_mass_edges(claimed, bins))
+    return fold.update(fold.init(), {"squared_error": error, "variance": claimed}).ence
 
 
 def _merge(a: VarianceTotals, b: VarianceTotals) -> VarianceTotals:

@@ -132,3 +132,34 @@ def test_ties_are_the_mean_over_every_order() -> None:
 def test_loss_of_other_rows_is_refused() -> None:
     with pytest.raises(DataError, match="loss has 3 rows"):
         risk_coverage(np.zeros(4), np.zeros(3))
+
+
+@modest
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 40), levels=st.integers(1, 8))
+def test_excess_is_over_the_order_by_the_loss(seed: int, n: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    confidence, loss = rng.integers(0, levels, n) / levels, rng.random(n)
+    got = risk_coverage(confidence, loss)
+    oracle = risk_coverage(-loss, loss)
+    assert got.e_aurc == pytest.approx(got.aurc - oracle.aurc, abs=1e-12)
+    assert got.e_aurc >= -1e-12
+    assert oracle.e_aurc == pytest.approx(0, abs=1e-12)
+
+
+def test_risk_at_a_coverage_and_coverage_at_a_risk() -> None:
+    wrong = np.array([0, 0, 1, 0, 0, 1, 0, 1, 1, 1])
+    got = risk_coverage(1 - np.arange(10) / 10, wrong)
+    assert got.risk_at(0.2) == 0
+    assert got.risk_at(0.3) == pytest.approx(1 / 3)
+    assert got.risk_at(0.25) == pytest.approx(1 / 3)  # the third row is needed for a quarter
+    assert got.risk_at(1.0) == 0.5 and got.risk_at(1e-9) == 0
+    assert got.coverage_at(0.2) == pytest.approx(0.5)
+    assert got.coverage_at(1 / 3) == pytest.approx(0.7)  # 2 of 7: beyond the rise to 1/3
+    assert got.coverage_at(1.0) == 1 and risk_coverage(np.ones(4), np.ones(4)).coverage_at(0.5) == 0
+    tied = risk_coverage(np.full(10, 0.5), wrong)
+    assert tied.risk_at(0.3) == pytest.approx(0.5)  # in expectation over their order
+    for share in (0.0, 1.1, np.nan):
+        with pytest.raises(DataError, match="share of rows"):
+            got.risk_at(share)
+    with pytest.raises(DataError, match="row 1: loss nan"):
+        risk_coverage(np.zeros(2), np.array([0.0, np.nan]))

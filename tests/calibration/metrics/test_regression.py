@@ -13,6 +13,8 @@ from calibration.metrics.regression import (
     gaussian_pit,
     observed_quantiles,
     pce_floor,
+    pce_sorted,
+    perfect_pce,
     pit_totals,
 )
 from posthoc.contract import DataError
@@ -78,3 +80,28 @@ def test_wrong_values_are_refused() -> None:
     with pytest.raises(DataError, match="quantiles have shape"):
         observed_quantiles(np.zeros((5, 2)), (0.1, 0.5, 0.9), np.zeros(5))
     assert np.isnan(run(pit_totals, []).pce)
+
+
+def test_sorted_pce() -> None:
+    z = np.random.default_rng(0).beta(2, 3, 50)
+    want = sum(abs(v - (i + 1) / 51) for i, v in enumerate(sorted(z.tolist()))) / 50
+    assert pce_sorted(z.reshape(25, 2)) == pytest.approx(want)
+    assert pce_sorted(np.arange(1, 10) / 10) == pytest.approx(0)
+    many = np.random.default_rng(1).beta(2, 1, 200_000)
+    assert pce_sorted(many) == pytest.approx(run(pit_totals, [many]).pce, rel=0.02)
+    perfect = [pce_sorted(np.random.default_rng(i).random(400)) for i in range(300)]
+    assert np.mean(perfect) == pytest.approx(pce_floor(400), rel=0.06)
+    with pytest.raises(DataError, match="at least one PIT"):
+        pce_sorted(np.zeros(0))
+    for bad in (np.nan, 1.1, -0.1):
+        with pytest.raises(DataError, match="outside"):
+            pce_sorted(np.array([0.5, bad]))
+
+
+def test_perfect_models_lie_in_the_range_of_pce() -> None:
+    low, high = perfect_pce(300)
+    made = [run(pit_totals, [np.random.default_rng(i).random(300)]).pce for i in range(400)]
+    assert 370 <= sum(low <= p <= high for p in made) <= 396
+    assert low < pce_floor(300) < high
+    with pytest.raises(DataError, match="at least one row"):
+        perfect_pce(0)

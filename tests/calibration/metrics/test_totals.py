@@ -313,3 +313,24 @@ def test_memory_of_a_fold_does_not_grow_with_the_rows() -> None:
 
     peak(1)  # imports and caches
     assert peak(40) < 1.2 * peak(4)
+
+
+def test_a_nan_never_reaches_a_sum() -> None:
+    rows = {"confidence": [0.5, 0.5], "label": [0, 1], "y": [0, 1]}
+    with pytest.raises(DataError, match="row 1: its Brier score is NaN"):
+        update_classification(
+            ClassificationTotals(),
+            **{k: np.array(v) for k, v in rows.items()},
+            probs=np.array([[0.5, 0.5], [0.5, np.nan]]),
+        )
+    good = {k: np.zeros((3, 2)) for k in ("mean", "std", "y", "lower", "upper")}
+    for name, message in (
+        ("mean", "error"),
+        ("y", "error"),
+        ("std", "standard deviation"),
+        ("lower", "lower bound"),
+        ("upper", "upper bound"),
+    ):
+        bad = good | {name: np.where(np.arange(3)[:, None] == 2, np.nan, good[name])}
+        with pytest.raises(DataError, match=f"row 2: its {message} is NaN"):
+            update_regression(RegressionTotals(), **bad, level="0.9")
