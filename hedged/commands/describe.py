@@ -100,7 +100,7 @@ def _promises(bundle: Bundle) -> None:
 
 def _law(g: Guarantee) -> str:
     """The exact level, and what luck of the calibration rows leaves of it; empty for others."""
-    if g.law is None:
+    if g.law is None or g.cells:
         return ""
     from scipy.stats import beta
 
