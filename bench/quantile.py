@@ -26,7 +26,7 @@ from calibration.conformal.intervals import signed_residuals
 from calibration.fit_head import fit_head
 from calibration.fit_options import FitOptions
 from calibration.fit_thresholds import run_head
-from calibration.material import parts_of, split
+from calibration.material import Material, parts_of, split
 from calibration.metrics.regression import PCE_LEVELS, pce_floor
 from calibration.recalibration import Base, Kind, Recalibration, base_of, factors, recalibrate
 from posthoc.contract import F64, Array
@@ -36,30 +36,18 @@ QUICK = ("concrete", "nox")
 LIMIT, LIMIT_ONE = 1.25, 3.5
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CENTRAL = 4, 95  # levels 5/101 and 96/101
-KNOTS = 4001  # of a log density, over [0, 1]
+KNOTS = 2001  # of a log density, over [0, 1]
 
 
 def run(quick: bool) -> dict[str, Any]:
     """One row a set and kind: means over splits, and the largest single one."""
     names = QUICK if quick else [s.name for s in suite() if s.task == "regression"]
-    options = FitOptions(task="regression", method="bayescap", ood="none")
     found = []
     for name in names:
         material = load(name, grouped=False).material
         for seed in range(QUICK_SEEDS if quick else SEEDS):
-            parts, test = parts_of(material, split(material, seed))
-            fitted = fit_head(None, parts, options)
-            base = base_of(fitted.head)
-            errors = []
-            for part in (parts.conformal, test):
-                out, y = run_head(fitted.head, part), np.asarray(part.y, np.float64)
-                errors.append(signed_residuals(y, out["mean"], out["std"]))
-            std = np.asarray(out["std"], np.float64)
-            floor = pce_floor(len(test), len(parts.conformal))
-            for kind in ("none", *KINDS):
-                row = figures(kind, base, errors[0], errors[1], std)
-                found.append({"set": name, "kind": kind, "floor": floor, **row})
-        print(name, len(parts.conformal), len(test), file=sys.stderr, flush=True)
+            found += [{"set": name, **row} for row in one(material, seed)]
+        print(name, file=sys.stderr, flush=True)
     table = _table(found)
     after = [r for r in table if r["kind"] != "none"]
     return {
@@ -75,6 +63,23 @@ def run(quick: bool) -> dict[str, Any]:
         ],
         "table": table,
     }
+
+
+def one(material: Material, seed: int) -> list[dict[str, Any]]:
+    """The figures of every kind on one split."""
+    parts, test = parts_of(material, split(material, seed))
+    options = FitOptions(task="regression", method="bayescap", ood="none")
+    head = fit_head(None, parts, options).head
+    base, errors = base_of(head), []
+    for part in (parts.conformal, test):
+        out, y = run_head(head, part), np.asarray(part.y, np.float64)
+        errors.append(signed_residuals(y, out["mean"], out["std"]))
+    std = np.asarray(out["std"], np.float64)  # of the test rows
+    floor = pce_floor(len(test), len(parts.conformal))
+    return [
+        {"kind": kind, "floor": floor, **figures(kind, base, *errors, std)}
+        for kind in ("none", *KINDS)
+    ]
 
 
 def figures(
@@ -107,7 +112,7 @@ def figures(
 
 
 def interpolated(found: Recalibration, u: Array) -> F64:
-    """`Recalibration.log_density` between knots that are a twentieth of its kernel apart."""
+    """`Recalibration.log_density` between knots a twentieth of its kernel apart."""
     knots = np.linspace(0, 1, KNOTS)
     return np.asarray(np.interp(u, knots, found.log_density(knots)))
 

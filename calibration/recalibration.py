@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import norm
 from scipy.stats import t as student
@@ -32,6 +31,7 @@ SHARPNESS = 100.0  # of the logistic kernel, one over its scale
 KNOTS = 255  # of the map between levels and factors that an interval keeps
 BEYOND = 10.0  # ranges of the knots that a line goes on to either side
 _EDGE = 1e-9
+_BRACKETS, _STEPS, _EXACT = 256, 40, 1e-10  # of the search for a level of kde
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Recalibration:
         if self.kind == "linear":
             steps = np.arange(n + 2) / (n + 1)
             return np.asarray(np.interp(a, steps, np.concatenate([[0.0], self.z, [1.0]])))
-        return np.asarray([_root(self, float(x)) for x in a.ravel()]).reshape(a.shape)
+        return _inverse(self, a)
 
     def map(self, u: Array) -> F64:
         """R: the recalibrated levels of levels ``u`` of F."""
@@ -192,7 +192,19 @@ def _ranks(a: F64, n: int) -> I64:
     return np.maximum(rank, 1)
 
 
-def _root(r: Recalibration, a: float) -> float:
-    if a <= 0 or a >= 1:
-        return min(max(a, 0.0), 1.0)
-    return float(brentq(lambda u: float(r.map(np.asarray([u]))[0]) - a, 0.0, 1.0, xtol=1e-10))
+def _inverse(r: Recalibration, a: F64) -> F64:
+    """The u with R(u) = a, by Newton's steps inside a bracket that only shrinks."""
+    knots = np.linspace(0, 1, _BRACKETS + 1)
+    at = r.map(knots)
+    a = np.clip(a, 0.0, 1.0)
+    right = np.clip(np.searchsorted(at, a), 1, _BRACKETS)
+    low, high = knots[right - 1], knots[right]
+    u = np.asarray(np.interp(a, at, knots))
+    for _ in range(_STEPS):
+        beyond = r.map(u) - a
+        if np.abs(beyond).max(initial=0.0) < _EXACT:
+            break
+        low, high = np.where(beyond > 0, low, u), np.where(beyond > 0, u, high)
+        u = u - beyond / np.exp(r.log_density(u))
+        u = np.where((u > low) & (u < high), u, (low + high) / 2)
+    return np.where((a > 0) & (a < 1), u, a)
