@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -124,7 +124,8 @@ def _group_cells(name: str, split: Split, own: Array, true: Array) -> Iterator[C
     here = group_index(codes, known.group)
     yield from _parts(f"{name} by group", own, here, true, members, thresholds)
     one = {a: np.full(len(true), threshold_at(by.every, a)) for a in ALPHAS}
-    yield from _parts(f"{name}{MARGINAL}", own, here, true, members, one)
+    for part in _parts(f"{name}{MARGINAL}", own, here, true, members, one):
+        yield replace(part, n=len(own))
     yield from _unknown(name, by, codes, own, true)
 
 

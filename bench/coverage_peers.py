@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.conformal_peer import K_REG, PENALTY, Side
+from bench.conformal_peer import K_REG, PENALTY, Sets, Side
 from bench.peers import Worker, environment, exchange
 from bench.suite import load
 from calibration.bundle import conformal_rank, threshold_at
@@ -31,7 +31,7 @@ SIZES = (20, 50, 100, 1000)
 ALPHAS = (0.1, 0.05)
 SCORES = ("lac", "aps", "raps")
 TEST = 500
-SPLITS, QUICK_SPLITS = 1000, 50
+SPLITS, QUICK_SPLITS = 500, 50
 PEERS = {
     "torch-uncertainty": "bench.conformal_uncertainty",
     "mapie": "bench.conformal_mapie",
@@ -39,7 +39,6 @@ PEERS = {
 }
 LEFT_OUT = {("mapie", "raps")}  # `bench.conformal_mapie` says why
 _SETTINGS = {"raps": {"k_reg": K_REG, "penalty": PENALTY}}
-_RNG = np.random.default_rng(0)
 
 
 def beside_peers(quick: bool) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def beside_peers(quick: bool) -> dict[str, Any]:
         with exchange() as folder:
             path = folder / "pool.npz"
             write_pool(pool, path, splits)
-            mine = Side(sets)
+            mine = Side(ours(0))
             mine.load(str(path))
             table += _rows(pool, "hedged", mine.run, folder)
             for name, module in PEERS.items():
@@ -65,13 +64,18 @@ def beside_peers(quick: bool) -> dict[str, Any]:
     return {"splits": splits, "test_rows": TEST, "table": table, "versions": versions}
 
 
-def sets(score: str, z: Array, y: Array, new: Array, alphas: Sequence[float]) -> list[Array]:
-    """Ours, as `bench.conformal_peer.Sets`; APS and RAPS randomised."""
-    settings = _SETTINGS.get(score, {})
-    u = _RNG.uniform(size=len(z) + len(new)) if score != "lac" else np.ones(len(z) + len(new))
-    true = class_scores(score, settings, softmax(z), u[: len(z)])[np.arange(len(z)), y]
-    fresh = class_scores(score, settings, softmax(new), u[len(z) :])
-    return [fresh <= threshold_at(np.sort(true), a) for a in alphas]
+def ours(seed: int) -> Sets:
+    """Ours; APS and RAPS randomised."""
+    rng = np.random.default_rng(seed)
+
+    def sets(score: str, z: Array, y: Array, new: Array, alphas: Sequence[float]) -> list[Array]:
+        settings = _SETTINGS.get(score, {})
+        u = [rng.uniform(size=len(v)) if score != "lac" else 1.0 for v in (z, new)]
+        known = class_scores(score, settings, softmax(z), u[0])[np.arange(len(z)), y]
+        fresh = class_scores(score, settings, softmax(new), u[1])
+        return [fresh <= threshold_at(np.sort(known), a) for a in alphas]
+
+    return sets
 
 
 def write_pool(name: str, path: Path, splits: int) -> None:

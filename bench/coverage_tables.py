@@ -60,7 +60,7 @@ def _criteria(table: list[dict[str, Any]]) -> dict[str, Any]:
     missed = [r for r in both if abs(_off(r, "unweighted")) > 2 * r["unweighted"]["error"]]
     said = {
         "cells": len(table),
-        "oracle_mean_excess": float(np.mean([_off(r, "oracle") for r in known])),
+        "oracle_mean_excess": _mean([_off(r, "oracle") for r in known]),
         "oracle_below": [_name(r) for r in known if _off(r, "oracle") < -2 * r["oracle"]["error"]],
         "estimated_low": [_name(r) for r in both if _off(r, "estimated") < -SLACK],
         "unweighted_misses": len(missed),
@@ -74,6 +74,10 @@ def _criteria(table: list[dict[str, Any]]) -> dict[str, Any]:
             for form in ("unweighted", "estimated", "oracle")
         }
     return said
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _off(row: dict[str, Any], form: str) -> float:
