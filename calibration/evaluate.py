@@ -15,6 +15,7 @@ import numpy as np
 from calibration.bundle import Bundle
 from calibration.evaluation import Evaluation, evaluate_classification, evaluate_regression
 from calibration.evaluation.dense import evaluate_maps
+from calibration.evaluation.parts import Named
 from calibration.evaluation.unseen import Unseen, seen_hashes
 from calibration.predictor import Predictor
 from posthoc.contract import Array, DataError
@@ -26,6 +27,7 @@ Progress = Callable[[str, int, int], None]
 BATCH = 256
 LOGITS = "logits"  # what the frozen model itself says, beside the fields
 GROUPS = "split key"
+NAMED = "named group"
 
 
 def evaluate(
@@ -91,6 +93,7 @@ def evaluate(
             ood_in=_scores(predictor, made),
             ood_out=strange,
             groups=_groups(predictor, made),
+            named=_named(predictor, made),
             about=about,
             seed=seed,
         )
@@ -106,6 +109,7 @@ def evaluate(
         ood_in=_scores(predictor, made),
         ood_out=strange,
         groups=_groups(predictor, made),
+        named=_named(predictor, made),
         about=about,
         seed=seed,
     )
@@ -141,8 +145,8 @@ class _Pass:
     def over(
         self, data: str | Path, what: str, *, labelled: bool, progress: Progress | None
     ) -> tuple[dict[str, Array], Array, int]:
-        """(fields, ``set@alpha`` or ``lower@alpha`` and ``upper@alpha``, logits and split keys;
-        labels; rows dropped)."""
+        """(fields, ``set@alpha`` or ``lower@alpha`` and ``upper@alpha``, logits, split keys and
+        named groups; labels; rows dropped)."""
         manifest = self.predictor.manifest
         table = open_table(data)
         columns = [c for c in manifest.mapping.columns(target=labelled) if c in table.columns]
@@ -163,7 +167,10 @@ class _Pass:
             if keep.any():
                 inputs = rows.inputs | self.predictor.beside(rows.groups, rows.content_hashes)
                 made = self._run({k: v[keep] for k, v in inputs.items()})
-                for name, value in {**made, GROUPS: rows.split_keys[keep]}.items():
+                made[GROUPS] = rows.split_keys[keep]
+                if labelled and rows.groups is not None:
+                    made[NAMED] = rows.groups[keep].astype(str)
+                for name, value in made.items():
                     parts.setdefault(name, []).append(value)
                 if rows.y is not None:
                     labels.append(rows.y[keep])
@@ -197,6 +204,15 @@ def _width(predictor: Predictor) -> int | None:
 def _groups(predictor: Predictor, made: Mapping[str, Array]) -> Array | None:
     """Ids of rows that are no independent evidence: equal split keys, where the fit had some."""
     return None if predictor.manifest.splits.by is None else made[GROUPS]
+
+
+def _named(predictor: Predictor, made: Mapping[str, Array]) -> Named | None:
+    """The groups of the mapping's group column, and the conformal rows behind each, if its own."""
+    if NAMED not in made:
+        return None
+    conformal = predictor.manifest.conformal
+    own = conformal.guarantees if conformal.given == "group" else ()
+    return Named(made[NAMED], {g.alpha: {c.name: c.n for c in g.cells} for g in own})
 
 
 def _scores(predictor: Predictor, made: Mapping[str, Array]) -> dict[str, Array]:

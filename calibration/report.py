@@ -17,7 +17,7 @@ from calibration.evaluation.records import Difference, Evaluation
 from calibration.figures import Panel, panels
 from calibration.figures.maps import class_table, picture_sections, uncovered_table
 from calibration.figures.panel import level_percent, percent, unit
-from calibration.figures.tables import cell, difference, items, shown, table
+from calibration.figures.tables import cell, difference, items, parts, shown, table
 
 # Metric: title, what it is and which way is better, and how many decimals (% for shares).
 _METRICS = {
@@ -27,10 +27,28 @@ _METRICS = {
     "brier": ("Brier score", "squared error of the probabilities; lower is better", ".4f"),
     "debiased_ece": ("ECE, debiased", "calibration error; a perfect model shows 0", "%"),
     "ece": ("ECE", "the same with its upward bias, as usually reported", "%"),
+    "smooth_ece": ("ECE, smooth", "the same by a kernel instead of bins, biased upwards", "%"),
+    "ks_error": ("KS error", "largest cumulated gap of confidence, without bins", "%"),
+    "equal_mass_ece": ("ECE, equal mass", "the same over bins of as many rows each", "%"),
+    "top_label_ece": ("ECE, top label", "the same within the rows of each label given", "%"),
     "aurc": ("AURC", "mean error over all shares answered; lower is better", ".4f"),
     "augrc": ("AUGRC", "the same with every error weighed alike; lower is better", ".4f"),
+    "e_aurc": ("E-AURC", "AURC less that of the best order; lower is better", ".4f"),
+    "error_at_80": ("Error at 80 %", "answering the surest 80 %; lower is better", "%"),
+    "error_at_90": ("Error at 90 %", "answering the surest 90 %; lower is better", "%"),
     "error_auroc": ("AUROC of errors", "does low confidence find the errors? 0.5 is chance", ".3f"),
     "class_ece": ("ECE by class", "calibration error of each class's probability, mean", "%"),
+    "brier_reliability": ("Brier: reliability", "its part that calibration could win", ".4f"),
+    "brier_resolution": (
+        "Brier: resolution",
+        "its part that knowledge wins; higher is better",
+        ".4f",
+    ),
+    "brier_uncertainty": (
+        "Brier: uncertainty",
+        "what the classes' shares alone would score",
+        ".4f",
+    ),
     "ged": ("GED²", "distance to the annotators' maps; lower is better", ".4f"),
     "disagreement": ("Disagreement", "mean distance between annotators", ".4f"),
     "rmse": ("RMSE", "in the target's units; lower is better", ".4g"),
@@ -44,6 +62,8 @@ _METRICS = {
     "ause": ("AUSE", "area to the oracle's sparsification; lower is better", ".4f"),
     "ause_random": ("AUSE of a random order", "what a useless map would have", ".4f"),
     "pce": ("PCE", "calibration error of the distribution; lower is better", "%"),
+    "ence": ("ENCE", "calibration error of the error bar, relative to it", "%"),
+    "sharpness": ("Sharpness", "mean error bar, target's units; lower says more", ".4g"),
 }
 
 
@@ -179,6 +199,9 @@ def _levels(e: Evaluation) -> str:
     size = "Mean share of pixels" if masks else "Mean set size" if sets else "Mean width"
     head = ["Level", "Coverage", "Chance, 99 %", size]
     sets = sets and not masks
+    scored = any(v.interval_score is not None for v in e.levels)
+    violated = any(v.size_violation is not None for v in e.levels)
+    more = ["Empty sets"] * sets + ["Interval score"] * scored + ["Off by set size"] * violated
     rows = []
     for v in e.levels:
         size = "infinite" if v.mean_size is None else f"{v.mean_size:.4g}"
@@ -187,10 +210,22 @@ def _levels(e: Evaluation) -> str:
             f"{percent(v.band_low, 2)} to {percent(v.band_high, 2)}",
             size,
         ]
-        rows.append(
-            (level_percent(v.alpha), [*cells, percent(v.empty_share or 0)] if sets else cells)
+        cells += [percent(v.empty_share or 0)] * sets
+        cells += [cell(v.interval_score, ".4g")] * scored
+        cells += [cell(v.size_violation, "%")] * violated
+        rows.append((level_percent(v.alpha), cells))
+    text = table([*head, *more], rows)
+    if violated:
+        text += (
+            "<p>Off by set size: how far the coverage of sets of 0–1, 2–3, 4–10, 11–100 or more "
+            "classes is from the level, at most.</p>"
         )
-    text = table([*head, "Empty sets"] if sets else head, rows)
+    if scored:
+        text += (
+            "<p>Interval score: width, and 2/(1 − level) times the distance of the targets that "
+            "lie outside; lower is better.</p>"
+        )
+    text += parts(e)
     text += uncovered_table(e)
     a = e.answered
     if a is None:

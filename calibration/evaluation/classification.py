@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from calibration.evaluation.parts import (
     HEDGED,
+    Named,
     Resampling,
     against,
     answered,
@@ -19,9 +20,12 @@ from calibration.evaluation.parts import (
     figures,
     independent,
     level,
+    named_parts,
     ood_results,
     reliability,
     shares_of_sizes,
+    size_violation,
+    slice_part,
 )
 from calibration.evaluation.records import (
     Curve,
@@ -30,14 +34,21 @@ from calibration.evaluation.records import (
     Figure,
     System,
 )
+from calibration.metrics import brier
 from calibration.metrics.calibration_error import (
     debiased_ece,
     ece_difference,
     perfect_band,
 )
+from calibration.metrics.class_calibration import ClassTotals
 from calibration.metrics.coverage import set_sizes
+from calibration.metrics.equal_mass import equal_mass_ece
+from calibration.metrics.ks import ks_error
+from calibration.metrics.perfect import N_SIM, perfect_class_ranges, perfect_ranges
 from calibration.metrics.proper import brier_score
 from calibration.metrics.ranking import auroc, auroc_estimate, risk_coverage
+from calibration.metrics.smooth import smooth_ece
+from calibration.metrics.top_label import top_label_ece
 from calibration.metrics.totals import (
     ClassificationTotals,
     update_classification,
@@ -47,6 +58,8 @@ from posthoc.folds import class_index, log_loss_of_probs, run
 
 FROZEN, SCALED = "frozen", "temperature scaled"
 _CURVE_POINTS = 200
+_RISKS_AT = (0.8, 0.9)  # shares of rows answered
+_LEAST_LOG = -14.0  # of a probability that tells slices apart
 
 
 def evaluate_classification(
@@ -61,6 +74,7 @@ def evaluate_classification(
     ood_out: Mapping[str, Mapping[str, Array]] | None = None,
     ood_groups: Mapping[str, Array] | None = None,
     groups: Array | None = None,
+    named: Named | None = None,
     about: Mapping[str, str] | None = None,
     n_boot: int = 1000,
     seed: int = 0,
@@ -72,8 +86,9 @@ def evaluate_classification(
     and ood are used where present); ``y`` N true classes; ``sets`` N×C masks by alpha, made with
     ``n_conformal`` conformal rows, the default level first; ``ood_in`` N scores by score name and
     ``ood_out`` the same scores by name of a strange set; ``groups`` (N) and ``ood_groups`` (by
-    strange set) are ids of rows that are no independent evidence. Raises DataError where lengths
-    differ or a label is no class.
+    strange set) are ids of rows that are no independent evidence; ``named`` are the groups that
+    coverage is split by. Raises DataError where lengths differ, a label is no class, or
+    probabilities do not sum to 1.
     """
     truth = class_index(y, np.shape(frozen_probs)[1])
     units = independent(len(truth), groups)
@@ -110,6 +125,10 @@ def evaluate_classification(
         for alpha, mask in sets.items()
     }
     ood, scores = ood_results(ood_in, ood_out, groups, ood_groups)
+    covered = {a: _at(mask, truth) for a, mask in sets.items()}
+    with np.errstate(divide="ignore"):
+        described = np.maximum(np.log(np.asarray(frozen_probs, np.float64)), _LEAST_LOG)
+    default = next(iter(sets), None)
     return Evaluation(
         task="classification",
         about=dict(about or {}),
@@ -119,15 +138,19 @@ def evaluate_classification(
         systems=tuple(_system(n, r, truth, losses[n], resampling) for n, r in rated.items()),
         differences=tuple(compared),
         levels=tuple(
-            level(a, t.coverage, t.mean_size, units, n_conformal, t.empty_share)
+            level(a, t.coverage, t.mean_size, units, n_conformal, t.empty_share).model_copy(
+                update={
+                    "size_violation": size_violation(a, t, n_conformal, resampling),
+                    "groups": named_parts(a, covered[a], named, n_conformal, groups),
+                    "worst_slice": slice_part(a, described, covered[a], n_conformal, resampling)
+                    if a == default
+                    else None,
+                }
+            )
             for a, t in sizes.items()
         ),
         set_sizes=tuple(shares_of_sizes(a, t) for a, t in sizes.items()),
-        answered=answered(
-            fields,
-            {a: _at(mask, truth) for a, mask in sets.items()},
-            losses[HEDGED]["accuracy"],
-        ),
+        answered=answered(fields, covered, losses[HEDGED]["accuracy"]),
         ood=ood,
         scores=scores,
     )
@@ -162,8 +185,11 @@ def _system(
         **figures(losses, resampling),
         "ece": against(totals.ece, band.ece),
         "debiased_ece": against(debiased_ece(totals), band.debiased_ece),
+        **_calibration(r, y, ~wrong, min(N_SIM, resampling.n_boot), resampling.seed),
         "aurc": Figure(value=curve.aurc),
         "augrc": Figure(value=curve.augrc),
+        "e_aurc": Figure(value=curve.e_aurc),
+        **{f"error_at_{100 * s:g}": Figure(value=curve.risk_at(s)) for s in _RISKS_AT},
     }
     if wrong.any() and not wrong.all():
         unsure = -np.asarray(r.confidence, dtype=np.float64)
@@ -181,6 +207,34 @@ def _system(
         reliability=reliability(totals.count, totals.correct, totals.confidence_sum, band),
         risk_coverage=Curve(x=tuple(curve.coverage[at].tolist()), y=tuple(curve.risk[at].tolist())),
     )
+
+
+def _calibration(r: _Rated, y: I64, right: Array, n_sim: int, seed: int) -> dict[str, Figure]:
+    """Calibration errors beyond ECE beside a perfect model's range, and the parts of Brier."""
+    n_classes = np.shape(r.probs)[1]
+    order = np.argsort(r.confidence, kind="stable")  # sorted rows cost every draw less
+    c, label = np.asarray(r.confidence)[order], np.asarray(r.label)[order]
+    of_confidence: dict[str, Callable[[F64], float]] = {
+        "smooth_ece": lambda hit: smooth_ece(c, hit),
+        "ks_error": lambda hit: ks_error(c, hit),
+        "equal_mass_ece": lambda hit: equal_mass_ece(c, hit),
+        "top_label_ece": lambda hit: top_label_ece(c, label, hit, n_classes),
+    }
+    of_classes: dict[str, Callable[[ClassTotals], float]] = {
+        "class_ece": lambda bins: bins.static,
+        "brier_reliability": brier.reliability,
+    }
+    ranges = perfect_ranges(c, of_confidence, n_sim=n_sim, seed=seed)
+    ranges |= perfect_class_ranges(r.probs, of_classes, n_sim=n_sim, seed=seed)
+    parts = run(brier.brier_parts(n_classes), [{"probs": r.probs, "y": y}])
+    hit = np.asarray(right, np.float64)[order]
+    values = {name: f(hit) for name, f in of_confidence.items()}
+    values |= {name: f(parts.bins) for name, f in of_classes.items()}
+    return {
+        **{name: against(value, ranges[name]) for name, value in values.items()},
+        "brier_resolution": Figure(value=parts.generalised_resolution),
+        "brier_uncertainty": Figure(value=parts.uncertainty),
+    }
 
 
 def _at(table: Array, index: I64) -> Array:

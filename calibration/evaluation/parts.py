@@ -16,19 +16,39 @@ from calibration.evaluation.records import (
     Histogram,
     Level,
     OodResult,
+    Part,
     Reliability,
     SetSizes,
 )
 from calibration.metrics.bootstrap import Estimate, mean_estimates, paired_difference
 from calibration.metrics.calibration_error import PerfectBand
+from calibration.metrics.conditional_coverage import (
+    coverage_by_group,
+    group_counts,
+    size_stratified_violation,
+    strata_counts,
+    violation_range,
+)
 from calibration.metrics.coverage import SetTotals, coverage_band
 from calibration.metrics.ranking import aupr, auroc_estimate, fpr95
 from calibration.metrics.totals import level_name
+from calibration.metrics.worst_slice import worst_slice
 from posthoc.contract import F64, Array, DataError
+from posthoc.folds import run
 
 HEDGED = "hedged"
 IN_ROWS = "test rows"
 _SCORE_BINS = 40
+_GROUPS = 50  # least covered ones that are kept
+_SLICEABLE = 200  # independent rows from which on a slice of a tenth of a half says anything
+
+
+class Named(NamedTuple):
+    """Groups of rows that coverage is split by: N names, and by alpha and group the conformal rows
+    behind its threshold where each has one of its own (a group missing there: all of them)."""
+
+    names: Array
+    rows: Mapping[float, Mapping[str, int]]
 
 
 class Resampling(NamedTuple):
@@ -136,6 +156,66 @@ def level(
         mean_size=mean_size if math.isfinite(mean_size) else None,
         empty_share=empty_share,
     )
+
+
+def named_parts(
+    alpha: float,
+    covered: Array,
+    named: Named | None,
+    n_conformal: int,
+    groups: Array | None,
+) -> tuple[Part, ...]:
+    """Coverage at ``alpha`` of the least covered named groups, from N covered rows."""
+    if named is None:
+        return ()
+    names = np.asarray(named.names).astype(str)
+    check_rows(len(covered), {"named groups": names})
+    counts = run(group_counts, [{"covered": covered, "group": names}])
+    own = named.rows.get(alpha, {})
+    found = coverage_by_group(
+        counts,
+        {name: own.get(name, n_conformal) for name in counts},
+        alpha,
+        independent={
+            name: independent(n, None if groups is None else np.asarray(groups)[names == name])
+            for name, (n, _) in counts.items()
+        },
+    )
+    return tuple(
+        Part(name=p.name, n=p.n, coverage=p.coverage, band_low=p.low, band_high=p.high)
+        for p in found[:_GROUPS]
+    )
+
+
+def slice_part(
+    alpha: float, features: F64, covered: Array, n_conformal: int, resampling: Resampling
+) -> Part | None:
+    """The worst slice of ``features`` (N×D) at ``alpha``; None where there are too few rows."""
+    if independent(len(covered), resampling.groups) < _SLICEABLE:
+        return None
+    found = worst_slice(features, covered, groups=resampling.groups, seed=resampling.seed)
+    if not len(found.rows):
+        return None
+    of = None if resampling.groups is None else np.asarray(resampling.groups)[found.rows]
+    low, high = coverage_band(n_conformal, independent(len(found.rows), of), alpha)
+    return Part(
+        name="worst slice",
+        n=len(found.rows),
+        coverage=found.coverage,
+        band_low=low,
+        band_high=high,
+    )
+
+
+def size_violation(
+    alpha: float, totals: SetTotals, n_conformal: int, resampling: Resampling
+) -> Figure:
+    """The violation by set size, beside its range where rows are independent evidence."""
+    value = size_stratified_violation(totals, alpha)
+    if resampling.groups is not None:
+        return Figure(value=value)
+    sizes = [n for n, _ in strata_counts(totals)]
+    return against(value, violation_range(sizes, n_conformal, alpha, seed=resampling.seed))
 
 
 def answered(

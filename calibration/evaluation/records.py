@@ -92,12 +92,28 @@ class ImageShares(_Record):
     histogram: Histogram
 
 
+class Part(_Record):
+    """Coverage of a part of the rows, a group or a slice, beside the 99 % band that luck allows
+    its ``n`` rows."""
+
+    name: str
+    n: int
+    coverage: float
+    band_low: float
+    band_high: float
+
+
 class Level(_Record):
     """Coverage at one level beside the 99 % band that luck allows; size is a set size or width.
 
     ``mean_size`` is None where too few conformal rows made an interval infinite. Of a dense model
     coverage is one less the mean over ``images`` of their share of uncovered pixels; of a mask the
     size is its share of an image's pixels.
+
+    ``interval_score`` is of intervals, mean over rows and outputs. ``size_violation`` is of sets:
+    the largest difference of coverage to the level over strata of set sizes. ``groups`` hold the
+    least covered groups of rows, where the table names groups, and ``worst_slice`` the slice along
+    the model's outputs that covers least on rows that did not choose it.
     """
 
     level: str
@@ -108,6 +124,10 @@ class Level(_Record):
     mean_size: float | None
     empty_share: float | None = None
     images: ImageShares | None = None
+    interval_score: Figure | None = None
+    size_violation: Figure | None = None
+    groups: tuple[Part, ...] = ()
+    worst_slice: Part | None = None
 
 
 class SetSizes(_Record):

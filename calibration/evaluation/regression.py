@@ -10,7 +10,9 @@ import numpy as np
 from calibration.evaluation.parts import (
     HEDGED,
     IN_ROWS,
+    Named,
     Resampling,
+    against,
     answered,
     check_rows,
     differences,
@@ -18,17 +20,23 @@ from calibration.evaluation.parts import (
     histogram,
     independent,
     level,
+    named_parts,
     ood_results,
+    slice_part,
 )
 from calibration.evaluation.records import Evaluation, Figure, Quantiles, System, WidthGroup
+from calibration.metrics.interval import interval_score
+from calibration.metrics.perfect import N_SIM, perfect_ence
 from calibration.metrics.proper import gaussian_crps, gaussian_log_loss
 from calibration.metrics.regression import (
     gaussian_pit,
     observed_quantiles,
     pce_floor,
+    perfect_pce,
     pit_totals,
 )
 from calibration.metrics.totals import level_name
+from calibration.metrics.uce import expected_normalised_calibration_error
 from posthoc.contract import F64, Array, DataError
 from posthoc.folds import run
 
@@ -48,6 +56,7 @@ def evaluate_regression(
     ood_out: Mapping[str, Mapping[str, Array]] | None = None,
     ood_groups: Mapping[str, Array] | None = None,
     groups: Array | None = None,
+    named: Named | None = None,
     about: Mapping[str, str] | None = None,
     n_boot: int = 1000,
     seed: int = 0,
@@ -80,6 +89,7 @@ def evaluate_regression(
         said = {CONSTANT: (own, constant), **said}
     losses = {name: _losses(truth - centre, std) for name, (centre, std) in said.items()}
     levels, covered, widths = [], {}, {}
+    described = np.column_stack([mean, _columns(fields["std"])])
     for alpha, (lower, upper) in intervals.items():
         low, high = _columns(lower), _columns(upper)
         covered[alpha] = np.asarray(((low <= truth) & (truth <= high)).all(axis=1))
@@ -91,6 +101,14 @@ def evaluate_regression(
                 float(widths[alpha].mean()),
                 independent(len(truth), groups),
                 n_conformal,
+            ).model_copy(
+                update={
+                    "interval_score": _score(alpha, low, high, truth, resampling),
+                    "groups": named_parts(alpha, covered[alpha], named, n_conformal, groups),
+                    "worst_slice": None
+                    if len(covered) > 1
+                    else slice_part(alpha, described, covered[alpha], n_conformal, resampling),
+                }
             )
         )
     default = next((a for a, w in widths.items() if np.isfinite(w).all()), None)
@@ -101,7 +119,7 @@ def evaluate_regression(
         n=len(truth),
         n_conformal=n_conformal,
         systems=tuple(
-            _system(n, losses[n], gaussian_pit(centre, std, truth), resampling)
+            _system(n, losses[n], truth - centre, std, resampling)
             for n, (centre, std) in said.items()
         ),
         differences=tuple(differences(losses, ("nll", "crps"), CONSTANT, resampling))
@@ -130,16 +148,32 @@ def _losses(error: F64, std: F64) -> dict[str, F64]:
     }
 
 
-def _system(name: str, losses: Mapping[str, F64], pit: F64, resampling: Resampling) -> System:
-    metrics = figures(losses, resampling)
-    squared = metrics.pop("squared_error")
-    totals = run(pit_totals, [pit])
+def _score(alpha: float, low: F64, high: F64, truth: F64, resampling: Resampling) -> Figure | None:
+    """Mean interval score with its interval; None where an interval is infinite."""
+    score = interval_score(low, high, truth, alpha).mean(axis=1)
+    if not np.isfinite(score).all():
+        return None
+    return figures({"score": score}, resampling)["score"]
+
+
+def _system(
+    name: str, losses: Mapping[str, F64], error: F64, std: F64, resampling: Resampling
+) -> System:
+    metrics = figures({**losses, "sharpness": std.mean(axis=1)}, resampling)
+    squared, sharp = metrics.pop("squared_error"), metrics.pop("sharpness")
+    totals = run(pit_totals, [gaussian_pit(np.zeros_like(error), std, error)])
+    pce = against(totals.pce, perfect_pce(totals.n, seed=resampling.seed))
+    ence = expected_normalised_calibration_error(error**2, std**2)
     rmse = Figure(
         value=math.sqrt(squared.value),
         low=math.sqrt(squared.low or 0.0),
         high=math.sqrt(squared.high or 0.0),
     )
-    metrics = {"rmse": rmse, **metrics, "pce": Figure(value=totals.pce)}
+    metrics = {"rmse": rmse, **metrics, "pce": pce}
+    if math.isfinite(ence):  # no error bar of 0 is relative to anything
+        n_sim = min(N_SIM, resampling.n_boot)
+        metrics["ence"] = against(ence, perfect_ence(std**2, n_sim=n_sim, seed=resampling.seed))
+    metrics["sharpness"] = sharp
     return System(name=name, metrics=metrics, pit=tuple(totals.count.tolist()))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from calibration.evaluation.records import Difference, Evaluation, Figure
-from calibration.figures.panel import number, percent
+from calibration.figures.panel import level_percent, number, percent
 
 NONE = "–"
 
@@ -58,6 +58,34 @@ def difference(d: Difference | None, form: str) -> str:
         f"<span{mark}>{_signed(d.value, form)}</span>"
         f"<small>{_signed(d.low, form)} to {_signed(d.high, form)}</small>"
     )
+
+
+def parts(e: Evaluation) -> str:
+    """Coverage of the named groups and of the worst slice, level by level; empty without any."""
+    rows = []
+    named = False
+    for v in e.levels:
+        named = named or bool(v.groups)
+        for p in (*((v.worst_slice,) if v.worst_slice else ()), *v.groups):
+            cells = [
+                level_percent(v.alpha),
+                f"{p.n:,}",
+                percent(p.coverage, 2),
+                f"{percent(p.band_low, 2)} to {percent(p.band_high, 2)}",
+            ]
+            rows.append((escape(p.name), cells))
+    if not rows:
+        return ""
+    said = (
+        "The worst slice is a tenth or more of the rows, cut along the model's own outputs where "
+        "coverage was least on one half, measured on the other. "
+    )
+    if named:
+        said += "Groups: least covered first; among many, one in a hundred lies outside by chance. "
+    said += (
+        "Only the average over all rows is promised, unless groups have thresholds of their own."
+    )
+    return f"{table(['Part', 'Level', 'Rows', 'Coverage', 'Chance, 99 %'], rows)}<p>{said}</p>"
 
 
 def _signed(value: float, form: str) -> str:

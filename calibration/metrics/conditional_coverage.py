@@ -115,19 +115,25 @@ group_counts: Fold[GroupCounts, Mapping[str, Any], GroupCounts] = Fold(
 
 
 def coverage_by_group(
-    counts: GroupCounts, n_conformal: int | Mapping[str, int], alpha: float
+    counts: GroupCounts,
+    n_conformal: int | Mapping[str, int],
+    alpha: float,
+    *,
+    independent: Mapping[str, int] | None = None,
 ) -> tuple[PartCoverage, ...]:
     """Coverage of each group, the least covered first, beside the band for its own rows.
 
     ``n_conformal`` is the number of conformal rows behind the threshold: of all, or by group where
     each has a threshold of its own (one that is missing there raises DataError). Under a shared
     threshold the band is what luck allows a group that is like all rows, not a promise. Among many
-    groups one in a hundred lies outside by chance.
+    groups one in a hundred lies outside by chance. ``independent`` counts by group what the band
+    may count where that is less than the rows (items of which there are several rows).
     """
     found = []
     for name, (n, k) in counts.items():
         if not isinstance(n_conformal, int) and name not in n_conformal:
             raise DataError(f"group {name!r}: the conformal rows behind its threshold are unknown")
         behind = n_conformal if isinstance(n_conformal, int) else n_conformal[name]
-        found.append(PartCoverage(name, n, k / n, *coverage_band(behind, n, alpha)))
+        units = n if independent is None else independent[name]
+        found.append(PartCoverage(name, n, k / n, *coverage_band(behind, units, alpha)))
     return tuple(sorted(found, key=lambda p: (p.coverage, p.name)))

@@ -17,6 +17,7 @@ import numpy as np
 from calibration.metrics.class_calibration import ClassTotals, class_bins, probability_bins
 from calibration.metrics.rows import class_probabilities, rated
 from calibration.metrics.totals import N_BINS
+from calibration.metrics.uce import VarianceTotals, equal_mass_edges
 from posthoc.contract import F64, Array, DataError
 
 N_SIM = 200
@@ -87,6 +88,34 @@ def perfect_class_ranges(
             hits[i] += np.bincount(cell[:, i], minlength=cells)
     drawn = [replace(bins, hits=h.reshape(n_classes, N_BINS)) for h in hits]
     return {name: _range([figure(b) for b in drawn], level) for name, figure in figures.items()}
+
+
+def perfect_ence(
+    variance: Array,
+    *,
+    bins: int = N_BINS,
+    n_sim: int = N_SIM,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Range:
+    """Where the ENCE over bins of equal counts lies when errors are N(0, ``variance``), of any
+    shape. Raises DataError for no variance, and for one that is negative or not finite."""
+    claimed = np.sort(np.asarray(variance, dtype=np.float64).ravel())
+    if not len(claimed):
+        raise DataError("a calibration band needs at least one row and there is none")
+    if not (claimed[0] >= 0 and np.isfinite(claimed[-1])):
+        raise DataError("a variance is negative or not finite")
+    edges = equal_mass_edges(claimed, bins)
+    index = np.searchsorted(edges, claimed)
+    count = np.bincount(index, minlength=bins)
+    total = np.bincount(index, claimed, bins).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(n_sim):
+        squared = claimed * rng.standard_normal(len(claimed)) ** 2
+        error = np.bincount(index, squared, bins).astype(np.float64)
+        drawn.append(VarianceTotals(edges, count, error, total).ence)
+    return _range(drawn, level)
 
 
 def _range(values: list[float], level: float) -> Range:

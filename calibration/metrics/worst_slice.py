@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from posthoc.contract import F64, Array, DataError
+from posthoc.contract import F64, I64, Array, DataError
 
 DIRECTIONS = 200
 SHARE = 0.1
@@ -24,8 +24,8 @@ SHARE = 0.1
 class Slice:
     """A slab ``low <= (x - centre) / scale · direction <= high`` of features x.
 
-    ``n`` rows of the half that it was not chosen by lie in it, and ``coverage`` of them are
-    covered (nan for none); ``chosen`` is its coverage on the half that chose it, which is too low.
+    ``rows`` are the indices of the rows in it that did not choose it, and ``coverage`` is theirs
+    (nan for none); ``chosen`` is the coverage of those that chose it, which is too low.
     """
 
     direction: F64
@@ -35,7 +35,7 @@ class Slice:
     high: float
     chosen: float
     coverage: float
-    n: int
+    rows: I64
 
     def holds(self, features: Array) -> Array:
         """Which of N rows (N×D) lie in the slab, N bool."""
@@ -89,10 +89,10 @@ def worst_slice(
     if best is None:
         raise DataError("a worst slice needs at least one direction")
     low, high, chosen, direction = best
-    slab = Slice(direction, centre, scale, low, high, chosen, np.nan, 0)
-    inside = hit[~first][slab.holds(x[~first])]
-    coverage = float(inside.mean()) if len(inside) else np.nan
-    return replace(slab, coverage=coverage, n=len(inside))
+    none = np.zeros(0, np.int64)
+    slab = Slice(direction, centre, scale, low, high, chosen, np.nan, none)
+    rows = np.flatnonzero(~first & slab.holds(x))
+    return replace(slab, coverage=float(hit[rows].mean()) if len(rows) else np.nan, rows=rows)
 
 
 def least_covered(along: F64, covered: Array, least: int) -> tuple[float, float, float]:

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from calibration.evaluation import Evaluation
     from calibration.evaluation.records import ClassFigures, Level
 
-_CLASSES = 20
+_CLASSES, _GROUPS = 20, 5
+# Of rows, what the report holds besides: the table is for a first look.
+_REPORTED = {
+    "equal_mass_ece",
+    "top_label_ece",
+    "ks_error",
+    "class_ece",
+    "brier_reliability",
+    "brier_resolution",
+    "brier_uncertainty",
+    "e_aurc",
+}
 _MORE = """Rows that the fit saw are dropped and counted; its own test rows are not.
 
 \b
@@ -81,6 +92,8 @@ def show(found: Evaluation) -> None:
     for system in found.systems:
         table.add_column(system.name)
     for metric in found.systems[-1].metrics:
+        if found.dense is None and metric in _REPORTED:
+            continue
         figures = [system.metrics.get(metric) for system in found.systems]
         # No interval of a calibration error is right; what a perfect model would show is.
         perfect = any(f is not None and f.range == "perfect" for f in figures)
@@ -108,6 +121,14 @@ def show(found: Evaluation) -> None:
             f"(luck allows {level.band_low:.4f}–{level.band_high:.4f}), mean size {size}"
             f"{_spread(level)}"
         )
+        for part in level.groups[:_GROUPS]:
+            console.out.print(
+                f"  {part.name}: coverage {part.coverage:.4f} of {part.n:,} "
+                f"(luck allows {part.band_low:.4f}–{part.band_high:.4f})",
+                markup=False,
+            )
+        if len(level.groups) > _GROUPS:
+            console.out.print("  (the least covered groups; more are in the report)")
     for o in found.ood:
         of = "pixels" if o.score.endswith(PIXELS.format("")) else what
         console.out.print(

@@ -6,10 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 
 from calibration.evaluation import Evaluation
+from calibration.evaluation.parts import Named
 from calibration.figures import panels
 from calibration.report import render, write_report
 from tests.calibration import simulated
@@ -88,6 +90,23 @@ def test_tables_hold_the_numbers(task: str, page: Page) -> None:
     for level in evaluation.levels:
         assert f"{100 * level.coverage:.2f} %" in page.text
     assert f"{evaluation.n:,}" in page.text
+
+
+def test_parts_of_the_rows_are_tables() -> None:
+    evil = "<img src=http://x>"
+    names = np.array([evil, "b"])[np.arange(400) % 2]
+    for shown in (
+        simulated.classification(n=400, named=Named(names, {})),
+        simulated.regression(n=400, named=Named(names, {})),
+    ):
+        page = read(render(shown))
+        assert page.loads() == [] and evil in page.text
+        assert "least covered first" in page.text and "worst slice" in page.text
+        for part in shown.levels[0].groups:
+            assert f"{100 * part.coverage:.2f} %" in page.text
+    bare = read(render(simulated.classification(n=100))).text
+    assert "least covered first" not in bare and "worst slice" not in bare  # too few rows
+    assert "Off by set size" in bare
 
 
 def test_names_are_data_and_never_markup() -> None:

@@ -9,6 +9,8 @@ import pytest
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from calibration.evaluation import Evaluation
+from calibration.evaluation.parts import Named
+from calibration.metrics.coverage import coverage_band
 from posthoc.contract import DataError
 from tests.calibration import simulated
 from tests.calibration.simulated import classes, softmax
@@ -151,3 +153,98 @@ def test_rows_that_do_not_match_are_named() -> None:
         simulated.classification(ood_in={"x": np.zeros(3)})
     with pytest.raises(DataError, match="label 99"):
         simulated.classification(y=np.full(2000, 99))
+
+
+def test_calibration_errors_beyond_ece(evaluation: Evaluation) -> None:
+    frozen, hedged = (system(evaluation, n).metrics for n in ("frozen", "hedged"))
+    inside = 0
+    for name in (
+        "smooth_ece",
+        "ks_error",
+        "equal_mass_ece",
+        "top_label_ece",
+        "class_ece",
+        "brier_reliability",
+    ):
+        assert frozen[name].range == hedged[name].range == "perfect"
+        inside += hedged[name].low <= hedged[name].value <= hedged[name].high
+        assert hedged[name].value < 1.2 * hedged[name].high, name
+        assert frozen[name].value > 1.2 * frozen[name].high, name
+    assert inside >= 5  # each is a range of 95 %
+    for m in (frozen, hedged):
+        parts = m["brier_reliability"].value - m["brier_resolution"].value
+        assert parts + m["brier_uncertainty"].value == pytest.approx(m["brier"].value)
+        assert m["ks_error"].value <= m["equal_mass_ece"].value + 0.02
+
+
+def test_errors_of_the_surest_rows(evaluation: Evaluation) -> None:
+    z, y = classes(4000, 6, 0)
+    z, y = z[2000:], y[2000:]
+    p = softmax(z)
+    wrong = (p.argmax(axis=1) != y)[np.argsort(-p.max(axis=1))]
+    m = system(evaluation, "hedged").metrics
+    assert m["error_at_80"].value == pytest.approx(wrong[:1600].mean())
+    assert m["error_at_90"].value == pytest.approx(wrong[:1800].mean())
+    best = np.sort(wrong).cumsum() / np.arange(1, 2001)
+    assert m["e_aurc"].value == pytest.approx(m["aurc"].value - best.mean())
+
+
+def test_parts_of_the_rows(evaluation: Evaluation) -> None:
+    assert [v.worst_slice is None for v in evaluation.levels] == [False, True, True, True]
+    worst = evaluation.levels[0].worst_slice
+    assert worst is not None and worst.n >= 80
+    assert (worst.band_low, worst.band_high) == coverage_band(2000, worst.n, 0.1)
+    for level, sizes in zip(evaluation.levels, evaluation.set_sizes, strict=True):
+        strata: dict[int, list[tuple[int, float]]] = {}
+        for s, n, c in zip(sizes.size, sizes.count, sizes.coverage, strict=True):
+            strata.setdefault((s > 1) + (s > 3), []).append((n, c * n))
+        off = [
+            abs(sum(k for _, k in v) / sum(n for n, _ in v) - (1 - level.alpha))
+            for v in strata.values()
+        ]
+        found = level.size_violation
+        assert found is not None and found.range == "perfect"
+        assert found.value == pytest.approx(max(off))
+        assert level.groups == ()
+
+
+def test_named_groups_have_their_coverage_and_their_band() -> None:
+    names = np.array(["even", "odd", "<b>"])[np.minimum(np.arange(400) % 5, 2)]
+    got = simulated.classification(
+        n=400, groups=np.repeat(np.arange(200), 2), named=Named(names, {0.1: {"odd": 8}})
+    )
+    plain = simulated.classification(n=400)
+    first = {g.name: g for g in got.levels[0].groups}
+    assert sum(g.n * g.coverage for g in first.values()) / 400 == pytest.approx(
+        plain.levels[0].coverage
+    )
+    assert {k: g.n for k, g in first.items()} == {"even": 80, "odd": 80, "<b>": 240}
+    assert [g.coverage for g in got.levels[0].groups] == sorted(g.coverage for g in first.values())
+    assert (first["odd"].band_low, first["odd"].band_high) == (1, 1)
+    units = len(np.unique(np.repeat(np.arange(200), 2)[names == "<b>"]))
+    assert (first["<b>"].band_low, first["<b>"].band_high) == coverage_band(400, units, 0.1)
+    assert got.levels[0].size_violation is not None
+    assert got.levels[0].size_violation.low is None  # rows of a group are no independent luck
+    with pytest.raises(DataError, match="named groups has 3 rows"):
+        simulated.classification(n=400, named=Named(np.zeros(3), {}))
+
+
+def test_probabilities_that_do_not_sum_to_one_are_refused() -> None:
+    z, _ = classes(4000, 6, 0)
+    p = softmax(z[2000:])
+    with pytest.raises(DataError, match="row 7: probabilities sum to"):
+        simulated.classification(scaled_probs=np.where(np.arange(2000)[:, None] == 7, p / 2, p))
+
+
+def test_zeros_and_ones_have_finite_figures() -> None:
+    p = np.eye(3)[np.arange(300) % 3]
+    fields = {"label": p.argmax(axis=1), "probs": p, "confidence": np.ones(300)}
+    y = np.where(np.arange(300) % 10 == 0, (np.arange(300) + 1) % 3, np.arange(300) % 3)
+    got = simulated.classification(
+        n=300, c=3, y=y, frozen_probs=p, scaled_probs=None, fields=fields,
+        sets={0.1: p > 0.5}, ood_in=None, ood_out=None,
+    )  # fmt: skip
+    m = system(got, "hedged").metrics
+    for name in ("ece", "smooth_ece", "ks_error", "equal_mass_ece", "top_label_ece"):
+        assert m[name].value == pytest.approx(0.1, abs=1e-6), name
+        assert m[name].high == 0

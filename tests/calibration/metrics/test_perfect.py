@@ -9,8 +9,9 @@ from calibration.metrics.brier import reliability
 from calibration.metrics.class_calibration import class_bins
 from calibration.metrics.equal_mass import equal_mass_ece
 from calibration.metrics.ks import ks_error
-from calibration.metrics.perfect import perfect_class_ranges, perfect_ranges
+from calibration.metrics.perfect import perfect_class_ranges, perfect_ence, perfect_ranges
 from calibration.metrics.smooth import smooth_ece
+from calibration.metrics.uce import expected_normalised_calibration_error
 from posthoc.contract import F64, I64, DataError
 from posthoc.folds import run
 
@@ -83,6 +84,21 @@ def test_labels_are_drawn_from_the_probabilities(monkeypatch: pytest.MonkeyPatch
     pieces = perfect_class_ranges(p, CLASSWISE, n_sim=300)
     for name, ends in whole.items():
         assert pieces[name] == pytest.approx(ends, rel=0.15)
+
+
+def test_perfect_error_bars_lie_in_the_range_of_ence() -> None:
+    inside = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        variance = rng.gamma(2, 1, (300, 2))
+        low, high = perfect_ence(variance, n_sim=60, seed=seed)
+        error = variance * rng.standard_normal((300, 2)) ** 2
+        inside += low <= expected_normalised_calibration_error(error, variance) <= high
+        assert expected_normalised_calibration_error(error, 3 * variance) > high
+    assert inside >= 85
+    for bad, message in ((np.zeros(0), "at least one row"), (np.array([1, np.nan]), "not finite")):
+        with pytest.raises(DataError, match=message):
+            perfect_ence(bad)
 
 
 def test_certainty_leaves_no_luck_and_nothing_is_refused() -> None:
