@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from calibration.conformal.cells import UNKNOWN, Cells, group_index
-from calibration.conformal.intervals import Interval, bounds, emit_bounds
+from calibration.conformal.intervals import Interval, bounds, emit_bounds, emit_end
 from calibration.conformal.scores import class_scores, emit_class_scores
 from calibration.families import Family, apply_family, emit_family
 from calibration.shift.weighted import Weighted
@@ -376,7 +376,7 @@ def _emit_values(
     out |= {"mean": mean, "std": std, "lower": lower, "upper": upper}
     if head.quantile_factors is not None:
         step = g.op("Mul", g.unsqueeze(std, 2), g.const(head.quantile_factors[None]))
-        out["quantiles"] = g.op("Add", g.unsqueeze(mean, 2), step)
+        out["quantiles"] = emit_end(g, g.unsqueeze(mean, 2), step)
     if head.abstains:
         surest = g.op("Neg", g.reduce("ReduceMax", std, 1))
         out["abstain"] = g.op("Not", g.op("Greater", surest, g.const(limit(head.abstain))))

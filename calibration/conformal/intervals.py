@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 QUANTILE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 INTERVALS = ("residual", "absolute", "cqr", "cdf")
+# A graph's ends are rounded outward, relative to their terms: more than what float32 loses on the
+# way, so that targets which tie at the threshold (prices, counts) do not all fall out of it.
+OUTWARD = 2.0**-22
 Side = Literal["two", "lower", "upper"]
 
 
@@ -92,8 +95,11 @@ def bounds(interval: Interval, q: Array, mean: Array, std: Array) -> tuple[F64, 
 def emit_bounds(interval: Interval, g: Fragment, q: str, mean: str, std: str) -> tuple[str, str]:
     """The same as a graph fragment; ``q`` N×1, or 1×1."""
     if interval.method == "cdf":
-        ends = (_emit_factors(interval, g, g.op("Mul", q, g.const(s))) for s in (-1.0, 1.0))
-        lower, upper = (g.op("Add", mean, g.op("Mul", std, end)) for end in ends)
+        ends = []
+        for sign in (-1.0, 1.0):
+            factor = _emit_factors(interval, g, g.op("Mul", q, g.const(sign)))
+            ends.append(emit_end(g, mean, g.op("Mul", std, factor), sign))
+        lower, upper = ends
     else:
         scale = interval.tensors.get("scale")
         half = g.op("Mul", q, std if scale is None else g.const(scale[None]))
@@ -101,13 +107,21 @@ def emit_bounds(interval: Interval, g: Fragment, q: str, mean: str, std: str) ->
             half = g.op("Add", half, g.op("Mul", std, g.const(interval.margin)))
         if interval.side == "two" and interval.method == "cqr":
             half = g.op("Max", half, g.const(0.0))
-        lower, upper = g.op("Sub", mean, half), g.op("Add", mean, half)
+        lower = emit_end(g, mean, g.op("Neg", half), -1.0)
+        upper = emit_end(g, mean, half, 1.0)
     if interval.side == "two":
         return lower, upper
     nothing = g.op("Mul", std, g.const(np.inf))
     if interval.side == "upper":
         return g.op("Neg", nothing), upper
     return lower, nothing
+
+
+def emit_end(g: Fragment, mean: str, away: str, sign: float = 1.0) -> str:
+    """``mean + away``, rounded down where the sign is negative and up where it is positive."""
+    terms = g.op("Add", g.op("Abs", mean), g.op("Abs", away))
+    end = g.op("Add", mean, away)
+    return g.op("Add", end, g.op("Mul", terms, g.const(sign * OUTWARD)))
 
 
 def make(
@@ -126,6 +140,8 @@ def make(
     if method == "cdf":
         assert recalibrated is not None
         levels, factors = recalibrated
+        # A graph looks thresholds up among levels less a half, which float32 must then hold.
+        levels = 0.5 + (levels - 0.5).astype(np.float32).astype(np.float64)
         return Interval(method, side, 0.0, {"levels": levels, "factors": factors})
     scale = {"scale": np.sqrt(np.asarray(noise, np.float64))}
     return Interval(method, side, margin if method == "cqr" else 0.0, scale)
@@ -156,21 +172,23 @@ def _emit_factors(interval: Interval, g: Fragment, q: str) -> str:
     """`_factors`: the line between two knots, by the count of levels below."""
     from posthoc.graph import emit_count_below
 
-    levels, factors = interval.tensors["levels"], interval.tensors["factors"]
+    levels, factors = interval.tensors["levels"] - 0.5, interval.tensors["factors"]
     k = factors.shape[1]
     slopes = np.diff(factors, axis=0) / np.diff(levels)[:, None]
     none = np.zeros((1, k))
-    p = g.op("Add", g.op("Squeeze", q, g.const([1], "int64")), g.const(0.5))
-    index = g.cast(emit_count_below(g, levels, p), "int64")
+    q = g.op("Squeeze", q, g.const([1], "int64"))
+    index = g.cast(emit_count_below(g, levels, q), "int64")
+    # A line is read from the knot that is nearer the middle, where float32 has more digits.
+    anchor = np.where(levels[:-1] < 0, np.arange(1, len(levels)), np.arange(len(levels) - 1))
     tables = (
         np.concatenate([none, slopes, none]),
-        np.concatenate([none - np.inf, factors[:-1], none + np.inf]),
-        np.concatenate([levels[:1], levels[:-1], levels[-1:]])[:, None],
+        np.concatenate([none - np.inf, factors[anchor], none + np.inf]),
+        np.concatenate([levels[:1], levels[anchor], levels[-1:]])[:, None],
     )
     slope, start, level = (g.op("Gather", g.const(t), index, axis=0) for t in tables)
     # The first level itself has no level below it.
-    first = g.op("LessOrEqual", g.op("Abs", g.op("Sub", p, g.const(levels[0]))), g.const(0.0))
+    first = g.op("LessOrEqual", g.op("Abs", g.op("Sub", q, g.const(levels[0]))), g.const(0.0))
     start = g.op("Where", g.unsqueeze(first, 1), g.const(factors[:1]), start)
     far = g.const(100.0)  # a level that is infinite must not make a NaN of its slope
-    step = g.op("Sub", g.op("Max", g.op("Min", g.unsqueeze(p, 1), far), g.op("Neg", far)), level)
+    step = g.op("Sub", g.op("Max", g.op("Min", g.unsqueeze(q, 1), far), g.op("Neg", far)), level)
     return g.op("Add", start, g.op("Mul", slope, step))
