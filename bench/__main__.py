@@ -23,6 +23,7 @@ NAMES = (
     "dense",
     "scaling",
     "coverage",
+    "folds",
     "quantile",
     "risk",
 )
