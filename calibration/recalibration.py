@@ -206,5 +206,5 @@ def _inverse(r: Recalibration, a: F64) -> F64:
             break
         low, high = np.where(beyond > 0, low, u), np.where(beyond > 0, u, high)
         u = u - beyond / np.exp(r.log_density(u))
-        u = np.where((u > low) & (u < high), u, (low + high) / 2)
+        u = np.where((u >= low) & (u <= high), u, (low + high) / 2)
     return np.where((a > 0) & (a < 1), u, a)
