@@ -34,10 +34,11 @@ def position(cell: Cell) -> float:
     if k > cell.n:
         return 0.0
     law = betabinom(cell.m, k, cell.n + 1 - k)
-    reach = int(12 * law.std() + 12)
-    counts = np.arange(max(0, cell.covered - reach), cell.covered + 1)
-    p = law.pmf(counts)
-    return float(norm.ppf(np.clip(p.sum() - p[-1] / 2, 1e-9, 1 - 1e-9)))
+    # As in `coverage_band`: beyond 12 sd there is no mass to find.
+    first = max(0, int(law.mean() - 12 * law.std() - 12))
+    last = min(cell.covered, int(law.mean() + 12 * law.std() + 12))
+    below = law.pmf(np.arange(first, last + 1)).sum() - law.pmf(cell.covered) / 2
+    return float(norm.ppf(np.clip(below, 1e-9, 1 - 1e-9)))
 
 
 def allowed(found: Sequence[tuple[str, int, Cell]]) -> int:

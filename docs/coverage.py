@@ -163,7 +163,7 @@ def peers(found: dict[str, Any], top: float) -> tuple[list[str], float]:
         x += 30 + 7 * len(name)
     for a, pool in enumerate(pools):
         for b, score in enumerate(scores):
-            x0, y0 = 50 + b * (wide + 25), top + 70 + a * (tall + 50)
+            x0, y0 = 50 + b * (wide + 25), top + 90 + a * (tall + 50)
 
             def at(i: float, v: float, x0: float = x0, y0: float = y0) -> tuple[float, float]:
                 clipped = min(max(v, low), most)
@@ -173,7 +173,7 @@ def peers(found: dict[str, Any], top: float) -> tuple[list[str], float]:
                 )
 
             made.append(box(x0, y0, wide, tall, "#f5f7fa"))
-            made.append(text(x0 + 6, y0 + 15, f"{score}, {pool}", font_weight=600))
+            made.append(text(x0, y0 - 7, f"{score}, {pool}", font_weight=600))
             here = [r for r in table if r["pool"] == pool and r["score"] == score]
             right = {r["n"]: r["expected"] for r in here}
             made.append(line([at(i, right[n]) for i, n in enumerate(sizes)], FAINT, 5))
@@ -189,7 +189,7 @@ def peers(found: dict[str, Any], top: float) -> tuple[list[str], float]:
             for v in (0.85, 0.9, 0.95):
                 x, y = at(0, v)
                 made.append(text(x0 - 6, y + 4, f"{v:.2f}"[1:], anchor="end", fill=FAINT))
-    return made, top + 70 + len(pools) * (tall + 50)
+    return made, top + 80 + len(pools) * (tall + 50)
 
 
 def main(arguments: list[str]) -> None:

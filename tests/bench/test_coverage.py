@@ -59,6 +59,8 @@ def test_a_cell_is_inside_its_beta_binomial_band() -> None:
     assert inside(cell(200, n=8))  # everything is in the set, and all rows are covered
     mid = law.cdf(170) - law.pmf(170) / 2
     assert position(cell(170)) == pytest.approx(norm.ppf(mid), abs=1e-9)
+    for covered, sign in ((0, -1), (9_950, 1)):  # far away, and still on its own side
+        assert sign * position(cell(covered, n=4999, m=10_000)) > 5
 
 
 def test_positions_of_valid_sets_are_normal_and_few_are_outside() -> None:
