@@ -40,6 +40,7 @@ from calibration.compile import (
     compile_predictor,
     mask_margins,
 )
+from calibration.conformal.cells import Cells
 from calibration.fit_options import FitOptions
 from calibration.fit_thresholds import Fitted
 from calibration.head import Head, reference
@@ -68,6 +69,10 @@ NOTES = (
     "promise holds singly, not all jointly. Coverage among answered rows is not promised.",
 )
 
+OF_CELLS = (
+    "Coverage is promised of each {given} by itself, as an average over its calibration and test "
+    "rows, where it has enough of them; of no single row."
+)
 OF_MAPS = (
     "What is promised of sets and intervals is the expected share of a new image's pixels that are "
     "not covered: pixels of one image are no independent evidence, so images are counted.",
@@ -210,7 +215,8 @@ def _family(fitted: Fitted) -> FamilyRecord | None:
 def _promised(fitted: Fitted, frozen: Frozen) -> tuple[str, ...]:
     """What the promises do not say."""
     if frozen.dense is None:
-        return NOTES
+        given = fitted.conformal.given
+        return NOTES if given is None else (OF_CELLS.format(given=given), *NOTES[1:])
     missed = any(g.kind == "missed" for g in fitted.conformal.guarantees)
     return (OF_MASKS if missed else OF_MAPS[0], *OF_MAPS[1:])
 
@@ -218,6 +224,12 @@ def _promised(fitted: Fitted, frozen: Frozen) -> tuple[str, ...]:
 def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions, data: Dataset) -> tuple[str, ...]:
     """What the opening of the model and its module left to be said."""
     said = list(frozen.notes)
+    cells = fitted.head.cells
+    if isinstance(cells, Cells) and cells.by != "group" and (rest := int((cells.of < 0).sum())):
+        said.append(
+            f"{rest} of {len(cells.of)} classes have too few calibration rows for a cluster: they "
+            "take the threshold of all rows, and nothing is promised of them by themselves."
+        )
     if frozen.phi is None:
         left = ", ".join(remaining_modules(frozen, options.task))
         said.append(f"A black box: of the modules and scores these work on it: {left}.")

@@ -329,7 +329,7 @@ def conformal_rank(n: int, alpha: float) -> int:
     Lei et al. 2018, "Distribution-free predictive inference for regression", eq. 4.
     """
     # Rounding first: (n+1)*(1-alpha) in floating point can land a hair above an integer.
-    return min(n + 1, math.ceil(round((n + 1) * (1 - alpha), 9)))
+    return min(n + 1, max(1, math.ceil(round((n + 1) * (1 - alpha), 9))))
 
 
 def threshold_at(scores: Sequence[float] | Array, alpha: float) -> float:

@@ -95,7 +95,7 @@ def fit_head(
         head = head.with_(features=None)  # nothing reads them
     tried: tuple[Gain, ...] = ()
     if options.task == "classification":
-        head, tried = _choose_family(head, parts.calibration, options)
+        head, tried = _choose_family(head, parts.calibration, options, parts.keys)
         head = _choose_conformal(head, parts.calibration, options)
     else:
         head = head.with_(interval=_interval(head, parts.calibration, options))
@@ -185,7 +185,7 @@ def _fit_scaling(
 
 
 def _choose_family(
-    head: Head, rows: Features, options: FitOptions
+    head: Head, rows: Features, options: FitOptions, keys: Array | None
 ) -> tuple[Head, tuple[Gain, ...]]:
     """The head with its families, fitted last, and what was tried for them."""
     assert rows.y is not None
@@ -197,7 +197,7 @@ def _choose_family(
     plain = _answers(head, rows)
     log_p = np.log(np.maximum(plain["probs"].astype(np.float64), TINY))
     if name == "auto":
-        tried = gains(log_p, y, candidates(len(y), head.width), options.seed)
+        tried = gains(log_p, y, candidates(len(y), head.width), options.seed, keys)
         name = chosen(tried) or "temperature"
     if name not in ("none", "temperature"):
         head = head.with_(family=fit_family(name, log_p, y))

@@ -67,8 +67,9 @@ class FitOptions(BaseModel):
 class Parts:
     """The three parts that a fit may see. ``per`` rows in a row are the pixels of one image; the
     conformal rows are whole images then, each of another item. ``groups`` are those of the
-    conformal rows, ``u`` their numbers in [0, 1) for randomised scores; ``production`` are rows
-    without labels, of what is to come."""
+    conformal rows, ``u`` their numbers in [0, 1) for randomised scores; ``keys`` are those of the
+    calibration rows, of which equal ones are one item's; ``production`` are rows without labels, of
+    what is to come."""
 
     module: Features
     calibration: Features
@@ -77,6 +78,7 @@ class Parts:
     groups: Array | None = None
     u: F64 | None = None
     production: Features | None = None
+    keys: Array | None = None
 
 
 def check_options(options: FitOptions) -> None:
@@ -134,6 +136,8 @@ def check_options(options: FitOptions) -> None:
         options.side != "two" or options.recalibration != "emp"
     ):
         raise FitError("--side and --recalibration are for regression")
+    if options.task == "classification" and options.quantile_levels != QUANTILE_LEVELS:
+        raise FitError("--quantiles are for regression; a class has none")
     if options.shift is not None and (options.given is not None or options.mask is not None):
         raise FitError("--shift weighs all rows together; leave --given and --mask out")
     levels = options.quantile_levels

@@ -119,6 +119,11 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         sureness: Literal["confidence", "std"] = "confidence"
     else:
         y = np.asarray(rows.y, np.float64)
+        if not (np.isfinite(out["std"]) & (out["std"] > 0)).all():
+            raise FitError(
+                "a standard deviation is 0 or infinite in float32: the targets' unit is too small "
+                "or too large for it; rescale the targets and the model's output"
+            )
         exact = interval_scores(head.interval, y, out["mean"], out["std"])
         # The graph compares in float32: round up, so that a covered row stays covered.
         scores["interval"] = sorted_scores = np.sort(_float32_up(exact))

@@ -170,10 +170,10 @@ def _reference_classes(
     head: Head, spread: links.Spread | None, z: F64, q: Array, u: Array | float
 ) -> dict[str, Array]:
     log_p = links.log_probs(z, spread, head.temperature, head.strength, head.predictive, head.eps)
+    label = (z if head.prediction == "frozen" else log_p).argmax(1)
     if head.family is not None:
         log_p = apply_family(head.family, log_p)
     p = np.exp(log_p)
-    label = (z if head.prediction == "frozen" else p).argmax(1)
     confidence = p[np.arange(len(p)), label]
     if head.sureness is not None:
         confidence = np.exp(apply_family(head.sureness, right_or_wrong(p, label)))[:, 1]
@@ -297,13 +297,13 @@ def _emit_classes(
     if names is not None and names.decomposes:
         drawn = link_graph.emit_draws(g, z, names, head.eps, t, s)
     log_p, p = link_graph.emit_probs(g, z, names, t, s, head.predictive, drawn, head.width)
-    if head.family is not None:
-        log_p, p = emit_family(head.family, g, log_p)
-        drawn = None if drawn is None else emit_family(head.family, g, drawn[0])
     own = head.prediction == "module"
     label = top = g.op("ArgMax", p if own else z, axis=1, keepdims=0)
-    kept = names is None or (head.predictive == "probit" and names.keeps_argmax)
-    if own or (kept and head.family is None):
+    if head.family is not None:  # it may name another class, the label stays
+        log_p, p = emit_family(head.family, g, log_p)
+        drawn = None if drawn is None else emit_family(head.family, g, drawn[0])
+    kept = own or names is None or (head.predictive == "probit" and names.keeps_argmax)
+    if kept and head.family is None:
         confidence = g.reduce("ReduceMax", p, 1)  # of the label too, and cheaper than picking it
     else:
         chosen = g.op("GatherElements", p, g.unsqueeze(label, 1), axis=1)

@@ -228,7 +228,14 @@ def parts_of(material: Material, roles: Array) -> tuple[Parts, Features]:
     module, calibration, conformal, test = (material.features(rows) for rows in taken)
     groups, u = beside(material, taken[2])
     parts = Parts(
-        module, calibration, conformal, material.per, groups, u, production=material.production
+        module,
+        calibration,
+        conformal,
+        material.per,
+        groups,
+        u,
+        production=material.production,
+        keys=material.cache.split_keys[taken[1]],
     )
     return parts, test
 

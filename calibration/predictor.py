@@ -123,7 +123,7 @@ class Predictor:
         n = len(self._scores)
         if conformal_rank(n, alpha) > n:
             raise DataError(
-                f"alpha {alpha} needs at least {math.ceil(1 / alpha) - 1} conformal "
+                f"alpha {alpha} needs at least {math.ceil(round(1 / alpha, 9)) - 1} conformal "
                 f"{'images' if self._risks else 'rows'} and this bundle holds {n}"
             )
         if self._risks:
@@ -135,14 +135,17 @@ class Predictor:
         return threshold_at(self._scores, alpha)
 
     def group_codes(self, groups: Array) -> Array:
-        """The codes of N groups, given as codes or by name; -1 for one that the bundle does not
-        know."""
-        if self.cells is None or self.cells.by != "group":
+        """The codes of a column of N groups, as a table has them; -1 for one that the bundle does
+        not know."""
+        if not isinstance(self.cells, Cells) or self.cells.by != "group":
             return np.full(len(groups), UNKNOWN)
-        assert isinstance(self.cells, Cells)
-        codes = named_codes(groups, self.cells.of, self.cells.names)
-        known = group_index(self.cells.of, codes) < len(self.cells.of)
-        return np.where(known, codes, UNKNOWN)
+        return named_codes(groups, self.cells.of, self.cells.names)
+
+    def known_groups(self, codes: Array) -> Array:
+        """Which of N codes of the input ``group`` have a threshold of their own."""
+        if not isinstance(self.cells, Cells) or self.cells.by != "group":
+            return np.zeros(len(codes), bool)
+        return np.asarray(group_index(self.cells.of, codes) < len(self.cells.of))
 
     def beside(self, groups: Array | None, hashes: Array | None) -> dict[str, Array]:
         """The optional inputs of N rows from their column of groups and their content hashes, for

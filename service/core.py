@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from calibration.conformal.cells import DEFAULTS, UNKNOWN
+from calibration.conformal.cells import DEFAULTS
 from posthoc.contract import Array, DataError, TensorSpec
 from service import images, instruments, sizes
 from service.batcher import Batcher, RowError, Work
@@ -206,7 +206,7 @@ class Core:
                     continue
                 instruments.observe_prediction(*who[:2], chosen, level)
                 if of:
-                    known = model.predictor.group_codes(of["group"]) != UNKNOWN
+                    known = model.predictor.known_groups(of["group"])
                     instruments.count_unknown_groups(*who[:2], int((~known).sum()))
                 self.ledger.record(*who, named, chosen, level, group=of.get("group"))
         except Exception:
@@ -265,8 +265,10 @@ def validate(
         value = cast(value, np.dtype(spec.dtype), where)
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise invalid(f"row {first_row(~np.isfinite(value))} of {where} is not finite")
-        if spec in optional and spec.name == "u" and not ((value >= 0) & (value <= 1)).all():
-            raise invalid(f"{where} must lie between 0 and 1")
+        if spec in optional and spec.name == "u":
+            outside = (value < 0) | (value > 1)
+            if outside.any():
+                raise invalid(f"row {first_row(outside)} of {where} must lie between 0 and 1")
         feed[spec.name] = value
     return feed
 

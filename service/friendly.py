@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from calibration.conformal.cells import UNKNOWN
 from posthoc.contract import Array, TensorSpec, output_fields
 from posthoc.mapping import TableMapping
 from service.core import Answer, refusals
@@ -181,8 +182,8 @@ def _group_column(rows: Sequence[Mapping[str, Any]], model: Model) -> dict[str, 
     for at, value in enumerate(named):
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             raise invalid(f"row {at}, column {column!r}: a group is a text or a whole number")
-    texts = np.asarray(["" if v is None else str(v) for v in named])
-    return {"group": model.predictor.group_codes(texts)}
+    codes = model.predictor.group_codes(np.asarray(["" if v is None else str(v) for v in named]))
+    return {"group": np.where([v is None for v in named], UNKNOWN, codes)}
 
 
 def input_columns(mapping: TableMapping) -> list[str]:

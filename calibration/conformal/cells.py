@@ -116,10 +116,11 @@ def group_index(codes: Array, group: Array) -> I64:
 
 
 def named_codes(groups: Array, codes: Array, names: Sequence[str]) -> I64:
-    """The codes of N groups, given as codes or by name; UNKNOWN for a name that nobody has."""
+    """The codes of a column of N groups, by name; UNKNOWN for a name that nobody has.
+
+    A whole number is looked up by its digits: where groups were texts it is none of their codes.
+    """
     values = np.asarray(groups)
-    if values.dtype.kind in "iu":
-        return values.astype(np.int64)
     known = dict(zip(names, np.asarray(codes).tolist(), strict=True))
     return np.asarray([known.get(str(v), UNKNOWN) for v in values.tolist()], np.int64)
 

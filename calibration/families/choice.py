@@ -3,7 +3,8 @@
 Five folds of the calibration rows; each family is fitted on four and its negative log-likelihood
 on the fifth is held against the temperature's, row by row. One is taken only where the mean gain
 has a one-sided 95 % lower bound above 0, shared over the families tried (Bonferroni), and of those
-the one with the largest gain.
+the one with the largest gain. Rows of one item, which share a key, stand in one fold and count as
+one: the standard error is that of sums over items.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from calibration.families.family import BINARY, FAMILIES, apply_family, fit_family
 from posthoc.contract import Array
@@ -42,10 +43,17 @@ def candidates(rows: int, classes: int) -> tuple[str, ...]:
     return tuple(n for n in names if n != "sms" or 2 < classes <= MOST_CLASSES)
 
 
-def gains(log_p: Array, y: Array, names: tuple[str, ...], seed: int = 0) -> tuple[Gain, ...]:
-    """The gain of each family on log-probabilities N×C and classes N."""
+def gains(
+    log_p: Array, y: Array, names: tuple[str, ...], seed: int = 0, keys: Array | None = None
+) -> tuple[Gain, ...]:
+    """The gain of each family on log-probabilities N×C and classes N of rows with keys N, by
+    default each row its own; of fewer items than folds none."""
     n = len(y)
-    fold = np.random.default_rng(seed).permutation(n) % FOLDS
+    item = np.unique(np.arange(n) if keys is None else keys, return_inverse=True)[1]
+    items = int(item.max(initial=-1)) + 1
+    if items < FOLDS:
+        return ()
+    fold = (np.random.default_rng(seed).permutation(items) % FOLDS)[item]
     found = []
     for name in names:
         difference = np.empty(n)
@@ -55,9 +63,11 @@ def gains(log_p: Array, y: Array, names: tuple[str, ...], seed: int = 0) -> tupl
             made = apply_family(family, log_p[here])
             at = np.arange(int(here.sum())), y[here]
             difference[here] = made[at] - log_p[here][at]
-        bound = norm.ppf(1 - (1 - SURE) / len(names)) * difference.std(ddof=1) / math.sqrt(n)
         mean = float(difference.mean())
-        found.append(Gain(name, mean, mean - float(bound)))
+        sums = np.bincount(item, difference - mean)
+        error = math.sqrt(items / (items - 1) * float(sums @ sums)) / n
+        bound = float(student.ppf(1 - (1 - SURE) / len(names), items - 1)) * error
+        found.append(Gain(name, mean, mean - bound))
     return tuple(found)
 
 

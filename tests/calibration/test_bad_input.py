@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from calibration.bundle import Bundle, conformal_rank
 from calibration.conformal.intervals import INTERVALS, interval_scores
+from calibration.conformal.scores import METHODS, choose
+from calibration.fit import fit
 from calibration.fit_head import fit_head
 from calibration.fit_options import FitOptions, Parts
 from calibration.fit_thresholds import Fitted, run_head
-from posthoc.contract import Features
+from calibration.material import Columns
+from calibration.metrics.coverage import coverage_band
+from calibration.predictor import Predictor
+from posthoc.contract import Features, FitError
+from posthoc.links import softmax
+
+# Targets of a regression that tie or lie far from nought
 
 
 def prices(n: int, seed: int) -> Features:
@@ -28,6 +43,13 @@ def counts(n: int, seed: int) -> Features:
     return Features(None, z.astype(np.float32), z + rng.integers(-3, 4, (n, 1)).astype(np.float64))
 
 
+def far(n: int, seed: int) -> Features:
+    """Errors of a few steps of float32, which are an eighth each at a million."""
+    rng = np.random.default_rng(seed)
+    z = (1e6 + rng.normal(size=(n, 1)) * 100).astype(np.float32)
+    return Features(None, z, z + rng.normal(size=(n, 1)) * 1.5)
+
+
 def fitted(rows: Any, n: int = 400, **options: Any) -> Fitted:
     asked = {"method": "none", "ood": "none", "max_error": None, **options}
     parts = Parts(rows(300, 1), rows(400, 2), rows(n, 3))
@@ -36,7 +58,7 @@ def fitted(rows: Any, n: int = 400, **options: Any) -> Fitted:
 
 @pytest.mark.parametrize("method", INTERVALS)
 @pytest.mark.parametrize("side", ["two", "lower", "upper"])
-@pytest.mark.parametrize("rows", [prices, counts])
+@pytest.mark.parametrize("rows", [prices, counts, far])
 def test_targets_that_tie_at_an_end_are_inside(rows: Any, method: str, side: Any) -> None:
     """A tenth of the rows may lie on an end exactly; float32 must not round it past all of them."""
     test = rows(1000, 4)
@@ -52,7 +74,216 @@ def test_targets_that_tie_at_an_end_are_inside(rows: Any, method: str, side: Any
 
 @pytest.mark.parametrize("rows", [prices, counts])
 def test_targets_that_tie_at_a_quantile_are_below_it(rows: Any) -> None:
-    done, test = fitted(rows, task="regression"), rows(2000, 4)
+    levels = np.arange(1, 20) / 20
+    done = fitted(rows, 2000, task="regression", quantile_levels=tuple(levels))
+    test = rows(2000, 4)
     q = run_head(done.head, test)["quantiles"]
-    below = (test.y[:, :, None] <= q).mean((0, 1))
-    assert (below > np.asarray([0.05, 0.25, 0.5, 0.75, 0.95]) - 0.06).all()
+    assert ((test.y[:, :, None] <= q).mean((0, 1)) > levels - 0.04).all()
+
+
+def test_a_unit_that_float32_does_not_hold_is_named() -> None:
+    def tiny(n: int, seed: int) -> Features:
+        rng = np.random.default_rng(seed)
+        z = (rng.normal(size=(n, 1)) * 1e-30).astype(np.float32)
+        return Features(None, z, z + rng.normal(size=(n, 1)) * 1e-30)
+
+    with pytest.raises(FitError, match="rescale the targets"):
+        fitted(tiny, task="regression")
+
+
+# What is chosen is chosen on calibration rows
+
+
+def classes(n: int, seed: int, c: int = 5) -> Features:
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, c)) * 2
+    true = z * (1 + 0.3 * np.arange(c)) + rng.gumbel(size=(n, c)) * 1.5
+    return Features(None, z.astype(np.float32), true.argmax(1))
+
+
+def targets(n: int, seed: int) -> Features:
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, 2)).astype(np.float32)
+    return Features(None, z, z + rng.gamma(2.0, size=(n, 2)))
+
+
+def kept(done: Fitted) -> dict[str, Any]:
+    """All of a head but what conformal rows may say: thresholds."""
+    head = done.head.with_(q_hat=0.0, quantile_factors=None, abstain=None)
+    found = dataclasses.asdict(head.with_(ood=None))
+    found["cells"] = None if head.cells is None else np.asarray(head.cells.of).tolist()
+    for m in () if head.ood is None else head.ood.members:
+        found[m.name] = (m.mean, m.scale)
+    return found
+
+
+CHOICES: list[tuple[Any, dict[str, Any]]] = [
+    (classes, {"conformal": "raps", "scaling": "auto", "confidence": "isotonic"}),
+    (classes, {"conformal": "saps", "scaling": "svs", "confidence": "beta"}),
+    (classes, {"given": "cluster", "scaling": "ets"}),
+    (targets, {"conformal": "cdf"}),
+    (targets, {"conformal": "cqr", "side": "upper"}),
+]
+
+
+@pytest.mark.parametrize(("rows", "options"), CHOICES)
+def test_conformal_rows_say_nothing_but_thresholds(rows: Any, options: dict[str, Any]) -> None:
+    task = "classification" if rows is classes else "regression"
+    asked = FitOptions(**{"task": task, "method": "none", "alphas": (0.2, 0.1), **options})
+    one, other, calibration = (rows(600, s) for s in (3, 4, 5))
+    first = fit_head(None, Parts(rows(300, 1), rows(600, 2), one), asked)
+    second = fit_head(None, Parts(rows(300, 1), rows(600, 2), other), asked)
+    np.testing.assert_equal(kept(first), kept(second))
+    assert not np.array_equal(first.head.q_hat, second.head.q_hat)
+    third = fit_head(None, Parts(rows(300, 1), calibration, one), asked)
+    assert third.head.temperature != first.head.temperature
+    if task == "classification":
+        p = run_head(first.head, rows(600, 2))["probs"].astype(np.float64)
+        method = first.head.conformal
+        want = choose(method, p, np.asarray(rows(600, 2).y), 0.2)
+        assert first.head.conformal_settings == want
+    else:
+        assert not np.array_equal(
+            [*third.head.interval.tensors.values()][-1], [*first.head.interval.tensors.values()][-1]
+        ) or third.head.interval.margin == pytest.approx(0.8416, abs=1e-3)
+
+
+# Models and tables that are odd, through a whole fit
+
+
+def bare(path: Path, c: int, *tail: str, scale: float = 1.0) -> Path:
+    """A model whose outputs are its inputs times ``scale``, then the operators of ``tail``."""
+    nodes = [helper.make_node("Mul", ["x", "s"], ["h0"])]
+    for i, kind in enumerate(tail or ("Identity",)):
+        out = "y" if i == len(tail or ("",)) - 1 else f"h{i + 1}"
+        nodes.append(helper.make_node(kind, [f"h{i}"], [out]))
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", c]) for n in "xy"]
+    constant = numpy_helper.from_array(np.float32(scale), "s")
+    graph = helper.make_graph(nodes, "frozen", ends[:1], ends[1:], [constant])
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    return path
+
+
+def table(path: Path, x: np.ndarray, y: np.ndarray, **more: Any) -> Path:
+    columns = {f"x{i}": x[:, i] for i in range(x.shape[1])}
+    pq.write_table(pa.table({**columns, "target": y, "row": np.arange(len(y)), **more}), path)
+    return path
+
+
+def whole(
+    folder: Path, model: Path, x: np.ndarray, y: np.ndarray, group: Any = None, **options: Any
+) -> Bundle:
+    """Rows may be equal: each is an item of its own."""
+    more = {} if group is None else {"group": group}
+    return fit(
+        model,
+        table(folder / "data.parquet", x, y, **more),
+        folder / "bundle",
+        FitOptions(**{"task": "classification", "method": "none", **options}),
+        columns=Columns(
+            target="target",
+            inputs={"x": [f"x{i}" for i in range(x.shape[1])]},
+            split_by="row",
+            group=None if group is None else "group",
+        ),
+        cache_dir=folder / "cache",
+    )
+
+
+def odd(kind: str, n: int = 2400) -> tuple[float, tuple[str, ...], np.ndarray, np.ndarray]:
+    """(scale, tail, inputs, labels)."""
+    rng = np.random.default_rng(0)
+    z = (rng.normal(size=(n, 4)) * 2).astype(np.float32)
+    y = (z + rng.gumbel(size=z.shape)).argmax(1)
+    if kind == "saturated":
+        return 60.0, ("Softmax",), z, y
+    if kind == "hard":
+        return 1.0, (), np.eye(4, dtype=np.float32)[z.argmax(1)], y
+    if kind == "sums":  # rows of positive numbers that sum to anything between .3 and 1.5
+        return 1.0, (), (softmax(z) * rng.uniform(0.3, 1.5, (n, 1))).astype(np.float32), y
+    return 1.0, ("Softmax",), np.ones((n, 4), np.float32), y  # constant
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["saturated", "hard", "sums", "constant"])
+def test_odd_probabilities_are_covered(tmp_path: Path, kind: str, method: str) -> None:
+    """Of ties, zeros and ones, and of rows that sum to no one: the lower edge of the band; and the
+    label is the frozen argmax."""
+    scale, tail, x, y = odd(kind)
+    scaling = {"lac": "none", "aps": "auto", "raps": "sms", "saps": "ets", "topk": "svs"}[method]
+    model = bare(tmp_path / "m.onnx", 4, *tail, scale=scale)
+    bundle = whole(tmp_path, model, x, y, conformal=method, scaling=scaling, max_error=None)
+    for g in bundle.manifest.conformal.guarantees:
+        found = bundle.manifest.evaluation["levels"][f"{1 - g.alpha:g}"]
+        assert found["coverage"] >= coverage_band(g.n, 500, g.alpha)[0]
+    out = Predictor(bundle).run({"x": x})
+    np.testing.assert_array_equal(out["label"], x.argmax(1))
+    for name in ("probs", "confidence", "entropy"):
+        assert np.isfinite(out[name]).all() and (out[name] >= 0).all()
+    assert (out["confidence"] <= 1 + 1e-6).all()
+
+
+def test_a_class_without_rows_is_in_every_set(tmp_path: Path) -> None:
+    _, tail, x, y = odd("saturated", 1500)
+    y[y == 3] = 0
+    model = bare(tmp_path / "m.onnx", 4, *tail)
+    bundle = whole(tmp_path, model, x, y, given="class")
+    first = bundle.manifest.conformal.guarantees[0]
+    assert (first.cells[3].n, first.cells[3].threshold, first.n_needed) == (0, None, 9)
+    assert Predictor(bundle).run({"x": x})["set"][:, 3].all()
+    assert "promised of each class by itself" in bundle.manifest.notes[0]
+
+
+def test_classes_without_a_cluster_are_said(tmp_path: Path) -> None:
+    _, tail, x, y = odd("saturated", 1500)
+    y[y == 3] = 0
+    bundle = whole(tmp_path, bare(tmp_path / "m.onnx", 4, *tail), x, y, given="cluster")
+    assert any("1 of 4 classes have too few calibration rows" in s for s in bundle.manifest.notes)
+    q = Predictor(bundle).q_hat(0.1)
+    assert isinstance(q, np.ndarray)
+    assert q[3] == bundle.manifest.conformal.guarantees[0].threshold
+
+
+def test_one_conformal_row_gives_everything() -> None:
+    options = FitOptions(task="classification", method="none")
+    done = fit_head(None, Parts(classes(100, 1), classes(100, 2), classes(1, 3)), options)
+    said = [(g.n, g.n_needed, g.threshold) for g in done.conformal.guarantees]
+    assert said == [(1, 9, None), (1, 19, None)]
+    out = run_head(done.head, classes(50, 4))
+    assert out["set"].all() and out["abstain"].all() and not out["ood"].any()
+    options = FitOptions(task="regression", method="none", recalibration="linear")
+    with pytest.raises(FitError, match="needs at least 9 conformal rows; there are 1"):
+        fit_head(None, Parts(targets(100, 1), targets(100, 2), targets(1, 3)), options)
+
+
+@pytest.mark.parametrize("alpha", [1e-15, 1e-6, 0.1, 0.999, 1 - 1e-15])
+def test_a_rank_is_one_of_n_or_the_next(alpha: float) -> None:
+    for n in (1, 5, 10, 1000, 10_000_000):
+        rank = conformal_rank(n, alpha)
+        assert 1 <= rank <= n + 1
+        assert rank == n + 1 or rank / (n + 1) >= 1 - alpha - 1e-9
+
+
+def test_labels_of_one_class_are_refused(tmp_path: Path) -> None:
+    _, tail, x, y = odd("saturated", 300)
+    with pytest.raises(FitError, match="at least two classes"):
+        whole(tmp_path, bare(tmp_path / "m.onnx", 4, *tail), x, y * 0)
+
+
+def test_groups_of_texts_are_never_codes(tmp_path: Path) -> None:
+    """A table that has whole numbers where the bundle learnt texts means the texts."""
+    _, tail, x, y = odd("saturated", 2400)
+    names = np.asarray(["2", "10", "7"])[np.arange(2400) % 3]
+    model = bare(tmp_path / "m.onnx", 4, *tail)
+    bundle = whole(tmp_path, model, x, y, names, given="group")
+    predictor = Predictor(bundle)
+    assert [c.name for c in bundle.manifest.conformal.guarantees[0].cells] == ["10", "2", "7"]
+    assert predictor.group_codes(np.asarray([2, 10, 7, 0, 1])).tolist() == [1, 0, 2, -1, -1]
+    assert predictor.known_groups(np.asarray([0, 2, 3, -1])).tolist() == [True, True, False, False]
+
+
+def test_the_tail_of_a_central_interval_is_half() -> None:
+    for side, level in (("two", 0.95), ("upper", 0.9)):
+        done = fitted(targets, task="regression", conformal="cqr", side=side, alphas=(0.1,))
+        assert done.head.interval.margin == pytest.approx({0.95: 1.644854, 0.9: 1.281552}[level])

@@ -60,7 +60,7 @@ def test_groups_have_one_more_for_the_rest() -> None:
 def test_numbers_are_their_own_codes() -> None:
     codes, of, names = group_codes(np.asarray([40, 7, 40], np.int32))
     assert of.tolist() == [7, 40] and names == ("7", "40") and codes.tolist() == [40, 7, 40]
-    assert named_codes(np.asarray([40, 3]), of, names).tolist() == [40, 3]
+    assert named_codes(np.asarray([40, 3]), of, names).tolist() == [40, UNKNOWN]
     assert named_codes(np.asarray(["40", "3"]), of, names).tolist() == [40, UNKNOWN]
     with pytest.raises(DataError, match="negative"):
         group_codes(np.asarray([3, -1]))

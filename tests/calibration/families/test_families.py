@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import check_grad
+from scipy.stats import t as student
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
@@ -205,3 +206,31 @@ def test_a_sure_gain_is_taken_and_luck_is_not() -> None:
     assert taken <= 3
     assert candidates(20, 5) == () and "sms" not in candidates(10_000, 101)
     assert set(candidates(200, 2)) == {"ets", "svs", "beta", "isotonic"}
+
+
+def test_rows_of_one_item_count_as_one() -> None:
+    """Rows copied twenty times over are no more evidence: gains, and their bounds, are those of the
+    items, where row by row luck would be taken for a gain."""
+    names = ("svs",)
+    by_row = by_item = 0
+    for seed in range(8):
+        log_p, y = rows(60, 4, 300 + seed)
+        keys = np.arange(60, dtype=np.uint64) * np.uint64(7)
+        copies = np.repeat(log_p, 20, 0), np.repeat(y, 20)
+        found = gains(*copies, names, seed, np.repeat(keys, 20))
+        by_item += chosen(found) is not None
+        by_row += chosen(gains(*copies, names, seed)) is not None
+    assert by_item <= 1 and by_row >= 4
+    one = gains(log_p, y, names, 3)
+    for a, b in zip(gains(log_p, y, names, 3, keys), one, strict=True):
+        assert (a.gain, a.low) == pytest.approx((b.gain, b.low))
+    assert gains(*copies, names, 0, np.repeat(np.arange(4), 300)) == ()
+    log_p, y = rows(500, 4, 0, 0.5)
+    (gain,) = gains(log_p, y, ("svs",))
+    fold = np.random.default_rng(0).permutation(500) % 5
+    saved = np.empty(500)
+    for k in range(5):
+        made = apply_family(fit_family("svs", log_p[fold != k], y[fold != k]), log_p)
+        saved[fold == k] = (made - log_p)[np.arange(500), y][fold == k]
+    low = saved.mean() - student.ppf(0.95, 499) * saved.std(ddof=1) / math.sqrt(500)
+    assert (gain.gain, gain.low) == pytest.approx((saved.mean(), low))
