@@ -62,7 +62,11 @@ _METRICS = {
     "ause": ("AUSE", "area to the oracle's sparsification; lower is better", ".4f"),
     "ause_random": ("AUSE of a random order", "what a useless map would have", ".4f"),
     "pce": ("PCE", "calibration error of the distribution; lower is better", "%"),
-    "ence": ("ENCE", "calibration error of the error bar, relative to it", "%"),
+    "ence": (
+        "ENCE",
+        "calibration error of the error bar, relative to it; one bar for all has 0",
+        "%",
+    ),
     "sharpness": ("Sharpness", "mean error bar, target's units; lower says more", ".4g"),
 }
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from posthoc.contract import F64, I64, Array, DataError
 
 N_BOOT = 1000
+_HELD = 2_000_000  # counts held at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,15 @@ def group_codes(groups: Array | None, n: int) -> tuple[I64, int]:
 def row_weights(n: int, *, groups: Array | None, n_boot: int, seed: int) -> Iterator[F64]:
     """For each of ``n_boot`` resamples of the groups: how often each of the n rows was drawn."""
     codes, n_groups = group_codes(groups, n)
+    for drawn in _draws(n_groups, n_boot, seed):
+        yield drawn[codes].astype(np.float64)
+
+
+def _draws(n_groups: int, n_boot: int, seed: int) -> Iterator[I64]:
+    """For each resample: how often each group was drawn."""
     rng = np.random.default_rng(seed)
     for _ in range(n_boot):
-        drawn = np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups)
-        yield drawn[codes].astype(np.float64)
+        yield np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups)
 
 
 def mean_estimates(
@@ -70,9 +77,15 @@ def mean_estimates(
             f"columns of different lengths: { {k: len(c) for k, c in columns.items()} }"
         )
     x = np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
-    weights = row_weights(n, groups=groups, n_boot=n_boot, seed=seed)
-    means = np.array([w @ x / w.sum() for w in weights])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    codes, n_groups = group_codes(groups, n)
+    # Sums by group once, then many resamples in one product: a small product for each of them
+    # costs more in threads that wait for each other than in sums.
+    sums = np.stack([np.bincount(codes, c, n_groups) for c in (*x.T, np.ones(n))], axis=1)
+    draws, means = _draws(n_groups, n_boot, seed), []
+    while block := list(islice(draws, max(1, _HELD // n_groups))):
+        total = np.array(block, dtype=np.float64) @ sums
+        means.append(total[:, :-1] / total[:, -1:])
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
     value = x.mean(axis=0)
     return {
         name: Estimate(float(value[i]), float(low[i]), float(high[i]))

@@ -2,8 +2,8 @@
 
 Laves, Ihler, Fast, Kahrs & Ortmaier 2020, "Well-calibrated regression uncertainty in medical
 imaging with deep learning", MIDL, eq. 9. A constant variance equal to the mean squared error has
-UCE 0, so the figure says nothing about which pixels are uncertain: read it beside the AUSE
-(``sparsification``) or the correlation (``correlation``).
+UCE and ENCE 0, so neither figure says anything about which pixels are uncertain: read them beside
+the AUSE (``sparsification``) or the correlation (``correlation``).
 """
 
 from __future__ import annotations
