@@ -69,6 +69,17 @@ _METRICS = {
     ),
     "sharpness": ("Sharpness", "mean error bar, target's units; lower says more", ".4g"),
 }
+# Of rows, what only some ask for: folded away below the others.
+_FOLDED = (
+    "ks_error",
+    "equal_mass_ece",
+    "top_label_ece",
+    "class_ece",
+    "e_aurc",
+    "brier_reliability",
+    "brier_resolution",
+    "brier_uncertainty",
+)
 
 
 def write_report(path: Path, evaluation: Evaluation) -> None:
@@ -188,13 +199,17 @@ def _comparison(e: Evaluation) -> str:
         *(s.name for s in e.systems),
         *(f"{HEDGED} − {to}" for to in against),
     ]
-    rows = []
+    rows, folded = [], []
     for key in keys:
         title, note, form = _METRICS[key]
         cells = [cell(s.metrics.get(key), form) for s in e.systems]
         cells += [difference(by.get(key), form) for by in against.values()]
-        rows.append((f"{escape(title)}<small>{escape(note)}</small>", cells))
-    return table(head, rows)
+        into = folded if e.dense is None and key in _FOLDED else rows
+        into.append((f"{escape(title)}<small>{escape(note)}</small>", cells))
+    text = table(head, rows)
+    if folded:
+        text += f"<details><summary>More figures</summary>{table(head, folded)}</details>"
+    return text
 
 
 def _levels(e: Evaluation) -> str:

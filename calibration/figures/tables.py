@@ -77,8 +77,8 @@ def parts(e: Evaluation) -> str:
     if not rows:
         return ""
     said = (
-        "The worst slice is a tenth or more of the rows, cut along the model's own outputs where "
-        "coverage was least on one half, measured on the other. "
+        "The worst slice is about a tenth of the rows or more, cut along the model's own outputs "
+        "where coverage was least on one half, measured on the other. "
     )
     if named:
         said += "Groups: least covered first; among many, one in a hundred lies outside by chance. "

@@ -92,6 +92,16 @@ def test_tables_hold_the_numbers(task: str, page: Page) -> None:
     assert f"{evaluation.n:,}" in page.text
 
 
+def test_figures_that_few_ask_for_are_folded_away() -> None:
+    text = render(EVALUATIONS["classification"])
+    shown, folded = text.split("<details>")
+    folded = folded.split("</details>")[0]
+    for title in ("KS error", "ECE by class", "Brier: reliability", "E-AURC"):
+        assert title in folded and title not in shown
+    assert "ECE, smooth" in shown and "Error at 90 %" in shown
+    assert "<details>" not in render(EVALUATIONS["regression"])
+
+
 def test_parts_of_the_rows_are_tables() -> None:
     evil = "<img src=http://x>"
     names = np.array([evil, "b"])[np.arange(400) % 2]
