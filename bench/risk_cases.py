@@ -20,7 +20,9 @@ LEAST = {"magika": 0.01, "satimage": 0.001}  # probability at which a set ends
 PARTS = 8  # of an item
 FARTHER = 16.0  # times as large are the scores of parts that should stay out
 SPREAD = 0.8  # of the logarithm of an item's difficulty
-SIZES: F64 = np.geomspace(0.05, 20, 80)  # thresholds of the generator, in its units
+SIZES: F64 = np.concatenate(  # thresholds of the generator, fine where risks pass the level
+    [np.geomspace(0.05, 0.95, 12), np.geomspace(1, 6, 110), np.geomspace(6.5, 20, 8)]
+)
 PROBABILITIES: F64 = np.concatenate(  # thresholds of a set, the strictest first
     [np.linspace(0.9999, 0.905, 20), np.linspace(0.9, 0.05, 60), np.geomspace(0.049, 0.001, 40)]
 )
