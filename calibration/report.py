@@ -199,7 +199,8 @@ def _comparison(e: Evaluation) -> str:
         *(s.name for s in e.systems),
         *(f"{HEDGED} − {to}" for to in against),
     ]
-    rows, folded = [], []
+    rows: list[tuple[str, list[str]]] = []
+    folded: list[tuple[str, list[str]]] = []
     for key in keys:
         title, note, form = _METRICS[key]
         cells = [cell(s.metrics.get(key), form) for s in e.systems]
