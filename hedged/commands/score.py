@@ -71,6 +71,8 @@ def score(
             f"fragments ({summary.resumed} from before), {summary.rows_per_s:,.0f} rows/s "
             f"→ {summary.output}"
         )
+    for note in summary.notes:
+        console.err.print(f"note: {note}")
     for failure in summary.failed:
         console.err.print(f"not read: {failure.source}: {failure.reason}")
     if summary.failed:

@@ -188,6 +188,18 @@ class _Job:
             seconds=seconds,
             rows_per_s=(self._rows_seen - self._rows_before) / seconds,
             output=str(self._plan.output),
+            notes=self._notes(),
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        """Groups that the bundle has thresholds for and the input does not name."""
+        column = self._predictor.manifest.mapping.group
+        asked = "group" in {s.name for s in self._predictor.optional}
+        if not asked or self._plan.reader.group is not None:
+            return ()
+        return (
+            f"the input has no column {column!r}: every row had the threshold of all rows, and "
+            "nothing is promised of groups",
         )
 
     @property

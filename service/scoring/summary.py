@@ -32,8 +32,8 @@ class Summary:
     """A finished run. ``rows`` are those of every readable file: ``good`` ones have a prediction,
     ``errors`` are in ``_errors/``, the rest stands in ``failed``.
 
-    ``resumed`` counts fragments that an earlier process had committed; ``seconds`` and
-    ``rows_per_s`` are of this process alone.
+    ``notes`` say what the answers lack. ``resumed`` counts fragments that an earlier process had
+    committed; ``seconds`` and ``rows_per_s`` are of this process alone.
     """
 
     run: str
@@ -47,6 +47,7 @@ class Summary:
     seconds: float
     rows_per_s: float
     output: str
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""

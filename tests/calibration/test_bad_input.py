@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.bundle import Bundle, conformal_rank
+from calibration.conformal.cells import Cells
 from calibration.conformal.intervals import INTERVALS, interval_scores
 from calibration.conformal.scores import METHODS, choose
 from calibration.fit import fit
@@ -243,6 +244,18 @@ def test_classes_without_a_cluster_are_said(tmp_path: Path) -> None:
     q = Predictor(bundle).q_hat(0.1)
     assert isinstance(q, np.ndarray)
     assert q[3] == bundle.manifest.conformal.guarantees[0].threshold
+
+
+def test_a_cluster_needs_rows_for_the_strictest_level() -> None:
+    """Thirty rows of a class are enough for .1 and too few for .02."""
+    few = classes(400, 2)
+    keep = np.concatenate([np.flatnonzero(few.y != 4), np.flatnonzero(few.y == 4)[:30]])
+    assert few.y is not None
+    few = Features(None, few.z[keep], few.y[keep])
+    for alphas, known in (((0.1, 0.05), True), ((0.1, 0.02), False)):
+        options = FitOptions(task="classification", method="none", given="cluster", alphas=alphas)
+        done = fit_head(None, Parts(classes(300, 1), few, classes(400, 3)), options)
+        assert isinstance(done.head.cells, Cells) and (done.head.cells.of[4] >= 0) == known
 
 
 def test_one_conformal_row_gives_everything() -> None:

@@ -20,6 +20,8 @@ from calibration.metrics.coverage import coverage_band
 from calibration.predictor import Predictor
 from posthoc.contract import DataError, FitError, Task
 from posthoc.data import open_table, to_rows
+from service.friendly import read_predict
+from service.models import load_model
 from service.scoring import score
 from service.settings import Settings
 from tests.factory import CLASSES, COLUMNS, frozen_model, rows, tiny_bundle
@@ -165,9 +167,38 @@ def test_the_service_takes_names_codes_or_nothing(by_region: Path, tmp_path: Pat
     assert unknown == 2 + 2 + 4
 
 
+def test_no_group_is_not_the_group_without_a_name(tmp_path: Path) -> None:
+    """A column may hold empty texts: they are a group, and null is none."""
+    source = table(tmp_path / "data.parquet", "classification", 1200, 1)
+    named = pq.read_table(source)
+    at = named.schema.get_field_index("region")
+    texts = ["" if r == "east" else r for r in named["region"].to_pylist()]
+    pq.write_table(named.set_column(at, "region", pa.array(texts)), source)
+    bundle = fit(
+        frozen_model(tmp_path / "model.onnx", "classification"),
+        source,
+        tmp_path / "bundle",
+        FitOptions(task="classification", given="group", method="none"),
+        columns=Columns(
+            target="target",
+            inputs={"x": COLUMNS["classification"]},
+            id="id",
+            group="region",
+            classes=CLASSES,
+        ),
+        cache_dir=tmp_path / "cache",
+    )
+    assert bundle.manifest.conformal.guarantees[0].cells[0].name == ""
+    model = load_model(tmp_path / "bundle", device="cpu", threads=1)
+    row = dict.fromkeys(COLUMNS["classification"], 0.5)
+    said = [row | {"region": "north"}, row | {"region": ""}, row | {"region": None}, row]
+    assert read_predict({"rows": said}, model).inputs["group"].tolist() == [1, 0, -1, -1]
+
+
 def test_batch_scoring_reads_the_column(by_region: Path, tmp_path: Path) -> None:
     source = table(tmp_path / "in.parquet", "classification", 300, 7)
-    score(by_region, source, tmp_path / "out", batch_size=64, passthrough=["region"])
+    done = score(by_region, source, tmp_path / "out", batch_size=64, passthrough=["region"])
+    assert done.notes == ()
     predictor = Predictor(by_region, threads=1)
     x, _ = rows("classification", 300, 7)
     codes = predictor.group_codes(regions(300))
@@ -178,7 +209,8 @@ def test_batch_scoring_reads_the_column(by_region: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(got, np.concatenate([w["set_size"] for w in want]))
     without = pq.read_table(source).drop_columns(["region"])
     pq.write_table(without, tmp_path / "plain.parquet")
-    score(by_region, tmp_path / "plain.parquet", tmp_path / "plain", batch_size=64)
+    done = score(by_region, tmp_path / "plain.parquet", tmp_path / "plain", batch_size=64)
+    assert len(done.notes) == 1 and "no column 'region'" in done.notes[0]
     plain = [predictor.run({"x": x[i : i + 64]})["set_size"] for i in range(0, 300, 64)]
     got = pq.read_table(tmp_path / "plain")["set_size"].to_numpy()
     np.testing.assert_array_equal(got, np.concatenate(plain))
