@@ -21,7 +21,7 @@ from calibration.fit import fit
 from calibration.fit_head import fit_head
 from calibration.fit_options import FitOptions, Parts
 from calibration.fit_thresholds import Fitted, run_head
-from calibration.material import Columns
+from calibration.material import Columns, parts_of, prepare, split
 from calibration.metrics.coverage import coverage_band
 from calibration.predictor import Predictor
 from posthoc.contract import Features, FitError
@@ -147,6 +147,22 @@ def test_conformal_rows_say_nothing_but_thresholds(rows: Any, options: dict[str,
         assert not np.array_equal(
             [*third.head.interval.tensors.values()][-1], [*first.head.interval.tensors.values()][-1]
         ) or third.head.interval.margin == pytest.approx(0.8416, abs=1e-3)
+
+
+def test_calibration_rows_know_their_items(tmp_path: Path) -> None:
+    """Folds and standard errors of a choice are those of items, which share a split key."""
+    x = np.random.default_rng(0).normal(size=(600, 3)).astype(np.float32)
+    items = np.arange(600) // 20
+    material = prepare(
+        bare(tmp_path / "m.onnx", 3, "Softmax"),
+        table(tmp_path / "data.parquet", x, x.argmax(1), item=items),
+        options=FitOptions(task="classification"),
+        columns=Columns(target="target", inputs={"x": ["x0", "x1", "x2"]}, split_by="item"),
+        cache_dir=tmp_path / "cache",
+    )
+    parts, _ = parts_of(material, split(material, 0))
+    assert parts.keys is not None and len(parts.keys) == len(parts.calibration)
+    assert 0 < len(np.unique(parts.keys)) == len(parts.keys) // 20
 
 
 # Models and tables that are odd, through a whole fit
