@@ -155,6 +155,8 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
     if options.shift is not None:
         by_weight = _weighted(head, parts, options, exact)
         head = head.with_(cells=by_weight, q_hat=by_weight.thresholds(options.alphas[0]))
+        if by_weight.ratio is not None and by_weight.ratio.centre is not None:
+            head = head.with_(features=len(by_weight.ratio.centre))  # the weights read them
         scores |= by_weight.tensors()
         shift = {
             "effective_rows": by_weight.effective,

@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.bundle import Bundle, conformal_rank
+from calibration.compile import check_head, compile_head
 from calibration.conformal.cells import Cells
 from calibration.conformal.intervals import INTERVALS, interval_scores
 from calibration.conformal.scores import METHODS, choose
@@ -26,6 +27,7 @@ from calibration.metrics.coverage import coverage_band
 from calibration.predictor import Predictor
 from posthoc.contract import Features, FitError
 from posthoc.links import softmax
+from tests.calibration import heads
 
 # Targets of a regression that tie or lie far from nought
 
@@ -90,6 +92,39 @@ def test_a_unit_that_float32_does_not_hold_is_named() -> None:
 
     with pytest.raises(FitError, match="rescale the targets"):
         fitted(tiny, task="regression")
+
+
+# The row of the rank is inside
+
+
+@pytest.mark.parametrize("given", [None, "class", "cluster", "group"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_row_at_the_threshold_is_covered(method: str, given: Any) -> None:
+    """Of n conformal rows, or of those of a cell, the served graph covers the first k, no fewer;
+    without ties no more."""
+    rows = classes(403, 3)
+    assert rows.y is not None
+    groups, u = np.arange(403) % 3 * 5, np.random.default_rng(0).uniform(size=403).astype("f4")
+    options = FitOptions(
+        task="classification",
+        method="none",
+        conformal=method,
+        given=given,
+        randomised=METHODS[method].RANDOMISES,
+        ood="none",
+    )
+    parts = Parts(classes(300, 1), classes(400, 2), rows, groups=groups, u=u)
+    done = fit_head(None, parts, options)
+    sets = run_head(done.head, rows, group=groups, u=u)["set"]
+    inside = sets[np.arange(403), rows.y]
+    cells = done.head.cells
+    member = np.zeros(403, int)
+    if isinstance(cells, Cells):
+        member = groups // 5 if given == "group" else cells.of[rows.y]
+    for cell in range(int(member.max()) + 1):
+        n = int((member == cell).sum())
+        found = int(inside[member == cell].sum())
+        assert found == conformal_rank(n, 0.1)
 
 
 # What is chosen is chosen on calibration rows
@@ -163,6 +198,19 @@ def test_calibration_rows_know_their_items(tmp_path: Path) -> None:
     parts, _ = parts_of(material, split(material, 0))
     assert parts.keys is not None and len(parts.keys) == len(parts.calibration)
     assert 0 < len(np.unique(parts.keys)) == len(parts.keys) // 20
+
+
+def test_a_shift_of_features_is_weighed_without_a_module() -> None:
+    """Nothing else in the head reads features, and the weights do."""
+    linear = heads.linear(3)
+    *three, new, test = (heads.rows(linear, "classification", 500, i) for i in range(5))
+    unseen = np.linalg.svd(linear.weight)[2][-1]  # outputs do not move along it
+    assert new.phi is not None
+    production = Features((new.phi + unseen).astype(np.float32), new.z)
+    options = FitOptions(task="classification", method="none", ood="none", shift="covariate")
+    done = fit_head(linear, Parts(*three, production=production), options)
+    assert done.head.features == 12
+    check_head(done.head, compile_head(done.head), test.phi, test.z)
 
 
 # Models and tables that are odd, through a whole fit

@@ -311,6 +311,9 @@ def test_the_service_and_scoring_take_u(tmp_path: Path) -> None:
         body = {"inputs": {"x": x.tolist(), "u": u.tolist()}, "outputs": ["set_size"]}
         made = server.client.post("/v1/predict", json=body).json()["predictions"]
         assert [p["set_size"] for p in made] == want
+        bare = {"inputs": {"x": x.tolist()}, "outputs": ["set_size"]}
+        made = server.client.post("/v1/predict", json=bare).json()["predictions"]
+        assert [p["set_size"] for p in made] == predictor.run({"x": x})["set_size"].tolist()
         body["inputs"]["u"][7] = 1.5
         wrong = server.client.post("/v1/predict", json=body)
     assert wrong.status_code == 400 and "between 0 and 1" in wrong.text
