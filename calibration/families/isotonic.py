@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from posthoc.graph import Fragment
 
 TINY = 1e-12
+# Of log odds: equal rows of unlike batches differ by rounding, which must not order them.
+DIGITS = 4
 
 
 def fit(log_p: Array, y: Array) -> dict[str, Array]:
@@ -30,7 +32,7 @@ def fit(log_p: Array, y: Array) -> dict[str, Array]:
     odds = x[:, 1] - x[:, 0]
     p = np.exp(log_softmax(x))[:, 1]
     order = np.argsort(odds, kind="stable")
-    values, index = np.unique(odds[order], return_inverse=True)
+    values, index = np.unique(odds[order].round(DIGITS), return_inverse=True)
     rows = np.bincount(index).astype(np.float64)
     means = np.bincount(index, np.asarray(y, np.float64)[order]) / rows
     steps = isotonic_regression(means, weights=rows).blocks

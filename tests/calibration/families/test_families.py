@@ -178,7 +178,7 @@ def test_beta_is_a_logistic_regression() -> None:
 
 def test_isotonic_has_sklearns_steps() -> None:
     log_p, y = rows(2000, 2, 11, 0.5)
-    odds = log_p[:, 1] - log_p[:, 0]
+    odds = (log_p[:, 1] - log_p[:, 0]).round(iso.DIGITS)
     tensors = iso.fit(log_p, y)
     theirs = IsotonicRegression(out_of_bounds="clip").fit(odds, y).predict(odds)
     n = [int((theirs == v).sum()) for v in np.unique(theirs)]
@@ -192,6 +192,18 @@ def test_isotonic_has_sklearns_steps() -> None:
     made = iso.apply(tensors, log_p)
     order = np.argsort(odds)
     assert (np.diff((made[:, 1] - made[:, 0])[order]) >= -1e-12).all()
+
+
+def test_isotonic_does_not_rank_by_rounding() -> None:
+    """Equal rows that came from unlike batches are one step, whichever of them had which class."""
+    rng = np.random.default_rng(0)
+    odds = np.repeat([-1.03, 0.41, 2.27], 200)
+    y = (rng.random(600) < 1 / (1 + np.exp(-odds))).astype(int)
+    jitter = odds + rng.normal(size=600) * 1e-6
+    tensors = iso.fit(log_softmax(np.stack([0 * jitter, jitter], 1)), y)
+    np.testing.assert_allclose(tensors["x"], [-1.03, 0.41, 2.27], atol=1e-4)
+    shares = y.reshape(3, 200).mean(1)
+    np.testing.assert_allclose(1 / (1 + np.exp(-tensors["y"])), shares, atol=0.005)
 
 
 def test_a_sure_gain_is_taken_and_luck_is_not() -> None:
