@@ -32,6 +32,13 @@ def test_a_few_rows_make_one_cluster() -> None:
     assert fit_clusters(s[:0], y[:0], 3, ALPHA).tolist() == [UNKNOWN] * 3
 
 
+def test_a_class_needs_as_many_rows_as_its_level() -> None:
+    for rows, known in ((8, False), (9, True), (10, True)):
+        s = np.random.default_rng(2).normal(size=50 + rows)
+        y = np.repeat([0, 1], [50, rows])
+        assert (fit_clusters(s, y, 2, ALPHA)[1] != UNKNOWN) == known
+
+
 def test_every_cluster_is_covered() -> None:
     """What is promised is the coverage of a cluster, whoever is in it; and the spread classes,
     which one threshold for all rows covers in three rows of four at best, come nearer to it."""

@@ -190,6 +190,7 @@ def test_isotonic_has_sklearns_steps() -> None:
             (v * count + own) / (count + 1), abs=1e-9
         )
     made = iso.apply(tensors, log_p)
+    odds = log_p[:, 1] - log_p[:, 0]
     order = np.argsort(odds)
     assert (np.diff((made[:, 1] - made[:, 0])[order]) >= -1e-12).all()
 
