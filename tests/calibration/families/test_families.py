@@ -245,5 +245,8 @@ def test_rows_of_one_item_count_as_one() -> None:
     for k in range(5):
         made = apply_family(fit_family("svs", log_p[fold != k], y[fold != k]), log_p)
         saved[fold == k] = (made - log_p)[np.arange(500), y][fold == k]
-    low = saved.mean() - student.ppf(0.95, 499) * saved.std(ddof=1) / math.sqrt(500)
+    error = saved.std(ddof=1) / math.sqrt(500)
+    low = saved.mean() - student.ppf(0.95, 499) * error
     assert (gain.gain, gain.low) == pytest.approx((saved.mean(), low))
+    twice, _ = gains(log_p, y, ("svs", "svs"))  # of several the error of 5 % is shared out
+    assert twice.low == pytest.approx(saved.mean() - student.ppf(0.975, 499) * error)
