@@ -176,6 +176,20 @@ def test_beta_is_a_logistic_regression() -> None:
     assert (upside_down[:2] >= 0).all()
 
 
+def test_beta_has_a_ridge_of_one_row() -> None:
+    """No weights nearby cost less, of rows that are all right: without a ridge there is no end."""
+    odds = np.linspace(-3, 3, 24)
+    log_p, y = log_softmax(np.stack([0 * odds, odds], 1)), (odds > 0).astype(int)
+
+    def cost(w: np.ndarray) -> float:
+        made = apply_family(Family("beta", {"weights": w}), log_p)
+        return 24 * nll(made, y) + float(((w - [1, 1, 0]) ** 2).sum())
+
+    found = fit_family("beta", log_p, y).tensors["weights"]
+    for step in np.concatenate([np.eye(3), -np.eye(3)]) * 0.02:
+        assert cost(found + step) > cost(found)
+
+
 def test_isotonic_has_sklearns_steps() -> None:
     log_p, y = rows(2000, 2, 11, 0.5)
     odds = (log_p[:, 1] - log_p[:, 0]).round(iso.DIGITS)
