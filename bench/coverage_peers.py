@@ -1,7 +1,7 @@
 """Realised coverage with few conformal rows, beside other libraries on the same splits.
 
 The pool is the conformal and test rows of split 0 of two sets of the developer suite, logits after
-the temperature of its calibration rows: uspsnet, whose model is right less often than the levels
+the temperature of its calibration rows: newsgroups, whose model is right less often than the levels
 ask, and letter, whose model is right more often than .9. Each of many splits draws rows without
 replacement, so that coverage is ``ceil((n+1)(1-alpha))/(n+1)`` in the mean where the rank is right
 and scores are untied (`expected`), and at least this where sets are never empty.
@@ -9,8 +9,8 @@ and scores are untied (`expected`), and at least this where sets are never empty
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from bench.conformal_peer import K_REG, PENALTY, Sets, Side
 from bench.peers import Worker, environment, exchange
+from bench.processes import each
 from bench.suite import load
 from calibration.bundle import conformal_rank, threshold_at
 from calibration.conformal.scores import class_scores
@@ -26,7 +27,7 @@ from calibration.scaling import fit_temperature
 from posthoc.contract import Array
 from posthoc.links import softmax
 
-POOLS = ("uspsnet", "letter")
+POOLS = ("newsgroups", "letter")
 SIZES = (20, 50, 100, 1000)
 ALPHAS = (0.1, 0.05)
 SCORES = ("lac", "aps", "raps")
@@ -43,25 +44,30 @@ _SETTINGS = {"raps": {"k_reg": K_REG, "penalty": PENALTY}}
 
 def beside_peers(quick: bool) -> dict[str, Any]:
     """``table``, a row for each pool, score, n, level and library, and ``versions``."""
-    table: list[dict[str, Any]] = []
-    versions: dict[str, str] = {}
     splits = QUICK_SPLITS if quick else SPLITS
-    for pool in POOLS[: 1 if quick else None]:
-        with exchange() as folder:
-            path = folder / "pool.npz"
-            write_pool(pool, path, splits)
-            mine = Side(ours(0))
-            mine.load(str(path))
-            table += _rows(pool, "hedged", mine.run, folder)
-            for name, module in PEERS.items():
-                with Worker(environment(name), module) as peer:
-                    peer.call("load", path=str(path))
-                    versions |= peer.call("versions")
-                    table += _rows(
-                        pool, name, lambda w=peer, **given: w.call("run", **given), folder
-                    )
-                print(pool, name, file=sys.stderr, flush=True)
-    return {"splits": splits, "test_rows": TEST, "table": table, "versions": versions}
+    pools = POOLS[-1:] if quick else POOLS
+    for name in PEERS:
+        environment(name)  # made on first use, which two processes need not do at once
+    found = sorted(each(pool_rows, [(pool, splits) for pool in pools]), key=lambda f: f[0])
+    table = [row for _, rows, _ in found for row in rows]
+    return {"splits": splits, "test_rows": TEST, "table": table, "versions": found[0][2]}
+
+
+def pool_rows(pool: str, splits: int) -> tuple[int, list[dict[str, Any]], dict[str, str]]:
+    """(place of the pool, its rows of the table, versions of the libraries)."""
+    versions: dict[str, str] = {}
+    with exchange() as folder:
+        path = folder / "pool.npz"
+        write_pool(pool, path, splits)
+        mine = Side(ours(0))
+        mine.load(str(path))
+        table = _rows(pool, "hedged", mine.run, folder)
+        for name, module in PEERS.items():
+            with Worker(environment(name), module) as peer:
+                peer.call("load", path=str(path))
+                versions |= peer.call("versions")
+                table += _rows(pool, name, partial(peer.call, "run"), folder)
+    return POOLS.index(pool), table, versions
 
 
 def ours(seed: int) -> Sets:
@@ -91,7 +97,7 @@ def write_pool(name: str, path: Path, splits: int) -> None:
     np.savez(path, z=z, y=y, rows=rows)
 
 
-def _rows(pool: str, name: str, run: Any, folder: Path) -> list[dict[str, Any]]:
+def _rows(pool: str, name: str, run: Callable[..., None], folder: Path) -> list[dict[str, Any]]:
     made = []
     for score in SCORES:
         if (name, score) in LEFT_OUT:
