@@ -314,9 +314,10 @@ def test_the_service_and_scoring_take_u(tmp_path: Path) -> None:
         bare = {"inputs": {"x": x.tolist()}, "outputs": ["set_size"]}
         made = server.client.post("/v1/predict", json=bare).json()["predictions"]
         assert [p["set_size"] for p in made] == predictor.run({"x": x})["set_size"].tolist()
-        body["inputs"]["u"][7] = 1.5
-        wrong = server.client.post("/v1/predict", json=body)
-    assert wrong.status_code == 400 and "between 0 and 1" in wrong.text
+        for outside in (1.5, -0.1):
+            body["inputs"]["u"][7] = outside
+            wrong = server.client.post("/v1/predict", json=body)
+            assert wrong.status_code == 400 and "row 7 of input 'u' must lie" in wrong.text
     source = table(tmp_path / "in.parquet", "classification", 200, 7)
     score(bundle, source, tmp_path / "out", batch_size=200)
     rows_of = to_rows(
