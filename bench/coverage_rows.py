@@ -57,7 +57,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The four parts, and the noise variance K of a regression."""
+    """The four parts, the noise variance K of a regression and the temperature of a classifier."""
 
     task: Task
     module: Rows
@@ -65,6 +65,7 @@ class Split:
     conformal: Rows
     test: Rows
     noise: F64
+    temperature: float | None = None
 
 
 def split_rows(name: str, known: Known, task: Task, seed: int) -> Split:
@@ -85,7 +86,7 @@ def split_rows(name: str, known: Known, task: Task, seed: int) -> Split:
             assert f.phi is not None
             none, y = np.zeros((len(f), 0)), np.asarray(f.y, np.int64)
             made.append(Rows(f.phi, f.z, y, g, softmax(f.z / t), none, none))
-        return Split(task, *made, np.zeros(0))
+        return Split(task, *made, np.zeros(0), t)
     fitted = fit_head(None, parts, FitOptions(task=task, method="bayescap", ood="none"))
     assert fitted.head.noise is not None
     made = []

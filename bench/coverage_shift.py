@@ -26,7 +26,7 @@ from bench.coverage_rows import Rows, Split
 from calibration.bundle import threshold_at
 from calibration.conformal.intervals import interval_scores, make
 from calibration.conformal.scores import class_scores
-from calibration.shift.class_shift import bbse, em
+from calibration.shift.class_shift import bbse, class_weights
 from calibration.shift.density_ratio import check_overlap, fit_density_ratio
 from calibration.shift.retasa import retasa
 from calibration.shift.weighted import effective_rows, threshold, weighted
@@ -105,7 +105,13 @@ def _forms(
         return limits, effective_rows(mine)
 
     def covariates() -> Made:
-        ratio = fit_density_ratio(seen.z, coming.z, seed, features=(seen.phi, coming.phi))
+        ratio = fit_density_ratio(
+            seen.z,
+            coming.z,
+            seed,
+            temperature=split.temperature if classes else None,
+            features=(seen.phi, coming.phi),
+        )
         mine = ratio.weights(known.z, known.phi)
         check_overlap(float(mine.mean()))
         made = weighted("covariate", own, mine, np.zeros(0), ratio)
@@ -116,8 +122,7 @@ def _forms(
         return lambda alpha: made.thresholds(alpha)[new.y], made.effective
 
     def by_likelihood() -> Made:
-        share = np.bincount(seen.y, minlength=seen.p.shape[1]) / len(seen)
-        return of_classes(em(share, coming.p))
+        return of_classes(class_weights(seen.p, seen.y, coming.p))
 
     def by_confusion() -> Made:
         said = seen.p.argmax(1), coming.p.argmax(1)

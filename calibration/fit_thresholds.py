@@ -37,7 +37,7 @@ from calibration.fit_options import FitOptions, Parts
 from calibration.head import Head
 from calibration.recalibration import base_of, factors, recalibrate
 from calibration.scaling import Scaling
-from calibration.shift.class_shift import em
+from calibration.shift.class_shift import class_weights
 from calibration.shift.density_ratio import check_overlap, fit_density_ratio
 from calibration.shift.retasa import retasa
 from calibration.shift.weighted import Weighted, weighted
@@ -215,15 +215,16 @@ def _weighted(head: Head, parts: Parts, options: FitOptions, exact: Array) -> We
     scores = exact if head.task == "classification" else _float32_up(exact)
     if options.shift == "covariate":
         both = None if seen.phi is None or new.phi is None else (seen.phi, new.phi)
-        ratio = fit_density_ratio(seen.z, new.z, options.seed, features=both)
+        t = head.temperature if head.task == "classification" else None
+        ratio = fit_density_ratio(seen.z, new.z, options.seed, temperature=t, features=both)
         weights = ratio.weights(parts.conformal.z, parts.conformal.phi)
         check_overlap(float(weights.mean()))
         return weighted(options.shift, scores.astype(np.float32), weights, own, ratio)
     if head.task == "classification":
         y = np.asarray(seen.y, np.int64)
-        share = np.bincount(y, minlength=head.width) / len(y)
         plain = head.with_(ood=None, abstains=False)
-        own = em(share, run_head(plain, new)["probs"].astype(np.float64))
+        p, fresh = (run_head(plain, rows)["probs"].astype(np.float64) for rows in (seen, new))
+        own = class_weights(p, y, fresh)
         weights = own[np.asarray(parts.conformal.y, np.int64)]
     else:
         if head.width > 1:

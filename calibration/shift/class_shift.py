@@ -2,7 +2,9 @@
 
 The ratio of production to labelled class shares, w_c. ``em`` raises the likelihood of production
 probabilities (Saerens, Latinne & Decaestecker 2002, Neural Computation 14): right where the
-probabilities are calibrated, which they are here. ``bbse`` solves the confusion matrix (Lipton,
+probabilities are calibrated class by class, which a temperature alone does not do and
+``class_weights`` therefore does first (Alexandari, Kundaje & Shrikumar 2020, arXiv:1901.06852).
+``bbse`` solves the confusion matrix (Lipton,
 Wang & Smola 2018, arXiv:1802.03916): right whatever the probabilities, where it can be inverted.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from calibration.families import apply_family, fit_family
 from posthoc.contract import F64, Array, FitError
 
 ROUNDS = 1000
@@ -38,6 +41,24 @@ def em(source: Array, target: Array) -> F64:
         if done:
             break
     return np.where(seen, w, w.max())
+
+
+def class_weights(p: Array, y: Array, target: Array) -> F64:
+    """Weights C from labelled probabilities N×C with classes N, and production ones M×C, both from
+    the same model: `em` after structured vector scaling. Source shares are the means of what was
+    scaled, so that without a shift the weights are one.
+
+    Raises FitError for no rows of either.
+    """
+    p, target = np.asarray(p, np.float64), np.asarray(target, np.float64)
+    if len(p) == 0 or len(target) == 0:
+        raise FitError("no production rows to learn class shares from")
+    with np.errstate(divide="ignore"):
+        log_p, fresh = np.log(p), np.log(target)
+    scaled = fit_family("svs", log_p, y)
+    seen = np.bincount(np.asarray(y, np.int64), minlength=p.shape[1]) > 0
+    share = np.exp(apply_family(scaled, log_p)).mean(0)
+    return em(np.where(seen, share, 0.0), np.exp(apply_family(scaled, fresh)))
 
 
 def bbse(said: Array, y: Array, target: Array, classes: int) -> F64:

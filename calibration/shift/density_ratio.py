@@ -1,6 +1,7 @@
 """The ratio of two densities of what a model says and sees, by telling the two samples apart.
 
-A logistic regression of "this row is from production" on the standardised outputs and, where that
+A logistic regression of "this row is from production" on the standardised outputs, of a classifier
+the doubt that they show (harder rows need larger sets and differ in little else) and, where that
 tells more on held-out rows, the features' principal components, linear and squared; its odds, times
 the ratio of the sample sizes, are the weight of a row (Bickel, Brückner & Scheffer 2009, JMLR 10).
 A ridge chosen by five folds pulls to no shift at all; weights are bounded. What it cannot see, a
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from posthoc.contract import F64, Array, FitError
+from posthoc.folds import log_softmax
 
 if TYPE_CHECKING:
     from posthoc.graph import Fragment
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 FOLDS = 5
+TUNED = 4_000  # rows of either sample, at most, that the ridge is chosen on
 COMPONENTS = 32  # of the features, the most that count
 REACH = 5.0  # standard deviations that a covariate may count
 MOST = 50.0  # of a weight, whose mean is one
@@ -31,20 +34,22 @@ _SINGULAR = 1e-3  # of a component's standard deviation, relative to the largest
 
 @dataclass(frozen=True, slots=True)
 class DensityRatio:
-    """log w = clip(b + a·f), f the K standardised covariates and their squares: the outputs C and,
-    with a ``centre`` D and a ``projection`` D×(K-C), components of the features."""
+    """log w = clip(b + a·f), f the K standardised covariates and their squares: the outputs C, with
+    a ``temperature`` the entropy of their tempered softmax, and with a ``centre`` D and a
+    ``projection`` D×… components of the features."""
 
     mean: F64
     scale: F64
     weight: F64
     bias: float
+    temperature: float | None = None
     centre: F64 | None = None
     projection: F64 | None = None
 
     def weights(self, z: Array, phi: Array | None = None) -> F64:
         """Weights N of outputs N×C and features N×D, at most MOST. Raises FitError where features
         are asked for and there are none."""
-        x = np.asarray(z, np.float64)
+        x = outputs(z, self.temperature)
         if self.projection is not None:
             if phi is None:
                 raise FitError("the ratio of densities is one of features, and none were given")
@@ -54,12 +59,17 @@ class DensityRatio:
 
     def emit(self, g: Fragment, z: str, phi: str | None) -> str:
         """The same as a graph fragment, N."""
-        k = len(self.mean)
+        k, parts = len(self.mean), [z]
+        if self.temperature is not None:
+            log_p = g.op("LogSoftmax", g.op("Mul", z, g.const(1.0 / self.temperature)), axis=-1)
+            inside = g.op("Mul", g.op("Exp", log_p), log_p)
+            parts.append(g.op("Neg", g.sum(inside, 1, keepdims=True)))
         if self.projection is not None:
             assert phi is not None and self.centre is not None
             away = g.op("Sub", phi, g.const(self.centre[None]))
-            z = g.op("Concat", z, g.op("MatMul", away, g.const(self.projection)), axis=1)
-        x = g.op("Mul", g.op("Sub", z, g.const(self.mean[None])), g.const(self.scale[None]))
+            parts.append(g.op("MatMul", away, g.const(self.projection)))
+        x = parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)
+        x = g.op("Mul", g.op("Sub", x, g.const(self.mean[None])), g.const(self.scale[None]))
         x = g.op("Max", g.op("Min", x, g.const(REACH)), g.const(-REACH))
         linear = g.op("MatMul", x, g.const(self.weight[:k, None]))
         squared = g.op("MatMul", g.op("Mul", x, x), g.const(self.weight[k:, None]))
@@ -76,6 +86,8 @@ class DensityRatio:
             "weight": self.weight,
             "bias": np.asarray([self.bias]),
         }
+        if self.temperature is not None:
+            found["temperature"] = np.asarray([self.temperature])
         if self.centre is not None and self.projection is not None:
             found |= {"centre": self.centre, "projection": self.projection}
         return found
@@ -84,8 +96,18 @@ class DensityRatio:
     def restored(cls, tensors: Mapping[str, Array]) -> DensityRatio:
         """From what a bundle keeps."""
         bias = float(tensors["bias"][0])
+        t = float(tensors["temperature"][0]) if "temperature" in tensors else None
         features = tensors.get("centre"), tensors.get("projection")
-        return cls(tensors["mean"], tensors["scale"], tensors["weight"], bias, *features)
+        return cls(tensors["mean"], tensors["scale"], tensors["weight"], bias, t, *features)
+
+
+def outputs(z: Array, temperature: float | None = None) -> F64:
+    """Outputs N×C and, of logits with a temperature, the entropy of softmax(z / temperature)."""
+    x = np.asarray(z, np.float64)
+    if temperature is None:
+        return x
+    log_p = log_softmax(x / temperature)
+    return np.column_stack([x, -(np.exp(log_p) * log_p).sum(1)])
 
 
 def design(x: Array, mean: Array, scale: Array) -> F64:
@@ -95,10 +117,17 @@ def design(x: Array, mean: Array, scale: Array) -> F64:
 
 
 def fit_density_ratio(
-    source: Array, target: Array, seed: int = 0, *, features: tuple[Array, Array] | None = None
+    source: Array,
+    target: Array,
+    seed: int = 0,
+    *,
+    temperature: float | None = None,
+    features: tuple[Array, Array] | None = None,
 ) -> DensityRatio:
-    """The ratio of the density of ``target`` M×C to that of ``source`` N×C, outputs of a model;
-    ``features`` N×D and M×D of the same rows count too where they tell the samples apart better.
+    """The ratio of the density of ``target`` M×C to that of ``source`` N×C, outputs of a model.
+
+    ``temperature`` says that they are logits, whose entropy counts too. ``features`` N×D and M×D of
+    the same rows count where they tell the samples apart better.
 
     Raises FitError for a sample of fewer than ten rows and for values that are not finite.
     """
@@ -110,7 +139,9 @@ def fit_density_ratio(
                 raise FitError(f"{len(sample)} {name} rows are too few to know a shift from")
             if not np.isfinite(sample).all():
                 raise FitError(f"{whose} of the frozen model is not finite on a {name} row")
-    best, plain = _fitted(s, t, seed)
+    s, t = (outputs(x, temperature) for x in (s, t))
+    best, found = _fitted(s, t, seed)
+    plain = replace(found, temperature=temperature)
     if features is None:
         return plain
     centre, projection = _components(*features)
@@ -123,7 +154,7 @@ def fit_density_ratio(
     lost, richer = _fitted(s, t, seed)
     if lost >= best:
         return plain
-    return replace(richer, centre=centre, projection=projection)
+    return replace(richer, temperature=temperature, centre=centre, projection=projection)
 
 
 def _fitted(s: F64, t: F64, seed: int) -> tuple[float, DensityRatio]:
@@ -134,14 +165,19 @@ def _fitted(s: F64, t: F64, seed: int) -> tuple[float, DensityRatio]:
     scale = scale / np.where(deviation > 0, deviation, 1.0)
     x = design(np.concatenate([s, t]), mean, scale)
     y = np.repeat([0.0, 1.0], [len(s), len(t)])
-    fold = np.random.default_rng(seed).permutation(len(y)) % FOLDS
-    losses = np.zeros(len(RIDGES))
+    rng = np.random.default_rng(seed)
+    kept = np.concatenate(
+        [start + rng.permutation(n)[:TUNED] for start, n in ((0, len(s)), (len(s), len(t)))]
+    )
+    fold = rng.permutation(len(kept)) % FOLDS
+    losses, w = np.zeros(len(RIDGES)), np.zeros(x.shape[1] + 1)
     for k in range(FOLDS):
-        w = np.zeros(x.shape[1] + 1)
+        train, rest = kept[fold != k], kept[fold == k]
+        w = np.zeros_like(w)
         for i, ridge in enumerate(RIDGES):  # each from the one before
-            w = _logistic(x[fold != k], y[fold != k], ridge, w)
-            odds = x[fold == k] @ w[:-1] + w[-1]
-            losses[i] += float((np.logaddexp(0, odds) - y[fold == k] * odds).sum())
+            w = _logistic(x[train], y[train], ridge, w)
+            odds = x[rest] @ w[:-1] + w[-1]
+            losses[i] += float((np.logaddexp(0, odds) - y[rest] * odds).sum())
     w = _logistic(x, y, RIDGES[int(np.argmin(losses))], w)
     ratio = DensityRatio(mean, scale, w[:-1], float(w[-1] - np.log(len(t) / len(s))))
     return float(losses.min()), ratio
