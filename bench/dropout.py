@@ -4,8 +4,9 @@
 the bare graph, as `bench.overhead` measures it; the least of three models. ``cost_over_ideal_s10``:
 a predictor with every output whose S = 10 masks begin at a dropout inside the network, over the
 time of the prefix once and the suffix ten times, each of them a graph of its own on the same rows;
-the largest over the depths. The predictor answers with the frozen network's outputs too, which is
-an eleventh suffix that the ideal does not have.
+the largest over the depths. ``cost_of_samples_s10`` is that of the ten samples alone, without the
+frozen network's own outputs, an eleventh suffix that the ideal does not have, and without what is
+made of the samples.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def run(quick: bool) -> dict[str, Any]:
     return {
         "ratio_head_s32": min(f["ratio"] for f in head.values()),
         "cost_over_ideal_s10": max(f["cost_over_ideal"] for f in inside),
+        "cost_of_samples_s10": max(f["cost_of_samples"] for f in inside),
         "head": head,
         "inside": inside,
     }
@@ -90,10 +92,11 @@ def at_depth(sites: tuple[str, ...], quick: bool) -> dict[str, Any]:
     frozen = open_frozen(model(), task="classification")
     prefix, suffix = cut(frozen.model, sites[0], frozen.z)
     x = {"image": normed.as_input(normed.rows("test")[0][:BATCH]).numpy()}
-    graphs = {"predictor": predictor(sites), "prefix": prefix, "suffix": suffix}
+    whole, samples = predictor(sites)
+    graphs = {"predictor": whole, "samples": samples, "prefix": prefix, "suffix": suffix}
     sessions = {n: open_session(g, threads=THREADS) for n, g in graphs.items()}
     (middle,) = sessions["prefix"].run(None, x)
-    feeds = {"predictor": x, "prefix": x, "suffix": {sites[0]: middle}}
+    feeds = {"predictor": x, "samples": x, "prefix": x, "suffix": {sites[0]: middle}}
 
     def side(name: str) -> Callable[[], float]:
         run_once = partial(sessions[name].run, None, feeds[name])
@@ -101,16 +104,21 @@ def at_depth(sites: tuple[str, ...], quick: bool) -> dict[str, Any]:
         return lambda: per_call(run_once)
 
     times = dict(zip(graphs, in_turn([side(n) for n in graphs], 5 if quick else 15), strict=True))
-    costs = [
-        whole / (before + SAMPLES * behind)
-        for whole, before, behind in zip(*(t.seconds for t in times.values()), strict=True)
+    ideal = [
+        before + SAMPLES * behind
+        for before, behind in zip(times["prefix"].seconds, times["suffix"].seconds, strict=True)
     ]
+    costs, alone = (
+        [spent / least for spent, least in zip(times[n].seconds, ideal, strict=True)]
+        for n in ("predictor", "samples")
+    )
     before, behind = times["prefix"].median, times["suffix"].median
     return {
         "sites": list(sites),
         "cost_over_ideal": median(costs),
         "cost_low": min(costs),
         "cost_high": max(costs),
+        "cost_of_samples": median(alone),
         "prefix_share": before / (before + behind),
         **{name: t.record() for name, t in times.items()},
     }
@@ -118,16 +126,22 @@ def at_depth(sites: tuple[str, ...], quick: bool) -> dict[str, Any]:
 
 def cut(graph: bytes, tensor: str, output: str) -> tuple[bytes, bytes]:
     """A graph from its inputs to ``tensor``, and one from ``tensor`` to ``output``."""
-    known = shape_inference.infer_shapes(onnx.load_from_string(graph))
-    tool = onnx.utils.Extractor(known)
-    inputs = [i.name for i in known.graph.input]
-    parts = tool.extract_model(inputs, [tensor]), tool.extract_model([tensor], [output])
-    before, behind = (bytes(p.SerializeToString()) for p in parts)
-    return before, behind
+    return upto(graph, tensor), _extracted(graph, [tensor], output)
 
 
-def predictor(sites: tuple[str, ...]) -> bytes:
-    """The fused graph of a fit with S masks at ``sites``, every output."""
+def upto(graph: bytes, tensor: str) -> bytes:
+    """A graph from its inputs to ``tensor``."""
+    inputs = [i.name for i in onnx.load_from_string(graph).graph.input]
+    return _extracted(graph, inputs, tensor)
+
+
+def _extracted(graph: bytes, inputs: list[str], output: str) -> bytes:
+    tool = onnx.utils.Extractor(shape_inference.infer_shapes(onnx.load_from_string(graph)))
+    return bytes(tool.extract_model(inputs, [output]).SerializeToString())
+
+
+def predictor(sites: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """The fused graph of a fit with S masks at ``sites``, every output; and that of its samples."""
     options = FitOptions(
         task="classification",
         method="mc_dropout",
@@ -145,7 +159,8 @@ def predictor(sites: tuple[str, ...]) -> bytes:
     fused = compile_predictor(
         fitted.head, frozen.model, opset=frozen.opset, phi=frozen.phi, z=frozen.z
     )
-    return fused.model
+    assert frozen.phi is not None  # the samples are what the module has for features
+    return fused.model, upto(frozen.model, frozen.phi)
 
 
 def model() -> Path:

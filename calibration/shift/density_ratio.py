@@ -29,13 +29,14 @@ COMPONENTS = 32  # of the features, the most that count
 REACH = 5.0  # standard deviations that a covariate may count
 MOST = 50.0  # of a weight, whose mean is one
 LEAST_SHARE = 0.5  # of production, that labelled rows stand for
+SURE = 1e-3  # nats of entropy, below which rows are all alike
 _SINGULAR = 1e-3  # of a component's standard deviation, relative to the largest
 
 
 @dataclass(frozen=True, slots=True)
 class DensityRatio:
     """log w = clip(b + a·f), f the K standardised covariates and their squares: the outputs C, with
-    a ``temperature`` the entropy of their tempered softmax, and with a ``centre`` D and a
+    a ``temperature`` the entropy of their tempered softmax and its logarithm, and with a ``centre`` D and a
     ``projection`` D×… components of the features."""
 
     mean: F64
@@ -63,7 +64,8 @@ class DensityRatio:
         if self.temperature is not None:
             log_p = g.op("LogSoftmax", g.op("Mul", z, g.const(1.0 / self.temperature)), axis=-1)
             inside = g.op("Mul", g.op("Exp", log_p), log_p)
-            parts.append(g.op("Neg", g.sum(inside, 1, keepdims=True)))
+            doubt = g.op("Neg", g.sum(inside, 1, keepdims=True))
+            parts += [doubt, g.op("Log", g.op("Add", doubt, g.const(SURE)))]
         if self.projection is not None:
             assert phi is not None and self.centre is not None
             away = g.op("Sub", phi, g.const(self.centre[None]))
@@ -102,12 +104,14 @@ class DensityRatio:
 
 
 def outputs(z: Array, temperature: float | None = None) -> F64:
-    """Outputs N×C and, of logits with a temperature, the entropy of softmax(z / temperature)."""
+    """Outputs N×C and, of logits with a temperature, the entropy of softmax(z / temperature) and
+    its logarithm."""
     x = np.asarray(z, np.float64)
     if temperature is None:
         return x
     log_p = log_softmax(x / temperature)
-    return np.column_stack([x, -(np.exp(log_p) * log_p).sum(1)])
+    doubt = -(np.exp(log_p) * log_p).sum(1)
+    return np.column_stack([x, doubt, np.log(doubt + SURE)])
 
 
 def design(x: Array, mean: Array, scale: Array) -> F64:
