@@ -7,17 +7,20 @@ comparison come from the same run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from calibration.bundle import Bundle
+from calibration.bundle import Bundle, Manifest
+from calibration.conformal.intervals import signed_residuals
 from calibration.evaluation import Evaluation, evaluate_classification, evaluate_regression
 from calibration.evaluation.dense import evaluate_maps
 from calibration.evaluation.parts import Named
 from calibration.evaluation.unseen import Unseen, seen_hashes
 from calibration.predictor import Predictor
+from calibration.recalibration import TRANSFORMS, Base, log_density
 from posthoc.contract import Array, DataError
 from posthoc.data import open_table, to_rows
 from posthoc.folds import log_softmax
@@ -82,7 +85,7 @@ def evaluate(
         strange[name] = _scores(predictor, rows)
     n_conformal = manifest.conformal.guarantees[0].n
     if manifest.task == "regression":
-        return evaluate_regression(
+        found = evaluate_regression(
             fields=made,
             constant_std=np.sqrt(_noise(predictor)) * manifest.scaling["temperature_alone"],
             frozen_mean=made.get(LOGITS),
@@ -94,12 +97,14 @@ def evaluate(
             ood_out=strange,
             groups=_groups(predictor, made),
             named=_named(predictor, made),
+            log_density=_log_density(predictor, made, y),
             about=about,
             seed=seed,
         )
+        return _banded(found, manifest)
     log_p = log_softmax(made[LOGITS])
     scaled = log_softmax(log_p / manifest.scaling["temperature_alone"])
-    return evaluate_classification(
+    found = evaluate_classification(
         frozen_probs=np.exp(log_p),
         scaled_probs=np.exp(scaled),
         fields=made,
@@ -113,6 +118,15 @@ def evaluate(
         about=about,
         seed=seed,
     )
+    return _banded(found, manifest)
+
+
+def _banded(found: Evaluation, manifest: Manifest) -> Evaluation:
+    """Without the band of one threshold, where there are several or another law holds."""
+    if manifest.conformal.given is None and manifest.conformal.shift is None:
+        return found
+    levels = tuple(v.model_copy(update={"banded": False}) for v in found.levels)
+    return found.model_copy(update={"levels": levels})
 
 
 def _about(predictor: Predictor) -> dict[str, str]:
@@ -227,6 +241,17 @@ def _scores(predictor: Predictor, made: Mapping[str, Array]) -> dict[str, Array]
     elif "epistemic_std" in made:
         out["epistemic"] = made["epistemic_std"].max(1)
     return out
+
+
+def _log_density(predictor: Predictor, made: Mapping[str, Array], y: Array) -> Array | None:
+    """Of targets under the recalibrated distribution, N×K, where it has a density."""
+    transforms = predictor.bundle.conformal_scores.get(TRANSFORMS)
+    if transforms is None:
+        return None
+    base = Base(float(predictor.manifest.module.settings.get("df", math.inf)))
+    mean, std = made["mean"], made["std"]
+    truth = np.reshape(y, mean.shape)
+    return log_density(base, transforms, signed_residuals(truth, mean, std), std)
 
 
 def _noise(predictor: Predictor) -> Array:

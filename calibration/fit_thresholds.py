@@ -35,7 +35,7 @@ from calibration.families.choice import Gain
 from calibration.fit_ood import flag
 from calibration.fit_options import FitOptions, Parts
 from calibration.head import Head
-from calibration.recalibration import base_of, factors, recalibrate
+from calibration.recalibration import TRANSFORMS, base_of, factors, recalibrate
 from calibration.scaling import Scaling
 from calibration.shift.class_shift import class_weights
 from calibration.shift.density_ratio import check_overlap, fit_density_ratio
@@ -131,6 +131,8 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         maps = recalibrate(options.recalibration, base, signed)
         levels = np.asarray(options.quantile_levels)
         head = head.with_(quantile_factors=factors(base, maps, signed, levels))
+        if options.recalibration == "kde" and parts.per == 1:
+            scores[TRANSFORMS] = np.stack([m.z for m in maps])
         sureness = "std"
     wrong = _wrong(out, rows, options)
     if parts.per > 1:

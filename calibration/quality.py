@@ -9,7 +9,7 @@ import numpy as np
 
 from calibration.bundle import Guarantee
 from calibration.conformal.cells import UNKNOWN, Cells, group_index, named_codes
-from calibration.conformal.intervals import bounds, interval_scores
+from calibration.conformal.intervals import bounds, interval_scores, signed_residuals
 from calibration.fit_thresholds import Fitted, run_head
 from calibration.head import row_thresholds
 from calibration.metrics.totals import (
@@ -19,6 +19,7 @@ from calibration.metrics.totals import (
     update_classification,
     update_regression,
 )
+from calibration.recalibration import TRANSFORMS, base_of, log_density
 from calibration.shift.weighted import Weighted
 from posthoc.contract import Array, Features
 from posthoc.links import softmax
@@ -90,10 +91,15 @@ def summary(
             **({} if group is None else _least_covered(inside, group, fitted)),
             **({"mean_width": width} if math.isfinite(width) else {}),
         }
+    hedged = {"rmse": totals.rmse, "crps": totals.crps, "nll": totals.log_loss}
+    if TRANSFORMS in fitted.scores:
+        signed, base = signed_residuals(y, out["mean"], out["std"]), base_of(fitted.head)
+        found = log_density(base, fitted.scores[TRANSFORMS], signed, out["std"])
+        hedged["nll_recalibrated"] = -float(found.mean())
     return {
         "rows": len(test) // (per or 1),
         "frozen": {"rmse": float(np.sqrt(((y - test.z) ** 2).mean()))},
-        "hedged": {"rmse": totals.rmse, "crps": totals.crps, "nll": totals.log_loss},
+        "hedged": hedged,
         "levels": levels,
     }
 

@@ -30,6 +30,7 @@ Kind = Literal["emp", "linear", "kde"]
 SHARPNESS = 100.0  # of the logistic kernel, one over its scale
 KNOTS = 255  # of the map between levels and factors that an interval keeps
 BEYOND = 10.0  # ranges of the knots that a line goes on to either side
+TRANSFORMS = "transforms"  # K×n, ascending, beside a bundle's conformal scores: kde has a density
 _EDGE = 1e-9
 _BRACKETS, _STEPS, _EXACT = 256, 40, 1e-10  # of the search for a level of kde
 
@@ -159,6 +160,17 @@ def factors(base: Base, maps: Sequence[Recalibration], signed: Array, levels: Ar
         return np.asarray(s[_ranks(levels, len(s)) - 1].T)
     inside = [np.clip(m.level(levels), _EDGE, 1 - _EDGE) for m in maps]
     return np.maximum.accumulate(np.stack([base.quantile(p) for p in inside]), axis=1)
+
+
+def log_density(base: Base, transforms: Array, signed: Array, std: Array) -> F64:
+    """Log-density N×K of targets under the distribution that ``kde`` recalibrates, from the sorted
+    ``transforms`` K×n of conformal rows, and standardised errors and standard deviations N×K:
+    log f(y) + log R'(F(y))."""
+    r = np.asarray(signed, np.float64)
+    out = base.log_density(r) - np.log(np.asarray(std, np.float64))
+    for k, z in enumerate(transforms):
+        out[:, k] += Recalibration("kde", z).log_density(base.cdf(r[:, k]))
+    return np.asarray(out)
 
 
 def knots(base: Base, signed: Array) -> tuple[F64, F64]:

@@ -24,6 +24,7 @@ _METRICS = {
     "accuracy": ("Accuracy", "share of labels that are right; higher is better", "%"),
     "mean_iou": ("Mean IoU", "overlap with the truth, mean over classes; higher is better", ".4f"),
     "nll": ("NLL", "log loss in nats; lower is better", ".4f"),
+    "nll_recalibrated": ("NLL, recalibrated", "the same of the recalibrated density", ".4f"),
     "brier": ("Brier score", "squared error of the probabilities; lower is better", ".4f"),
     "debiased_ece": ("ECE, debiased", "calibration error; a perfect model shows 0", "%"),
     "ece": ("ECE", "the same with its upward bias, as usually reported", "%"),
@@ -172,7 +173,7 @@ def _glance(e: Evaluation) -> str:
         tiles.append(_tile(title, shown(hedged.metrics[key].value, form), note))
     if e.levels:
         v = e.levels[0]
-        note = f"chance allows {percent(v.band_low)} to {percent(v.band_high)}"
+        note = f"chance allows {percent(v.band_low)} to {percent(v.band_high)}" * v.banded
         tiles.append(_tile(f"Coverage at {level_percent(v.alpha)}", percent(v.coverage), note))
     if e.ood:
         score = e.ood[0].score
@@ -227,7 +228,7 @@ def _levels(e: Evaluation) -> str:
         size = "infinite" if v.mean_size is None else f"{v.mean_size:.4g}"
         cells = [
             percent(v.coverage, 2),
-            f"{percent(v.band_low, 2)} to {percent(v.band_high, 2)}",
+            f"{percent(v.band_low, 2)} to {percent(v.band_high, 2)}" if v.banded else "no one band",
             size,
         ]
         cells += [percent(v.empty_share or 0)] * sets

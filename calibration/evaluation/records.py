@@ -114,6 +114,9 @@ class Level(_Record):
     the largest difference of coverage to the level over strata of set sizes. ``groups`` hold the
     least covered groups of rows, where the table names groups, and ``worst_slice`` the slice along
     the model's outputs that covers least on rows that did not choose it.
+
+    ``banded`` is False where the band is not one of these rows: classes, clusters or groups have
+    thresholds of their own, or conformal rows were weighted for production.
     """
 
     level: str
@@ -121,6 +124,7 @@ class Level(_Record):
     coverage: float
     band_low: float
     band_high: float
+    banded: bool = True
     mean_size: float | None
     empty_share: float | None = None
     images: ImageShares | None = None

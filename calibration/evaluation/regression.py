@@ -57,6 +57,7 @@ def evaluate_regression(
     ood_groups: Mapping[str, Array] | None = None,
     groups: Array | None = None,
     named: Named | None = None,
+    log_density: Array | None = None,
     about: Mapping[str, str] | None = None,
     n_boot: int = 1000,
     seed: int = 0,
@@ -68,7 +69,8 @@ def evaluate_regression(
     standard deviation of the frozen model's residuals on calibration rows, around ``frozen_mean``
     (N×K, default: the mean served); ``y`` N×K (or N);
     ``intervals`` lower and upper N×K by alpha, the default level first. The rest as for
-    classification. PIT and PCE are of the Gaussian (mean, std), over rows and outputs.
+    classification. PIT and PCE are of the Gaussian (mean, std), over rows and outputs;
+    ``log_density`` N×K is that of the recalibrated distribution, where it has one.
     """
     truth = _columns(y)
     check_rows(
@@ -88,6 +90,8 @@ def evaluate_regression(
         own = mean if frozen_mean is None else _columns(frozen_mean)
         said = {CONSTANT: (own, constant), **said}
     losses = {name: _losses(truth - centre, std) for name, (centre, std) in said.items()}
+    if log_density is not None:
+        losses[HEDGED]["nll_recalibrated"] = -_columns(log_density).mean(axis=1)
     levels, covered, widths = [], {}, {}
     described = np.column_stack([mean, _columns(fields["std"])])
     for alpha, (lower, upper) in intervals.items():

@@ -20,7 +20,8 @@ _OUT_COLOURS = 5  # --out-0 … --out-4 in the page's style sheet
 def coverage(evaluation: Evaluation) -> Panel:
     levels = sorted(evaluation.levels, key=lambda v: v.alpha, reverse=True)
     x = [1 - v.alpha for v in levels]
-    edges = [*x, *[v.coverage for v in levels], *[v.band_low for v in levels]]
+    banded = [v for v in levels if v.banded]
+    edges = [*x, *[v.coverage for v in levels], *[v.band_low for v in banded]]
     low = max(0.0, min(edges) - 0.03)
     dense = evaluation.dense is not None
     what = "A set" if evaluation.task == "classification" else "An interval"
@@ -28,7 +29,15 @@ def coverage(evaluation: Evaluation) -> Panel:
     mask = levels[0].images.mask if levels[0].images is not None else None
     if mask is not None:
         what, whose = f"A mask of {mask}", "a new image's pixels of it, averaged over images"
-    inside = sum(v.band_low <= v.coverage <= v.band_high for v in levels)
+    inside = sum(v.band_low <= v.coverage <= v.band_high for v in banded)
+    luck = (
+        f"the bars show the luck that {evaluation.n_conformal:,} conformal and {evaluation.n:,} "
+        f"test {'images' if dense else 'rows'} leave open. {inside} of {len(levels)} levels lie "
+        "inside."
+        if banded
+        else "thresholds differ among rows, or are weighted for production rows, so that no one "
+        "band of luck holds for all rows together."
+    )
     data = [
         guide([low, 1], [low, 1], "coverage = level"),
         {
@@ -36,8 +45,8 @@ def coverage(evaluation: Evaluation) -> Panel:
             "name": "chance, 99 %",
             "mode": "lines",
             # A gap after each bar: nulls break the line.
-            "x": [p for v in x for p in (v, v, None)],
-            "y": [p for v in levels for p in (v.band_low, v.band_high, None)],
+            "x": [p for v in banded for p in (1 - v.alpha, 1 - v.alpha, None)],
+            "y": [p for v in banded for p in (v.band_low, v.band_high, None)],
             "line": {"color": "var(--bar)", "width": 12},
             "hoverinfo": "skip",
         },
@@ -50,15 +59,13 @@ def coverage(evaluation: Evaluation) -> Panel:
             "marker": {"color": "var(--hedged)", "symbol": "diamond", "size": 9},
             "customdata": [[v.band_low, v.band_high] for v in levels],
             "hovertemplate": "level %{x:.1%}<br>covered %{y:.2%}"
-            "<br>band %{customdata[0]:.2%} to %{customdata[1]:.2%}",
+            + "<br>band %{customdata[0]:.2%} to %{customdata[1]:.2%}" * bool(banded),
         },
     ]
     return Panel(
         "coverage",
         "Coverage against level",
-        f"{what} asked for at level 90 % should hold the truth for 90 % of {whose}; the bars "
-        f"show the luck that {evaluation.n_conformal:,} conformal and {evaluation.n:,} test "
-        f"{'images' if dense else 'rows'} leave open. {inside} of {len(levels)} levels lie inside.",
+        f"{what} asked for at level 90 % should hold the truth for 90 % of {whose}; {luck}",
         data,
         axes(
             "level asked for",

@@ -36,8 +36,8 @@ _SINGULAR = 1e-3  # of a component's standard deviation, relative to the largest
 @dataclass(frozen=True, slots=True)
 class DensityRatio:
     """log w = clip(b + a·f), f the K standardised covariates and their squares: the outputs C, with
-    a ``temperature`` the entropy of their tempered softmax and its logarithm, and with a ``centre`` D and a
-    ``projection`` D×… components of the features."""
+    a ``temperature`` the entropy of their tempered softmax and its logarithm, and with a ``centre``
+    D and a ``projection`` D×… components of the features."""
 
     mean: F64
     scale: F64

@@ -116,9 +116,9 @@ def show(found: Evaluation) -> None:
         console.out.print(_classes(found.dense.classes))
     for level in found.levels:
         size = "infinite" if level.mean_size is None else f"{level.mean_size:.3g}"
+        band = f" (luck allows {level.band_low:.4f}–{level.band_high:.4f})" * level.banded
         console.out.print(
-            f"level {level.level}: coverage {level.coverage:.4f} "
-            f"(luck allows {level.band_low:.4f}–{level.band_high:.4f}), mean size {size}"
+            f"level {level.level}: coverage {level.coverage:.4f}{band}, mean size {size}"
             f"{_spread(level)}"
         )
         for part in level.groups[:_GROUPS]:

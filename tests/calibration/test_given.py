@@ -18,6 +18,7 @@ from calibration.fit_options import FitOptions
 from calibration.material import Columns
 from calibration.metrics.coverage import coverage_band
 from calibration.predictor import Predictor
+from calibration.report import render
 from posthoc.contract import DataError, FitError, Task
 from posthoc.data import open_table, to_rows
 from service.friendly import read_predict
@@ -225,6 +226,9 @@ def test_evaluation_uses_the_groups(by_region: Path, tmp_path: Path) -> None:
     sets = predictor.run({"x": x, "group": predictor.group_codes(regions(1500))})["set"]
     (level,) = [v for v in found.levels if v.alpha == 0.1]
     assert level.coverage == pytest.approx(sets[np.arange(1500), y].mean())
+    assert not level.banded  # each group has a band of its own, and all together have none
+    page = render(found)
+    assert "no one band" in page and "no one band of luck holds" in page
 
 
 def test_intervals_of_a_group_too_small_have_no_end(intervals: Path, tmp_path: Path) -> None:

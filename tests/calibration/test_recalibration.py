@@ -13,7 +13,7 @@ from scipy.stats import binom, norm
 from scipy.stats import t as student
 
 from calibration.bundle import threshold_at
-from calibration.recalibration import Base, Recalibration, factors, knots, recalibrate
+from calibration.recalibration import Base, Recalibration, factors, knots, log_density, recalibrate
 from posthoc.contract import FitError
 
 LEVELS = np.asarray([0.05, 0.25, 0.5, 0.75, 0.95])
@@ -145,3 +145,21 @@ def test_knots_rise_and_are_the_quantiles() -> None:
     np.testing.assert_allclose(found[middle], want[middle], atol=0.1)
     tied = knots(Base(), np.zeros((50, 1)))[1]
     assert (np.diff(tied, axis=0) > 0).all()
+
+
+def test_a_recalibrated_density_is_the_slope_of_its_distribution() -> None:
+    """Two outputs in units of their own, heavy tails, Student-t beneath."""
+    rng = np.random.default_rng(0)
+    base, std = Base(5.0), np.asarray([[0.5, 20.0]])
+    maps = recalibrate("kde", base, rng.standard_t(3, size=(300, 2)))
+    r = rng.normal(size=(200, 2))
+    found = log_density(base, np.stack([m.z for m in maps]), r, std)
+    h = 1e-4
+    for k, one in enumerate(maps):
+        ends = [one.map(base.cdf(r[:, k] + s * h)) for s in (-1, 1)]
+        slope = (ends[1] - ends[0]) / (2 * h * std[0, k])
+        np.testing.assert_allclose(np.exp(found[:, k]), slope, rtol=1e-4)
+    # Over the whole line it is one.
+    line = np.linspace(-60, 60, 40_001)
+    whole = np.exp(log_density(base, maps[0].z[None], line[:, None], np.ones((1, 1))))
+    assert np.trapezoid(whole[:, 0], line) == pytest.approx(1, abs=2e-3)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from calibration.conformal.intervals import INTERVALS
+from calibration.evaluate import evaluate
 from calibration.fit import fit_material
 from calibration.fit_options import FitOptions
 from calibration.fit_thresholds import run_head
@@ -17,7 +18,7 @@ from calibration.metrics.coverage import coverage_band
 from calibration.predictor import Predictor
 from posthoc.contract import FitError
 from service.settings import Settings
-from tests.factory import rows, tiny_bundle
+from tests.factory import data, rows, tiny_bundle
 from tests.service.conftest import Server
 
 
@@ -79,3 +80,19 @@ def test_what_is_refused(tmp_path: Path, options: dict[str, Any], message: str) 
         tiny_bundle(tmp_path / "b", "regression", **options)
     with pytest.raises(FitError, match="are for regression"):
         tiny_bundle(tmp_path / "c", side="upper")
+
+
+def test_a_density_has_a_likelihood(tmp_path: Path) -> None:
+    """Of the recalibrated distribution, in the fit's figures and in an evaluation; empirical
+    quantiles have none."""
+    skewed = tiny_bundle(tmp_path / "kde", "regression", recalibration="kde")
+    figures = Predictor(skewed).manifest.evaluation["hedged"]
+    found = evaluate(skewed, data(tmp_path / "fresh.parquet", "regression", n=1500, seed=7))
+    (hedged,) = [s for s in found.systems if s.name == "hedged"]
+    assert hedged.metrics["nll_recalibrated"].value == pytest.approx(
+        figures["nll_recalibrated"], abs=0.15
+    )
+    # The noise is Gaussian, so that there is little to win.
+    assert figures["nll_recalibrated"] == pytest.approx(figures["nll"], abs=0.1)
+    plain = tiny_bundle(tmp_path / "emp", "regression")
+    assert "nll_recalibrated" not in Predictor(plain).manifest.evaluation["hedged"]
