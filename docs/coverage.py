@@ -213,7 +213,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "coverage.html"
         page.write_text(f'<meta charset="utf-8"><body style="margin:0">{svg}')
-        shoot(page.as_uri(), "coverage", WIDTH, height, 2.0)
+        shoot(page.as_uri(), "coverage", WIDTH, height, 1.5)
 
 
 def rounded(value: Any) -> Any:
