@@ -2,9 +2,9 @@
 
 On every classification set of the developer suite and 20 seeded re-splits, each family is fitted
 on calibration rows after the temperature, and so is the automatic choice; ``excess`` is the mean
-negative log-likelihood on test rows less the temperature's, in nats. ``max_nll_excess`` is the largest
-mean of the automatic choice over sets, at most 0.001; ``ece`` is the debiased calibration error
-of the top class.
+negative log-likelihood on test rows less the temperature's, in nats. ``max_nll_excess`` is the
+largest mean of the automatic choice over sets, at most 0.001; ``ece`` is the debiased calibration
+error of the top class.
 """
 
 from __future__ import annotations
