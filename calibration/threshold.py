@@ -81,12 +81,13 @@ def fit_abstention(
     """The loosest confidence threshold whose error among answered rows is at most ``max_error``
     with probability 1-delta over ``confidence`` and ``wrong`` (N each, conformal rows).
 
-    Fixed-sequence testing, strict to loose, on exact binomial tails (Angelopoulos et al. 2021,
-    "Learn then test", arXiv:2110.01052); the sequence of thresholds comes from other rows and
-    starts where at least ln(delta)/ln(1-max_error) rows are answered. One failure ends it, and
-    where few rows are answered one wrong answer is a failure: so, with the labels of the other rows
-    (``grid_wrong``), it starts where these rows are surest of the promise, and not at the strict
-    end. ``least`` lies below every possible confidence: as a threshold it answers every row.
+    Tests strict to loose on exact binomial tails (Angelopoulos et al. 2021, "Learn then test",
+    arXiv:2110.01052); the sequence of thresholds comes from other rows and starts where enough rows
+    are answered for one to pass. A failure ends it, and where few rows are answered one wrong
+    answer is a failure: so, with the labels of the other rows (``grid_wrong``), half of delta is
+    kept for a second start, where these rows are surest of the promise; who comes there without a
+    failure has the whole (Wiens 2003, "A fixed sequence Bonferroni procedure", Pharm. Stat. 2).
+    ``least`` lies below every possible confidence: as a threshold it answers every row.
 
     Raises DataError for a level outside (0, 1), lengths that differ, a confidence that is NaN, or
     no other rows.
@@ -100,20 +101,24 @@ def fit_abstention(
         raise DataError("the thresholds to try come from other rows, and there are none")
     order = np.argsort(-c, kind="stable")
     c_sorted, wrong_sorted = c[order], np.cumsum(w[order])
-    needed = neyman_pearson_rows(max_error, delta)
     grid = np.unique(np.quantile(np.asarray(grid_confidence, np.float64), np.linspace(0, 1, 101)))
     grid = np.concatenate([[least], grid])[::-1]
+    second = 0
     if grid_wrong is not None:
-        grid = grid[_surest(grid, grid_confidence, grid_wrong, max_error) :]
+        second = _surest(grid, grid_confidence, grid_wrong, max_error)
     best: float | None = None
-    for t in grid:
+    left = delta / 2 if second else delta
+    for i, t in enumerate(grid):
+        if second and i == second:
+            left += delta / 2
         answered = int(np.searchsorted(-c_sorted, -t, side="left"))
-        if answered < needed:
+        if left == 0 or answered < neyman_pearson_rows(max_error, left):
             continue
         errors = int(wrong_sorted[answered - 1])
-        if binom.cdf(errors, answered, max_error) > delta:
-            break
-        best = float(t)
+        if binom.cdf(errors, answered, max_error) > left:
+            left = 0.0
+        else:
+            best = float(t)
     return Abstention(best, 0.0 if best is None else float((c > best).mean()))
 
 

@@ -1,11 +1,12 @@
 """The ratio of two densities of what a model says and sees, by telling the two samples apart.
 
-A logistic regression of "this row is from production" on the standardised outputs, of a classifier
-the doubt that they show (harder rows need larger sets and differ in little else) and, where that
-tells more on held-out rows, the features' principal components, linear and squared; its odds, times
-the ratio of the sample sizes, are the weight of a row (Bickel, Brückner & Scheffer 2009, JMLR 10).
-A ridge chosen by five folds pulls to no shift at all; weights are bounded. What it cannot see, a
-change of the truth given outputs and features, no weights can mend.
+A logistic regression of "this row is from production" on the doubt that a classifier's outputs show
+(harder rows need larger sets, and often differ in little else), on doubt and the standardised
+outputs, or on these and the features' principal components, whichever tells most on held-out rows;
+linear and squared. Its odds, times the ratio of the sample sizes, are the weight of a row (Bickel,
+Brückner & Scheffer 2009, JMLR 10). A ridge chosen by five folds pulls to no shift at all; weights
+are bounded. What it cannot see, a change of the truth given outputs and features, no weights can
+mend.
 """
 
 from __future__ import annotations
@@ -130,8 +131,8 @@ def fit_density_ratio(
 ) -> DensityRatio:
     """The ratio of the density of ``target`` M×C to that of ``source`` N×C, outputs of a model.
 
-    ``temperature`` says that they are logits, whose entropy counts too. ``features`` N×D and M×D of
-    the same rows count where they tell the samples apart better.
+    ``temperature`` says that they are logits, whose entropy counts too, or alone. ``features`` N×D
+    and M×D of the same rows count where they tell the samples apart better.
 
     Raises FitError for a sample of fewer than ten rows and for values that are not finite.
     """
@@ -143,8 +144,13 @@ def fit_density_ratio(
                 raise FitError(f"{len(sample)} {name} rows are too few to know a shift from")
             if not np.isfinite(sample).all():
                 raise FitError(f"{whose} of the frozen model is not finite on a {name} row")
+    width = s.shape[1]
     s, t = (outputs(x, temperature) for x in (s, t))
     best, found = _fitted(s, t, seed)
+    if temperature is not None:  # few rows hide a change of doubt among hundreds of outputs
+        lost, simpler = _fitted(s, t, seed, unseen=width)
+        if lost <= best:
+            best, found = lost, simpler
     plain = replace(found, temperature=temperature)
     if features is None:
         return plain
@@ -161,12 +167,14 @@ def fit_density_ratio(
     return replace(richer, temperature=temperature, centre=centre, projection=projection)
 
 
-def _fitted(s: F64, t: F64, seed: int) -> tuple[float, DensityRatio]:
-    """(log loss of held-out rows, the ratio) of covariates N×K and M×K, with the best ridge."""
+def _fitted(s: F64, t: F64, seed: int, unseen: int = 0) -> tuple[float, DensityRatio]:
+    """(log loss of held-out rows, the ratio) of covariates N×K and M×K, with the best ridge; the
+    first ``unseen`` of them do not count."""
     mean = s.mean(0)
     deviation = s.std(0)
     scale = np.where(deviation > 1e-7 * np.maximum(1.0, np.abs(mean)), 1.0, 0.0)
     scale = scale / np.where(deviation > 0, deviation, 1.0)
+    scale[:unseen] = 0.0
     x = design(np.concatenate([s, t]), mean, scale)
     y = np.repeat([0.0, 1.0], [len(s), len(t)])
     rng = np.random.default_rng(seed)

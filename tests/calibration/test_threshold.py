@@ -97,6 +97,55 @@ def test_a_start_from_labelled_rows_answers_more() -> None:
     assert exceeded <= binom.ppf(0.999, 300, 0.05)
 
 
+def test_a_second_start_costs_half_of_delta_at_most() -> None:
+    """Surest answers are right: what the strict end shows at delta / 2 stays shown at delta."""
+    passed, more = 0, 0
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        grid, sure = rng.uniform(size=300), rng.uniform(size=400)
+        failed, wrong = (rng.uniform(size=len(c)) > c for c in (grid, sure))
+        halved = fit_abstention(grid, sure, wrong, 0.1, 0.05)
+        found = fit_abstention(grid, sure, wrong, 0.1, 0.1, grid_wrong=failed)
+        assert found.answered >= halved.answered
+        passed += halved.threshold is not None
+        more += found.answered > halved.answered
+    assert min(passed, more) > 20
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.integers(0, 10_000), st.sampled_from([0.1, 0.3]), st.sampled_from([0.1, 0.4]))
+def test_two_starts_are_a_fallback_procedure_by_loops(
+    seed: int, level: float, delta: float
+) -> None:
+    """Wiens 2003: what one hypothesis does not lose is passed on to the next in order."""
+    rng = np.random.default_rng(seed)
+    grid, sure = (rng.integers(0, 8, n) / 8 for n in rng.integers(1, 90, 2))
+    failed, wrong = (rng.uniform(size=len(c)) > 0.6 + 0.4 * c for c in (grid, sure))
+    tried = [*sorted(np.unique(np.quantile(grid, np.linspace(0, 1, 101))))[::-1], -1.0]
+    tails = [
+        binom.cdf(
+            sum(w for c, w in zip(grid, failed, strict=True) if c > t), (grid > t).sum(), level
+        )
+        for t in tried
+    ]
+    second = int(np.argmin(tails))
+    weights = np.zeros(len(tried))
+    weights[0] += delta / 2
+    weights[second] += delta / 2
+    carried, want = 0.0, None
+    for t, weight in zip(tried, weights, strict=True):
+        carried += weight
+        answered = [bool(w) for c, w in zip(sure, wrong, strict=True) if c > t]
+        if not carried or (1 - level) ** len(answered) > carried:
+            continue  # nothing that could be seen would show it
+        if binom.cdf(sum(answered), len(answered), level) > carried:
+            carried = 0.0
+        else:
+            want = float(t)
+    found = fit_abstention(grid, sure, wrong, level, delta, grid_wrong=failed)
+    assert found.threshold == want
+
+
 def test_nothing_passes_means_abstain_on_all() -> None:
     rng = np.random.default_rng(0)
     sure = rng.uniform(size=500)

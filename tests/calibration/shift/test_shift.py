@@ -188,6 +188,25 @@ def test_features_that_tell_nothing_more_are_left_out() -> None:
     assert constant.projection is None
 
 
+def test_harder_rows_are_found_among_many_outputs() -> None:
+    """300 rows of 120 logits that differ in little but their doubt, which alone tells the shift."""
+    rng = np.random.default_rng(0)
+    made = []
+    for hard in (False, True):
+        sharp = rng.uniform(1, 3, size=1200) - hard
+        z = (
+            rng.normal(size=(1200, 120))
+            + 4 * sharp[:, None] * np.eye(120)[rng.integers(0, 120, 1200)]
+        )
+        made.append((z, sharp))
+    (x, sharp), (fresh, _) = made
+    ratio = fit_density_ratio(x[:300], fresh[:300], temperature=1.0)
+    assert not ratio.scale[:120].any() and ratio.scale[120:].all()
+    w = ratio.weights(x[300:])
+    easy = sharp[300:] > 2  # no production row is as sure
+    assert w[easy].mean() < 0.3 * w[~easy].mean()
+
+
 def test_labelled_rows_stand_for_production_or_are_refused() -> None:
     x = covariates(1, 2000, 0.0)[0]
     near, far = (fit_density_ratio(x, covariates(2, 2000, t)[0]).weights(x) for t in (1, 30))
