@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from calibration.conformal.randomise import uniforms
+from calibration.families.family import BINARY
 from calibration.fit_options import FitOptions, Parts
 from calibration.network import at_network, attached_model, kept
 from calibration.sampling import Sampling, sampled_model
 from posthoc import logits
-from posthoc.contract import F64, Array, DataError, Features, LinearHead
+from posthoc.contract import F64, Array, DataError, Features, FitError, LinearHead
 from posthoc.data import TableMapping, open_table, split_roles
 from posthoc.features import Cache, build_cache, default_cache_dir
 from posthoc.frozen import Frozen
@@ -99,7 +100,7 @@ def prepare(
     fractions: Mapping[str, float] = DEFAULT_SPLIT,
     train_data: str | Path | None = None,
     production: str | Path | None = None,
-    pixels: int = PER_IMAGE,
+    pixels: int | None = None,
     **source: Any,
 ) -> Material:
     """Open the model and cache its features over the data, in one resumable pass.
@@ -108,7 +109,7 @@ def prepare(
     seed make module rows, and the features are the outputs of its samples. With ``sampling`` the
     weights of a torch model are sampled likewise.
 
-    Of a dense model ``pixels`` pixels are drawn from each image.
+    Of a dense model ``pixels`` pixels (default 256) are drawn from each image.
 
     ``train_data`` are rows that the network was trained on, in columns of the same names: the
     curvature may come from them, and nothing else.
@@ -131,6 +132,7 @@ def prepare(
     )
     given = Source(model, **source)
     frozen = open_model(given, task=options.task, samples=samples, keep=kept(options))
+    _check_model(frozen, options, pixels)
     sampled = attached = None
     if at_network(options.method):
         attached = attached_model(
@@ -163,7 +165,7 @@ def prepare(
         "device": device,
         "threads": threads,
         "max_bytes": max_cache_bytes,
-        "pixels": pixels,
+        "pixels": pixels or PER_IMAGE,
     }
     if progress is not None:
         how["progress"] = lambda done, total: progress("cache", done, total)
@@ -201,6 +203,17 @@ def prepare(
         train=Rows(lambda: map(other.features, blocks), len(good)),
         overlap=int(np.isin(cache.content_hashes[usable], seen.content_hashes[good]).sum()),
     )
+
+
+def _check_model(frozen: Frozen, options: FitOptions, pixels: int | None) -> None:
+    """What an opened model shows to be impossible, before any pass over the data."""
+    if frozen.dense is None and pixels is not None:
+        raise DataError("--pixels is for a model of maps; this one answers one value a row")
+    if options.scaling in BINARY and frozen.z_dim > 2:
+        raise FitError(
+            f"--scaling {options.scaling} is for two classes and this model has {frozen.z_dim}; "
+            f"take svs or sms, or --confidence {options.scaling}"
+        )
 
 
 def _are_probabilities(z: Array) -> bool:

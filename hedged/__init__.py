@@ -35,7 +35,9 @@ def fit(
     inputs: dict[str, list[str]] | None = None,
     classes: list[str] | None = None,
     split_by: str | None = None,
+    group: str | None = None,
     id: str | None = None,
+    production: str | Path | None = None,
     name: str | None = None,
     version: str = "1",
     source: dict[str, Any] | None = None,
@@ -43,6 +45,8 @@ def fit(
 ) -> Bundle:
     """Fit a bundle at ``out`` for a frozen model on labelled rows.
 
+    ``group`` is the column that ``given="group"`` means, ``production`` the rows without labels
+    that ``shift`` is learnt from.
     ``options`` are those of `calibration.fit_options.FitOptions`; ``source`` what else is said of
     the model: checkpoint, preprocess, example, trust_pickle, output, head
     (`posthoc.opening.Source`), and laplace, sampling, train_data, pixels (`calibration.fit.fit`,
@@ -57,6 +61,7 @@ def fit(
         target=target,
         inputs=inputs,
         split_by=split_by,
+        group=group,
         id=id,
         classes=None if classes is None else tuple(classes),
     )
@@ -68,6 +73,7 @@ def fit(
         columns=columns,
         name=name,
         version=version,
+        production=production,
         **(source or {}),
     )
 

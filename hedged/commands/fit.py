@@ -126,7 +126,9 @@ def fit(
         str | None,
         option(help="Segmentation: class whose pixels the sets are to hold; alpha is their share"),
     ] = None,
-    pixels: Annotated[int, option(min=2, help="Dense models: pixels drawn from each image")] = 256,
+    pixels: Annotated[
+        int | None, option(min=2, help="Dense models: pixels drawn from each image; default 256")
+    ] = None,
     alpha: Annotated[
         str, option(help="Miss rates of sets or intervals; the first is the default")
     ] = ".1,.05",
@@ -136,8 +138,9 @@ def fit(
     ood_alpha: Annotated[float, option(help="Share of clean rows that may be flagged")] = 0.05,
     ood_delta: Annotated[float, option(help="Chance that more are flagged")] = 0.05,
     max_error: Annotated[
-        float, option(help="Share of answered rows that may be wrong; 0: never abstain")
-    ] = 0.05,
+        float | None,
+        option(help="Share of answered rows that may be wrong; default .05, 0: never abstain"),
+    ] = None,
     error_delta: Annotated[float, option(help="Chance that more are wrong")] = 0.05,
     tolerance: Annotated[
         float | None, option(help="Regression: a larger error is wrong; without it none abstain")
@@ -203,6 +206,8 @@ def fit(
     _together(
         method=method, weights=weights, samples=samples, curvature=curvature, of=import_laplace
     )
+    if task == "regression" and max_error and tolerance is None:
+        raise typer.BadParameter("--max-error of a regression needs --tolerance: what is wrong")
     options = _options(
         FitOptions,
         task=task,
@@ -225,7 +230,7 @@ def fit(
         ood=ood,
         ood_alpha=ood_alpha,
         ood_delta=ood_delta,
-        max_error=max_error or None,
+        max_error=0.05 if max_error is None else max_error or None,
         error_delta=error_delta,
         tolerance=tolerance,
         seed=seed,

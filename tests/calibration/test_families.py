@@ -136,5 +136,5 @@ def test_a_bundle_says_and_keeps_it(tmp_path: Path) -> None:
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(FitError, match="are for classification"):
         tiny_bundle(tmp_path / "b", "regression", scaling="svs")
-    with pytest.raises(FitError, match="two classes and the model has 3"):
+    with pytest.raises(FitError, match="two classes and this model has 3"):
         tiny_bundle(tmp_path / "c", scaling="beta", method="none")

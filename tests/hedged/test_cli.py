@@ -203,6 +203,7 @@ def test_a_folder_that_is_no_bundle(call: Call, tmp_path: Path, command: str) ->
         (["--classes", "nowhere.txt"], "nowhere.txt"),
         (["--ood-alpha", "0"], "--ood-alpha"),
         (["--max-error", "1"], "--max-error"),
+        (["--task", "regression", "--max-error", ".1"], "needs --tolerance"),
         (["--seed", "x"], "--seed"),
         (["--metod", "none"], "--metod"),
     ],
