@@ -39,6 +39,12 @@ SCORES = {
     "gen": "posthoc.ood.gen",
     "rmds": "posthoc.ood.rmds",
     "mahalanobis": "posthoc.ood.mahalanobis",
+    "mds": "posthoc.ood.mds",
+    "mds_l2": "posthoc.ood.mds_l2",
+    "rmds_l2": "posthoc.ood.rmds_l2",
+    "vim": "posthoc.ood.vim",
+    "fdbd": "posthoc.ood.fdbd",
+    "nci": "posthoc.ood.nci",
 }
 
 

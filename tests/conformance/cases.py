@@ -148,6 +148,12 @@ BUILDERS = {
     "gen",
     "rmds",
     "mahalanobis",
+    "mds",
+    "mds_l2",
+    "rmds_l2",
+    "vim",
+    "fdbd",
+    "nci",
 }
 # What each family of modules is registered as, and the tasks that it has to serve. A name may only
 # be added.
