@@ -81,7 +81,8 @@ class Nearest(_Folded):
     """Distance to the nearest class mean."""
 
     def finish(self, stats: ClassSums, head: LinearHead | None = None) -> State:
-        """Whitened means; classes without rows are left out.
+        """Means around a centre, a factor of the inverse covariance, and what tells which mean is
+        nearest; classes without rows are left out.
 
         Raises FitError for no rows, and for features that are constant within every class.
         """
@@ -89,9 +90,17 @@ class Nearest(_Folded):
         if stats.n == 0:
             raise FitError(f"{self.name} was given no rows")
         means, inverse, rho = self.means(stats)
-        factor, centre = np.linalg.cholesky((inverse + inverse.T) / 2), exact(stats.mean)
+        centre = exact(stats.mean)
+        nu = exact(means - centre)
+        linear = inverse @ nu.T
         return State(
-            {"centre": centre, "factor": factor, "means": (means - centre) @ factor},
+            {
+                "centre": centre,
+                "means": nu,
+                "linear": linear,
+                "constant": -(nu * linear.T).sum(1) / 2,
+                "factor": np.linalg.cholesky((inverse + inverse.T) / 2),
+            },
             {"rows": int(stats.n), "classes_seen": len(means), "shrinkage": rho},
         )
 
@@ -99,21 +108,22 @@ class Nearest(_Folded):
         """Score of N rows from their features N×D (float64 definition)."""
         del z
         t = state.tensors
-        white = (self.ready(phi) - t["centre"]) @ t["factor"]
-        near = white @ t["means"].T - (t["means"] ** 2).sum(1) / 2
-        return np.asarray(((white - t["means"][near.argmax(1)]) ** 2).sum(1))
+        psi = self.ready(phi) - t["centre"]
+        near = (psi @ t["linear"] + t["constant"]).argmax(1)
+        white = (psi - t["means"][near]) @ t["factor"]
+        return np.asarray((white * white).sum(1))
 
     def emit(self, g: Fragment, state: State, phi: str | None, z: str) -> str:
         """The same as a graph fragment; returns the name of a tensor of N."""
         del z
         t = state.tensors
         psi = g.op("Sub", self.emit_ready(g, phi), g.const(t["centre"]))
-        white = g.op("MatMul", psi, g.const(t["factor"]))
-        half = g.const(-(t["means"] ** 2).sum(1) / 2)
-        near = g.op("ArgMax", g.op("Gemm", white, g.const(t["means"].T), half), axis=1, keepdims=0)
-        # The distance anew: expanded, it is a small difference where means lie far apart.
-        away = g.op("Sub", white, g.op("Gather", g.const(t["means"]), near, axis=0))
-        return g.sum(g.op("Mul", away, away), 1)
+        own = g.op("Gemm", psi, g.const(t["linear"]), g.const(t["constant"]))
+        near = g.op("ArgMax", own, axis=1, keepdims=0)
+        # From the mean itself: multiplied out, it is a small difference where means lie far apart.
+        away = g.op("Sub", psi, g.op("Gather", g.const(t["means"]), near, axis=0))
+        white = g.op("MatMul", away, g.const(t["factor"]))
+        return g.sum(g.op("Mul", white, white), 1)
 
 
 @dataclass(frozen=True, slots=True)
