@@ -39,6 +39,7 @@ SCORES = {
     "gen": "posthoc.ood.gen",
     "rmds": "posthoc.ood.rmds",
     "mahalanobis": "posthoc.ood.mahalanobis",
+    "knn": "posthoc.ood.knn",
     "mds": "posthoc.ood.mds",
     "mds_l2": "posthoc.ood.mds_l2",
     "rmds_l2": "posthoc.ood.rmds_l2",

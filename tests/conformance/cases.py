@@ -148,6 +148,7 @@ BUILDERS = {
     "gen",
     "rmds",
     "mahalanobis",
+    "knn",
     "mds",
     "mds_l2",
     "rmds_l2",

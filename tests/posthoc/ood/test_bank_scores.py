@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from sklearn.neighbors import NearestNeighbors
 
 from posthoc.contract import Features, FitError
-from posthoc.ood import sample
+from posthoc.ood import knn, neighbours, sample
 from posthoc.rows import take
 
 
@@ -93,3 +94,70 @@ def test_what_a_sample_cannot_hold_is_refused() -> None:
         _ = sample.empty(5).phi
     with pytest.raises(FitError, match="of all rows or of none"):
         _ = sampled(50, r, Features(None, r.z, r.y)).z
+
+
+def slow_knn(bank: np.ndarray, x: np.ndarray, k: int) -> np.ndarray:
+    """Distances to the k-th neighbour at length one, row by row."""
+    bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    at = [q / (np.linalg.norm(q) or 1.0) for q in x]
+    return np.asarray([sorted(np.linalg.norm(bank - q, axis=1))[k - 1] for q in at])
+
+
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (60, 3), (999, 49), (1000, 50), (4000, 50)])
+def test_knn_is_the_distance_to_the_kth_neighbour(n: int, k: int) -> None:
+    r = rows(n, d=5)
+    state = knn.finish(knn.update(knn.init(3, 5), r))
+    assert state.settings == {"k": k, "bank": n, "rows": n}
+    x = rows(40, seed=1, d=5).phi
+    x[7] = 0.0
+    got = knn.score(state, x, np.zeros((40, 3)))
+    assert got[7] == 0.0
+    keep = np.arange(40) != 7
+    want = slow_knn(r.phi.astype(np.float64), x[keep].astype(np.float64), k)
+    np.testing.assert_allclose(np.sqrt(2 + 2 * got[keep]), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_knn_ranks_as_scikit_learn_in_either_metric(metric: str) -> None:
+    r, x = rows(3000, d=20), rows(200, seed=1, d=20).phi
+    state = knn.finish(knn.update(knn.init(3, 20), r))
+    bank, at = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (r.phi, x))
+    search = NearestNeighbors(n_neighbors=50, metric=metric, algorithm="brute").fit(bank)
+    want = search.kneighbors(at)[0][:, -1]
+    got = knn.score(state, x, np.zeros((200, 3)))
+    np.testing.assert_allclose(1 + got if metric == "cosine" else np.sqrt(2 + 2 * got), want, 1e-4)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("m", "k"), [(700, 5), (703, 5), (5000, 50), (40, 40)])
+def test_neighbours_that_float32_cannot_tell_apart_are_told_in_float64(
+    m: int, k: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    near = neighbours.unit(1.0 + 1e-4 * rng.normal(size=(m, 30))).astype(np.float32)
+    x = neighbours.unit(1.0 + 1e-4 * rng.normal(size=(50, 30)))
+    want = np.sort(x @ near.astype(np.float64).T, axis=1)[:, -k]
+    np.testing.assert_allclose(neighbours.kth_cosine(x, near, k), want, rtol=0, atol=1e-15)
+    copies = np.repeat(near[:1], m, 0)  # all are candidates
+    want = x @ near[0].astype(np.float64)
+    np.testing.assert_allclose(neighbours.kth_cosine(x, copies, k), want, rtol=0, atol=1e-15)
+
+
+def test_knn_keeps_a_bounded_bank_and_refuses_what_has_no_angle() -> None:
+    r = rows(knn.BANK + 500, d=3)
+    state = knn.finish(knn.update(knn.init(3, 3), r))
+    assert state.tensors["bank"].shape == (knn.BANK, 3) and state.settings["rows"] == len(r)
+    with pytest.raises(FitError, match="knn needs at least two rows and has 1"):
+        knn.finish(knn.update(knn.init(3, 3), take(r, slice(1))))
+    with pytest.raises(FitError, match="knn: every feature is constant"):
+        knn.finish(knn.update(knn.init(3, 3), Features(np.ones((9, 3)), r.z[:9])))
+
+
+def test_knn_tells_rows_of_another_direction_and_not_of_another_length() -> None:
+    rng = np.random.default_rng(0)
+    phi = np.abs(rng.normal(size=(500, 8))) + np.eye(3, 8)[rng.integers(0, 3, 500)] * 5
+    state = knn.finish(knn.update(knn.init(3, 8), Features(phi, np.zeros((500, 3)))))
+    z = np.zeros((100, 3))
+    inside = knn.score(state, phi[:100], z)
+    np.testing.assert_allclose(knn.score(state, phi[:100] * 7, z), inside, atol=1e-12)
+    assert knn.score(state, -phi[:100], z).min() > inside.max()
