@@ -37,6 +37,12 @@ MODULES = {
 }
 SCORES = {
     "gen": "posthoc.ood.gen",
+    "msp": "posthoc.ood.msp",
+    "max_logit": "posthoc.ood.max_logit",
+    "max_logit_pnorm": "posthoc.ood.max_logit_pnorm",
+    "energy": "posthoc.ood.energy",
+    "react": "posthoc.ood.react",
+    "scale": "posthoc.ood.scale",
     "rmds": "posthoc.ood.rmds",
     "mahalanobis": "posthoc.ood.mahalanobis",
     "knn": "posthoc.ood.knn",
