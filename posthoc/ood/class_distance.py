@@ -60,9 +60,10 @@ class _Folded:
         norm = g.op("Sqrt", g.sum(g.op("Mul", phi, phi), 1, keepdims=True))
         return g.op("Div", phi, g.op("Max", norm, g.const(SMALLEST)))
 
-    def means(self, stats: ClassSums) -> tuple[F64, F64, float]:
-        """Means of the classes with rows, K×D, and the inverse covariance within them, D×D, with
-        its shrinkage."""
+    def near(self, stats: ClassSums) -> tuple[dict[str, Array], F64, float]:
+        """(tensors that tell which mean is nearest, inverse covariance within classes D×D, its
+        shrinkage): a centre D, the means from there K×D, and the product with them less half their
+        square. Classes without rows are left out."""
         seen = stats.count > 0
         means = stats.total[seen] / stats.count[seen][:, None]
         between = (means * stats.count[seen][:, None]).T @ means
@@ -73,7 +74,27 @@ class _Folded:
             name=self.name,
             within=" within every class",
         )
-        return means, inverse, rho
+        centre = exact(stats.mean)
+        nu = exact(means - centre)
+        linear = inverse @ nu.T
+        half = -(nu * linear.T).sum(1) / 2
+        return {"centre": centre, "means": nu, "linear": linear, "half": half}, inverse, rho
+
+    def away(self, state: State, phi: Array | None) -> tuple[F64, Array]:
+        """(features from the nearest mean N×D, which it is N). Distances are taken from that mean
+        itself: multiplied out they would be small differences where means lie far apart."""
+        t = state.tensors
+        psi = self.ready(phi) - t["centre"]
+        near = (psi @ t["linear"] + t["half"]).argmax(1)
+        return psi - t["means"][near], near
+
+    def emit_away(self, g: Fragment, state: State, phi: str | None) -> tuple[str, str]:
+        """The same as a graph fragment."""
+        t = state.tensors
+        psi = g.op("Sub", self.emit_ready(g, phi), g.const(t["centre"]))
+        own = g.op("Gemm", psi, g.const(t["linear"]), g.const(t["half"]))
+        near = g.op("ArgMax", own, axis=1, keepdims=0)
+        return g.op("Sub", psi, g.op("Gather", g.const(t["means"]), near, axis=0)), near
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,60 +102,41 @@ class Nearest(_Folded):
     """Distance to the nearest class mean."""
 
     def finish(self, stats: ClassSums, head: LinearHead | None = None) -> State:
-        """Means around a centre, a factor of the inverse covariance, and what tells which mean is
-        nearest; classes without rows are left out.
+        """Means and a factor of the inverse covariance.
 
         Raises FitError for no rows, and for features that are constant within every class.
         """
         del head
         if stats.n == 0:
             raise FitError(f"{self.name} was given no rows")
-        means, inverse, rho = self.means(stats)
-        centre = exact(stats.mean)
-        nu = exact(means - centre)
-        linear = inverse @ nu.T
-        return State(
-            {
-                "centre": centre,
-                "means": nu,
-                "linear": linear,
-                "constant": -(nu * linear.T).sum(1) / 2,
-                "factor": np.linalg.cholesky((inverse + inverse.T) / 2),
-            },
-            {"rows": int(stats.n), "classes_seen": len(means), "shrinkage": rho},
-        )
+        tensors, inverse, rho = self.near(stats)
+        factor = np.linalg.cholesky((inverse + inverse.T) / 2)
+        said = {"rows": int(stats.n), "classes_seen": len(tensors["means"]), "shrinkage": rho}
+        return State({**tensors, "factor": factor}, said)
 
     def score(self, state: State, phi: Array | None, z: Array) -> F64:
         """Score of N rows from their features N×D (float64 definition)."""
         del z
-        t = state.tensors
-        psi = self.ready(phi) - t["centre"]
-        near = (psi @ t["linear"] + t["constant"]).argmax(1)
-        white = (psi - t["means"][near]) @ t["factor"]
+        white = self.away(state, phi)[0] @ state.tensors["factor"]
         return np.asarray((white * white).sum(1))
 
     def emit(self, g: Fragment, state: State, phi: str | None, z: str) -> str:
         """The same as a graph fragment; returns the name of a tensor of N."""
         del z
-        t = state.tensors
-        psi = g.op("Sub", self.emit_ready(g, phi), g.const(t["centre"]))
-        own = g.op("Gemm", psi, g.const(t["linear"]), g.const(t["constant"]))
-        near = g.op("ArgMax", own, axis=1, keepdims=0)
-        # From the mean itself: multiplied out, it is a small difference where means lie far apart.
-        away = g.op("Sub", psi, g.op("Gather", g.const(t["means"]), near, axis=0))
-        white = g.op("MatMul", away, g.const(t["factor"]))
+        away, _ = self.emit_away(g, state, phi)
+        white = g.op("MatMul", away, g.const(state.tensors["factor"]))
         return g.sum(g.op("Mul", white, white), 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Relative(_Folded):
     """Distance to the nearest class mean less that to the common mean. Both quadratic forms share
-    one D×D product: around a centre m, with psi = phi - m, nu_c = mu_c - m and d = mu - m, the
-    score is psi'(S^-1 - S0^-1)psi + 2 psi'S0^-1 d - d'S0^-1 d
-    + min_c (-2 psi'S^-1 nu_c + nu_c'S^-1 nu_c)."""
+    one D×D product: with a = phi - mu_c and e = mu_c - mu the score is
+    a'(S^-1 - S0^-1)a - 2 a'S0^-1 e - e'S0^-1 e, and the first term a sum of signed squares: they
+    keep the digits that a product with a matrix of wide spectrum loses in float32."""
 
     def finish(self, stats: ClassSums, head: LinearHead | None = None) -> State:
-        """Means and inverse covariances; classes without rows are left out.
+        """Means and inverse covariances.
 
         Raises FitError for fewer than two classes with rows, or features that are constant within
         every class.
@@ -143,35 +145,34 @@ class Relative(_Folded):
         seen = int((stats.count > 0).sum())
         if seen < 2:
             raise FitError(f"{self.name} needs rows of at least two classes and has {seen}")
-        means, within, rho = self.means(stats)
-        mean, n, centre = stats.mean, stats.n, exact(stats.mean)
+        tensors, within, rho = self.near(stats)
+        mean, n = stats.mean, stats.n
         common, rho0 = shrunk_inverse(stats.outer - n * np.outer(mean, mean), n, name=self.name)
-        nu, rest = means - centre, mean - centre
-        linear, away = within @ nu.T, common @ rest
-        return State(
-            {
-                "mean": centre,
-                "quadratic": within - common,
-                "linear": 2.0 * (away[:, None] - linear),
-                "constant": (nu * linear.T).sum(1) - rest @ away,
-            },
-            {"rows": int(n), "classes_seen": seen, "shrinkage": [rho, rho0]},
-        )
+        e = tensors["means"] + (tensors["centre"] - mean)
+        gain = 2.0 * e @ common
+        values, vectors = np.linalg.eigh(within - common)
+        tensors |= {
+            "factor": vectors * np.sqrt(np.abs(values)),
+            "sign": np.sign(values),
+            "gain": gain,
+            "constant": (e * gain).sum(1) / 2,
+        }
+        return State(tensors, {"rows": int(n), "classes_seen": seen, "shrinkage": [rho, rho0]})
 
     def score(self, state: State, phi: Array | None, z: Array) -> F64:
         """Score of N rows from their features N×D (float64 definition)."""
         del z
-        t = state.tensors
-        psi = self.ready(phi) - t["mean"]
-        own = psi @ t["linear"] + t["constant"]
-        return np.asarray(((psi @ t["quadratic"]) * psi).sum(1) + own.min(1))
+        t, (away, near) = state.tensors, self.away(state, phi)
+        white = away @ t["factor"]
+        rest = (away * t["gain"][near]).sum(1) + t["constant"][near]
+        return np.asarray((white * white * t["sign"]).sum(1) - rest)
 
     def emit(self, g: Fragment, state: State, phi: str | None, z: str) -> str:
         """The same as a graph fragment; returns the name of a tensor of N."""
         del z
-        t = state.tensors
-        psi = g.op("Sub", self.emit_ready(g, phi), g.const(t["mean"]))
-        # min x as -max -x: ONNX Runtime's ReduceMin is several times slower than its ReduceMax.
-        near = g.op("Gemm", psi, g.const(-t["linear"]), g.const(-t["constant"]))
-        square = g.sum(g.op("Mul", g.op("MatMul", psi, g.const(t["quadratic"])), psi), 1)
-        return g.op("Sub", square, g.reduce("ReduceMax", near, 1))
+        t, (away, near) = state.tensors, self.emit_away(g, state, phi)
+        gain, constant = (g.op("Gather", g.const(t[k]), near, axis=0) for k in ("gain", "constant"))
+        white = g.op("MatMul", away, g.const(t["factor"]))
+        squares = g.op("Mul", g.op("Mul", white, white), g.const(t["sign"]))
+        rest = g.op("Add", g.sum(g.op("Mul", away, gain), 1), constant)
+        return g.op("Sub", g.sum(squares, 1), rest)
