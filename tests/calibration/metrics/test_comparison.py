@@ -50,6 +50,31 @@ def test_differences_are_the_paired_ones() -> None:
     assert wide["b"].difference.value == got["b"].difference.value
 
 
+def test_p_values_are_counted_resample_by_resample() -> None:
+    rng = np.random.default_rng(0)
+    n, boots = 60, 199
+    losses = {k: rng.normal(m, 1, n) for k, m in (("a", 0.0), ("b", 0.2), ("c", 0.4), ("d", 9.0))}
+    groups = np.repeat(np.arange(20), 3)
+    for given_groups, members in ((None, [[i] for i in range(n)]), (groups, None)):
+        rows = members or [np.flatnonzero(groups == g).tolist() for g in range(20)]
+        got = against_best(losses, groups=given_groups, n_boot=boots, seed=3)
+        best = min(losses, key=lambda k: losses[k].mean())
+        others = [k for k in losses if k != best]
+        draw, not_above = np.random.default_rng(3), dict.fromkeys(others, 0)
+        for _ in range(boots):
+            taken = [i for g in draw.integers(0, len(rows), len(rows)) for i in rows[g]]
+            for k in others:
+                not_above[k] += bool(np.mean([losses[k][i] - losses[best][i] for i in taken]) <= 0)
+        raw = {k: min(1.0, 2 * (1 + not_above[k]) / (boots + 1)) for k in others}
+        adjusted, running = {}, 0.0
+        for step, k in enumerate(sorted(others, key=raw.__getitem__)):
+            running = max(running, min(1.0, raw[k] * (len(others) - step)))
+            adjusted[k] = running
+        assert {k: got[k].p_value for k in others} == pytest.approx(adjusted)
+        assert got["d"].p_value == pytest.approx(3 * 2 / (boots + 1))  # the least there can be
+        assert got[best].p_value == 1
+
+
 def test_equal_systems_are_rarely_told_apart() -> None:
     false = 0
     for seed in range(150):

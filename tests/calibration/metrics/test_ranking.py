@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from calibration.metrics.ranking import aupr, auroc, auroc_estimate, fpr95, risk_coverage
+from calibration.metrics.ranking import (
+    aupr,
+    auroc,
+    auroc_difference,
+    auroc_estimate,
+    fpr95,
+    risk_coverage,
+)
 from posthoc.contract import DataError
 
 modest = settings(deadline=None, derandomize=True, max_examples=60)
@@ -56,6 +63,43 @@ def test_auroc_interval_covers_and_narrows_with_rows() -> None:
         hits += got.low <= truth <= got.high
         assert got.low < got.value < got.high
     assert hits >= 270
+
+
+def test_paired_auroc_difference_is_delong_s_written_out() -> None:
+    rng = np.random.default_rng(0)
+    for n, m in ((30, 20), (7, 50)):
+        (neg_a, neg_b), (pos_a, pos_b) = (
+            rng.normal(shift, 1, (2, k)).round(1) for k, shift in ((n, 0), (m, 1))
+        )
+        neg_b, pos_b = (neg_a + neg_b) / 2, (pos_a + pos_b) / 2
+        placed = []
+        for neg, pos in ((neg_a, pos_a), (neg_b, pos_b)):
+            win = np.array([[(p > q) + (p == q) / 2 for q in neg] for p in pos])
+            placed.append((win.mean(1), win.mean(0)))
+        # The covariance matrices of both scores' placements, eq. 5 of the paper, and L = (1, -1).
+        s10, s01 = (np.cov(np.stack([placed[0][i], placed[1][i]])) for i in (0, 1))
+        contrast = np.array([1, -1])
+        deviation = np.sqrt(contrast @ (s10 / m + s01 / n) @ contrast)
+        got = auroc_difference((neg_a, pos_a), (neg_b, pos_b))
+        assert got.value == pytest.approx(auroc(neg_a, pos_a) - auroc(neg_b, pos_b), abs=1e-12)
+        assert got.high - got.low == pytest.approx(2 * 1.959964 * deviation, rel=1e-6)
+
+
+def test_paired_auroc_difference_covers_nought_and_is_narrow() -> None:
+    hits, narrower = 0, 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        sides = [rng.normal(shift, 1, k) for k, shift in ((150, 0.0), (80, 1.0))]
+        a, b = ([x + rng.normal(0, 0.7, len(x)) for x in sides] for _ in range(2))
+        got = auroc_difference((a[0], a[1]), (b[0], b[1]))
+        hits += got.low <= 0 <= got.high
+        alone = [auroc_estimate(*x) for x in (a, b)]
+        narrower += got.high - got.low < np.hypot(*(e.high - e.low for e in alone))
+    assert 276 <= hits <= 297 and narrower >= 295
+    same = auroc_difference((a[0], a[1]), (a[0] * 2, a[1] * 2))
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    with pytest.raises(DataError, match="same rows"):
+        auroc_difference((a[0], a[1]), (a[0][1:], a[1]))
 
 
 def test_auroc_interval_over_groups_covers_where_rows_do_not() -> None:
