@@ -308,6 +308,8 @@ def _state(fitted: Fitted) -> dict[str, Array]:
     if head.ood is not None:
         for m in head.ood.members:
             tensors |= {f"ood/{m.name}/{k}": v for k, v in m.state.tensors.items()}
+            if m.ranks is not None:
+                tensors |= {f"ood/{m.name}/{k}": v for k, v in m.ranks.tensors().items()}
         tensors |= {"ood/table": head.ood.table, "ood/pvalues": head.ood.pvalues}
     for key in ("eps", "noise", "quantile_factors"):
         if (value := getattr(head, key)) is not None:

@@ -8,7 +8,9 @@ import math
 import numpy as np
 
 from calibration.bundle import FittedRecord, OodRecord
+from calibration.fit_options import RANK, score_names
 from calibration.head import Member, Ood
+from calibration.ranks import fit_ranks
 from calibration.threshold import neyman_pearson_rank, neyman_pearson_rows, pvalue_table
 from posthoc import registry
 from posthoc import rows as blocks_of
@@ -18,6 +20,8 @@ DEFAULT_SCORES: dict[Task, tuple[str, ...]] = {
     "classification": ("gen", "mahalanobis"),
     "regression": ("mahalanobis",),
 }
+
+FINEST = 0.03  # of a score, what counts as one: a standard deviation, or a rank
 
 
 def fit_ood(
@@ -29,9 +33,12 @@ def fit_ood(
     ood: str = "auto",
     sampled: bool = False,
 ) -> Ood | None:
-    """The scores named (a+b: their mean) or the default, fitted on module rows and standardised on
-    calibration rows; thresholds follow later. None without a score that fits. Where weights are
-    ``sampled``, what stands for features is the copies' outputs, and no score reads them.
+    """The scores named (a+b: their mean; rank:a+b: that of their ranks) or the default, fitted on
+    module rows and standardised, or ranked, on calibration rows; thresholds follow later. None
+    without a score that fits. Where weights are ``sampled``, what stands for features is the
+    copies' outputs, and no score reads them.
+
+    Raises FitError for a score that does not fit the model, naming those that do.
 
     Without data on strange rows no score is best everywhere. The default is generalised entropy
     and, with features, their Mahalanobis distance: on the six sets of `bench.suite` with strange
@@ -47,19 +54,20 @@ def fit_ood(
         if not wanted:
             return None
     else:
-        wanted = ood.split("+")
+        wanted = score_names(ood)
         for name in wanted:
             if name not in fitting:
                 raise FitError(
                     f"the OOD score {name!r} does not fit this model; these do: "
                     f"{', '.join(fitting) or 'none'}"
                 )
-    members = tuple(_fit_score(name, linear, module, calibration) for name in wanted)
+    ranked = ood.startswith(RANK)
+    members = tuple(_fit_score(name, linear, module, calibration, ranked) for name in wanted)
     return Ood(members, np.zeros(0), np.ones(1))
 
 
 def _fit_score(
-    name: str, linear: LinearHead | None, module: Features, calibration: Features
+    name: str, linear: LinearHead | None, module: Features, calibration: Features, ranked: bool
 ) -> Member:
     page = registry.page(name)
     width = 0 if module.phi is None else module.phi.shape[1]
@@ -71,7 +79,9 @@ def _fit_score(
     mean, scale = float(clean.mean()), float(clean.std())
     # A score that hardly varies, such as GEN of an untrained network, would be blown up until the
     # graph's float32 shows.
-    return Member(name, state, mean, max(scale, 0.03 * abs(mean)) or 1.0)
+    scale = max(scale, FINEST * abs(mean)) or 1.0
+    steepest = 1 / (FINEST * max(scale, abs(mean)))
+    return Member(name, state, mean, scale, fit_ranks(clean, scale, steepest) if ranked else None)
 
 
 def flag(ood: Ood, scores: Array, alpha: float, delta: float) -> tuple[Ood, OodRecord]:
@@ -82,8 +92,9 @@ def flag(ood: Ood, scores: Array, alpha: float, delta: float) -> tuple[Ood, OodR
     threshold = math.inf if rank is None else float(scores[rank - 1])
     members = ood.members
     settings = {m.name: {**m.state.settings, "mean": m.mean, "scale": m.scale} for m in members}
+    ranked = RANK if any(m.ranks is not None for m in members) else ""
     record = OodRecord(
-        score=FittedRecord(name="+".join(m.name for m in members), settings=settings),
+        score=FittedRecord(name=ranked + "+".join(m.name for m in members), settings=settings),
         alpha=alpha,
         delta=delta,
         n=len(scores),

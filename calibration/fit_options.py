@@ -15,6 +15,7 @@ from calibration.shift.weighted import Shift
 from posthoc import links, registry
 from posthoc.contract import F64, Array, Features, FitError, Task
 
+RANK = "rank:"  # before scores whose ranks are averaged
 Scale = Literal["auto", "none", "temperature", "ets", "svs", "sms", "beta", "isotonic"]
 
 
@@ -32,8 +33,9 @@ class FitOptions(BaseModel):
     ``shift`` is how production rows differ: in the shares of classes (or the distribution of the
     target), or in their covariates. ``given`` asks for a threshold of its own for each class,
     cluster of classes or group, and ``randomised`` for scores that spread ties by a number u of
-    each row. ``ood`` auto chooses. What does not go together is refused by
-    `check_options`, and by `fit_head` where only the fitted module can tell.
+    each row. ``ood`` auto chooses, a+b is the mean of scores and rank:a+b that of their ranks. What
+    does not go together is refused by `check_options`, and by `fit_head` where only the fitted
+    module can tell.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -152,15 +154,23 @@ def check_options(options: FitOptions) -> None:
             f"{options.conformal or 'lac'} has nothing to randomise; take --conformal aps, raps, "
             "saps or topk"
         )
-    for name in () if options.ood in ("auto", "none") else options.ood.split("+"):
+    for name in () if options.ood in ("auto", "none") else score_names(options.ood):
         if registry.info(name).kind != "score" or options.task not in registry.info(name).tasks:
             raise FitError(f"{name!r} is not an OOD score for {options.task}")
     for alpha in options.alphas:
         if not 0 < alpha < 1:
             raise FitError(f"alpha must lie strictly between 0 and 1, not {alpha}")
-    for what, given in (("alpha", options.alphas), ("OOD score", options.ood.split("+"))):
+    for what, given in (("alpha", options.alphas), ("OOD score", score_names(options.ood))):
         if len(set(given)) < len(given):
             raise FitError(f"the same {what} is named twice")
+
+
+def score_names(ood: str) -> list[str]:
+    """The scores that ``ood`` names: a, a+b or rank:a+b; FitError for one without a name."""
+    names = ood.removeprefix(RANK).split("+")
+    if "" in names:
+        raise FitError(f"--ood {ood} lacks a score; it is a, a+b or rank:a+b, as rank:gen+rmds")
+    return names
 
 
 def _check_no_module(options: FitOptions) -> None:

@@ -17,6 +17,7 @@ from calibration.conformal.cells import UNKNOWN, Cells, group_index
 from calibration.conformal.intervals import Interval, bounds, emit_bounds, emit_end
 from calibration.conformal.scores import class_scores, emit_class_scores
 from calibration.families import Family, apply_family, emit_family
+from calibration.ranks import Ranks
 from calibration.shift.weighted import Weighted
 from calibration.threshold import pvalues
 from posthoc import link_graph, links, registry
@@ -31,18 +32,21 @@ Prediction = Literal["frozen", "module"]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A fitted score with its mean and standard deviation on calibration rows."""
+    """A fitted score with its mean and standard deviation on calibration rows, and its ranks among
+    them where these are what is averaged."""
 
     name: str
     state: State
     mean: float = 0.0
     scale: float = 1.0
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ood:
     """The out-of-distribution score: the mean of its members, each in standard deviations of clean
-    rows; a p-value table (thresholds m, p-values m+1) and the flag's threshold."""
+    rows or as its rank among them; a p-value table (thresholds m, p-values m+1) and the flag's
+    threshold."""
 
     members: tuple[Member, ...]
     table: F64
@@ -51,9 +55,10 @@ class Ood:
 
     def score(self, phi: Array | None, z: Array) -> F64:
         """Scores of N rows, larger = stranger (float64 definition)."""
-        parts = [
-            (registry.page(m.name).score(m.state, phi, z) - m.mean) / m.scale for m in self.members
-        ]
+        parts = []
+        for m in self.members:
+            raw = registry.page(m.name).score(m.state, phi, z)
+            parts.append((raw - m.mean) / m.scale if m.ranks is None else m.ranks.of(raw))
         return np.asarray(np.mean(parts, axis=0))
 
     def emit(self, g: Fragment, phi: str | None, z: str) -> str:
@@ -62,7 +67,10 @@ class Ood:
         total: str | None = None
         for m in self.members:
             raw = registry.page(m.name).emit(g, m.state, phi, z)
-            part = g.op("Mul", g.op("Sub", raw, g.const(m.mean)), g.const(1.0 / (n * m.scale)))
+            if m.ranks is None:
+                part = g.op("Mul", g.op("Sub", raw, g.const(m.mean)), g.const(1.0 / (n * m.scale)))
+            else:
+                part = g.op("Mul", m.ranks.emit(g, raw), g.const(1.0 / n))
             total = part if total is None else g.op("Add", total, part)
         assert total is not None
         return total

@@ -133,7 +133,8 @@ def fit(
         str, option(help="Miss rates of sets or intervals; the first is the default")
     ] = ".1,.05",
     ood: Annotated[
-        str, option(help="Strangeness: auto, a score, a+b (their mean), or none")
+        str,
+        option(help="Strangeness: auto, a score, a+b (their mean), rank:a+b (of ranks), or none"),
     ] = "auto",
     ood_alpha: Annotated[float, option(help="Share of clean rows that may be flagged")] = 0.05,
     ood_delta: Annotated[float, option(help="Chance that more are flagged")] = 0.05,
