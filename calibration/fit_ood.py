@@ -69,13 +69,8 @@ def fit_ood(
 def _fit_score(
     name: str, linear: LinearHead | None, module: Features, calibration: Features, ranked: bool
 ) -> Member:
-    page = registry.page(name)
-    width = 0 if module.phi is None else module.phi.shape[1]
-    stats = page.init(module.z.shape[1], width)
-    for block in blocks_of.of(module):
-        stats = page.update(stats, block)
-    state = page.finish(stats, linear)
-    clean = page.score(state, calibration.phi, calibration.z)
+    state = registry.fit_score(name, linear, blocks_of.of(module))
+    clean = registry.page(name).score(state, calibration.phi, calibration.z)
     mean, scale = float(clean.mean()), float(clean.std())
     # A score that hardly varies, such as GEN of an untrained network, would be blown up until the
     # graph's float32 shows.

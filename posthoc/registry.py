@@ -46,6 +46,9 @@ SCORES = {
     "rmds": "posthoc.ood.rmds",
     "mahalanobis": "posthoc.ood.mahalanobis",
     "knn": "posthoc.ood.knn",
+    "flow": "posthoc.ood.flow",
+    "expected_loss": "posthoc.ood.expected_loss",
+    "gaussian_density": "posthoc.ood.gaussian_density",
     "mds": "posthoc.ood.mds",
     "mds_l2": "posthoc.ood.mds_l2",
     "rmds_l2": "posthoc.ood.rmds_l2",
@@ -126,6 +129,26 @@ def fit(
     if train is None:
         return state
     return State(state.tensors, {**state.settings, "training_rows": train.n})
+
+
+def fit_score(name: str, head: LinearHead | None, rows: Rows) -> State:
+    """Fit a score on rows: one pass of its fold.
+
+    Raises FitError where the score needs a linear head, for no rows, and for rows that the page
+    cannot use.
+    """
+    score, stats = page(name), None
+    if head is None and "linear_head" in info(name).needs:
+        raise FitError(f"{name} needs a linear head and this model is a black box")
+    for block in rows:
+        if stats is None:
+            width = 0 if block.phi is None else block.phi.shape[1]
+            stats = score.init(block.z.shape[1], width)
+        stats = score.update(stats, block)
+    if stats is None:
+        raise FitError(f"{name} was given no rows")
+    state: State = score.finish(stats, head)
+    return state
 
 
 def _check_train(name: str, chosen: BaseModel, train: Rows, task: Task) -> None:
