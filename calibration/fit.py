@@ -28,13 +28,13 @@ from calibration.material import (
     beside,
     parts_of,
     prepare,
+    raw_rows,
     split,
 )
 from calibration.quality import summary
 from calibration.sampling import Sampling, linearised
 from posthoc import logits
 from posthoc.contract import Array, Features, FitError, State
-from posthoc.data import open_table, to_rows
 from posthoc.frozen import expose
 from posthoc.methods.laplace.importing import import_laplace
 from posthoc.model.probe import difference
@@ -44,7 +44,6 @@ from posthoc.runtime import open_session
 GOLDEN_ROWS, GOLDEN_IMAGES = 8, 2
 CHECK_ROWS, CHECK_IMAGES = 64, 4
 BATCH_EFFECT = 0.1  # relative to the largest output; as much as a model is opened with
-READ_ROWS, READ_IMAGES = 1024, 16
 LINEARISED_ROWS = 500
 
 
@@ -158,7 +157,7 @@ def write(
         raise FitError("no test rows: give more data or another --split")
     items = roles[::per]
     counts = Counter(ROLES[i] for i in items)
-    raw = _raw_rows(material, data, chosen[::per] // per)
+    raw = raw_rows(material, data, chosen[::per] // per)
     dataset = Dataset(
         mapping=material.mapping,
         classes=material.classes,
@@ -209,29 +208,10 @@ def _beside(material: Material, data: str | Path, roles: Array) -> dict[str, Any
     if material.sampled is None:
         return {}
     rows = material.usable[roles == ROLES.index("test")][:LINEARISED_ROWS]
-    (x,) = _raw_rows(material, data, rows).values()
+    (x,) = raw_rows(material, data, rows).values()
     y = material.features(rows).y
     assert y is not None
     return {"linearised": linearised(material.sampled, x, y)}
-
-
-def _raw_rows(material: Material, data: str | Path, rows: Array) -> dict[str, Array]:
-    """The inputs of a few rows (ascending), read from the table again."""
-    wanted = [c for cs in material.mapping.inputs.values() for c in cs]
-    mapping = material.mapping.inputs_only()
-    found: dict[str, list[Array]] = {s.name: [] for s in material.frozen.inputs}
-    start = 0
-    size = READ_ROWS if material.frozen.dense is None else READ_IMAGES
-    for batch in open_table(data).batches(size, wanted):
-        inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
-        if len(inside):
-            got = to_rows(batch, mapping, material.frozen.inputs, hashed=False)
-            for key in found:
-                found[key].append(got.inputs[key][inside])
-        start += batch.num_rows
-        if start > rows[-1]:
-            break
-    return {k: np.concatenate(v) for k, v in found.items()}
 
 
 def _asked_again(material: Material, raw: Mapping[str, Array], rows: Array) -> Features:

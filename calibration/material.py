@@ -20,7 +20,7 @@ from calibration.network import at_network, attached_model, kept
 from calibration.sampling import Sampling, sampled_model
 from posthoc import logits
 from posthoc.contract import F64, Array, DataError, Features, FitError, LinearHead
-from posthoc.data import TableMapping, open_table, split_roles
+from posthoc.data import TableMapping, open_table, split_roles, to_rows
 from posthoc.features import Cache, build_cache, default_cache_dir
 from posthoc.frozen import Frozen
 from posthoc.laplace_torch import Sampled
@@ -33,6 +33,7 @@ from posthoc.rows import BLOCK, Rows
 Progress = Callable[[str, int, int], None]
 DEFAULT_SPLIT = {"module": 0.3, "calibration": 0.2, "conformal": 0.25, "test": 0.25}
 ROLES = tuple(DEFAULT_SPLIT)
+READ_ROWS, READ_IMAGES = 1024, 16
 MOST_PRODUCTION = 20_000  # rows that a shift is learnt from, evenly taken
 
 
@@ -259,6 +260,25 @@ def beside(material: Material, rows: Array) -> tuple[Array | None, F64]:
     cache = material.cache
     groups = None if cache.groups is None else cache.groups[rows]
     return groups, uniforms(cache.content_hashes[rows])
+
+
+def raw_rows(material: Material, data: str | Path, rows: Array) -> dict[str, Array]:
+    """The inputs of a few rows (ascending), read from the table again."""
+    wanted = [c for cs in material.mapping.inputs.values() for c in cs]
+    mapping = material.mapping.inputs_only()
+    found: dict[str, list[Array]] = {s.name: [] for s in material.frozen.inputs}
+    start = 0
+    size = READ_ROWS if material.frozen.dense is None else READ_IMAGES
+    for batch in open_table(data).batches(size, wanted):
+        inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
+        if len(inside):
+            got = to_rows(batch, mapping, material.frozen.inputs, hashed=False)
+            for key in found:
+                found[key].append(got.inputs[key][inside])
+        start += batch.num_rows
+        if start > rows[-1]:
+            break
+    return {k: np.concatenate(v) for k, v in found.items()}
 
 
 def one_per_key(cache: Cache, rows: Array) -> Array:

@@ -39,6 +39,7 @@ CACHE_VERSION = 2
 _SHARD_ROWS = 65_536
 _SHARD_BYTES = 1 << 26
 _BATCH_BYTES = 1 << 28  # inputs, φ and z of the images that are run at once
+_ARRAYS = ("z", "phi")
 _META = "meta.parquet"
 
 
@@ -48,7 +49,8 @@ class Cache:
 
     ``phi`` N×D (None for a black box) and ``z`` N×C are float32 and mapped from disk; ``y`` is
     None without a target. Rows in ``bad`` hold zeros and are never to be used; ``bad`` says why,
-    ``usable`` are the others, ascending. Hashes and ``groups`` as in `posthoc.data.Rows`.
+    ``usable`` are the others, ascending. Hashes and ``groups`` as in `posthoc.data.Rows`. Another
+    process that is sent a cache maps the same files.
     """
 
     path: Path
@@ -62,6 +64,10 @@ class Cache:
     bad: dict[int, str]
     per: int = 1  # rows of one item: pixels drawn from an image
     pixels: I64 | None = None  # of a dense model: which pixel of its image a row is
+
+    def __reduce__(self) -> tuple[Callable[..., Cache], tuple[bool, dict[str, Any]]]:
+        other = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return _mapped, (self.phi is not None, other | {"phi": None, "z": None})
 
     @property
     def usable(self) -> I64:
@@ -82,6 +88,12 @@ class Cache:
         """The given rows, ``size`` at a time."""
         for at in range(0, len(rows), size):
             yield self.take(rows[at : at + size])
+
+
+def _mapped(features: bool, parts: dict[str, Any]) -> Cache:
+    """A cache that was sent from another process."""
+    found = {n: np.load(parts["path"] / f"{n}.npy", mmap_mode="r") for n in _ARRAYS[: 1 + features]}
+    return Cache(**parts | found)
 
 
 def default_cache_dir() -> Path:

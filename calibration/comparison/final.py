@@ -1,0 +1,87 @@
+"""The recommended candidate on the locked rows, which had no part in its choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from calibration.comparison.candidates import BASELINE, Candidate, options_of
+from calibration.comparison.measure import figures_of
+from calibration.comparison.records import Final
+from calibration.evaluation.records import Figure
+from calibration.fit_head import fit_head
+from calibration.fit_options import FitOptions
+from calibration.fit_thresholds import Fitted, run_head
+from calibration.head import Head
+from calibration.material import Material, parts_of, split
+from calibration.metrics.bootstrap import Estimate, mean_estimates, paired_difference
+from calibration.metrics.ranking import auroc_estimate
+from posthoc.contract import F64, I64, Array, Features
+
+
+def finals(
+    rest: Material,
+    locked: I64,
+    candidates: Sequence[Candidate],
+    options: FitOptions,
+    *,
+    score: str | None,
+    fractions: Mapping[str, float],
+    outside: Mapping[str, Features],
+    keys: Array | None,
+) -> tuple[tuple[Final, ...], dict[str, Head]]:
+    """(each candidate on the locked rows, the baseline first; its head as it would be served).
+
+    They are fitted on the ``rest`` once more, split by the seed of ``options``. Intervals are of
+    rows, or of the groups ``keys`` (N locked rows) that they come in.
+    """
+    parts, _ = parts_of(rest, split(rest, options.seed, fractions))
+    test = rest.features(locked)
+    found: list[Final] = []
+    heads: dict[str, Head] = {}
+    base: dict[str, F64] | None = None
+    for candidate in dict.fromkeys([BASELINE, *candidates]):
+        asked = options_of(candidate, options, options.seed)
+        served = asked.model_copy(update={"ood": score or "none", "max_error": options.max_error})
+        fitted = fit_head(rest.linear, parts, served, None, rest.train)
+        figures, losses = figures_of(fitted, test, {})
+        metrics = {k: Figure(value=v) for k, v in figures.items()}
+        metrics |= {
+            k: _figure(e) for k, e in mean_estimates(losses, groups=keys, seed=options.seed).items()
+        }
+        to_base = None
+        if base is not None:
+            name = next(iter(losses))
+            to_base = _figure(paired_difference(losses[name], base[name], groups=keys))
+        base = base or losses
+        found.append(
+            Final(
+                name=candidate.name,
+                metrics=metrics,
+                to_baseline=to_base,
+                ood=_told(fitted, test, outside, keys),
+            )
+        )
+        heads[candidate.name] = fitted.head
+    return tuple(found), heads
+
+
+def _told(
+    fitted: Fitted, test: Features, outside: Mapping[str, Features], keys: Array | None
+) -> dict[str, Figure]:
+    """AUROC of the served score on the halves of strange sets that no choice saw."""
+    if fitted.head.ood is None:
+        return {}
+    inside = run_head(fitted.head, test)["ood_score"]
+    return {
+        name: _figure(
+            auroc_estimate(inside, run_head(fitted.head, rows)["ood_score"], negative_groups=keys)
+        )
+        for name, rows in outside.items()
+    }
+
+
+def _figure(estimate: Estimate) -> Figure:
+    value, low, high = (float(v) for v in (estimate.value, estimate.low, estimate.high))
+    return Figure(value=value, low=low if np.isfinite(low) else None, high=high)

@@ -1,0 +1,131 @@
+"""Strange rows that scores are compared on: those the user gives, and corrupted copies of his own.
+
+Of the user's rows half, by the hash of their content, choose a score; the others are kept for the
+chosen one. A corrupted copy remembers the row that it was made of, so that no score meets the copy
+of a row that it was fitted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.corruption import CORRUPTIONS, corrupt, kind_of
+from calibration.corruption import measure as measure_inputs
+from calibration.material import Material, raw_rows
+from posthoc import logits
+from posthoc import rows as blocks_of
+from posthoc.contract import I64, Array, DataError, Features
+from posthoc.data import open_table, split_roles
+from posthoc.features import build_cache
+from posthoc.frozen import expose
+from posthoc.runtime import open_session
+
+COPIES = 1000  # of the user's rows that are corrupted, evenly taken
+SEVERITY = 3
+BATCH = 64
+HALVES = {"choose": 0.5, "locked": 0.5}
+_SALT = 20_011  # of the halves: no seed of a split
+
+
+@dataclass(frozen=True, slots=True)
+class Strange:
+    """Strange rows and what they are; ``source`` holds the places in the cache of the rows that
+    they were made of, None of rows from elsewhere."""
+
+    name: str
+    about: str
+    rows: Features
+    source: I64 | None = None
+
+    def beside(self, tested: I64) -> Features:
+        """Those that may stand beside the test rows ``tested``."""
+        if self.source is None:
+            return self.rows
+        return blocks_of.take(self.rows, np.isin(self.source, tested))
+
+
+def given_sets(
+    material: Material, paths: Mapping[str, str | Path], task: Any, how: Mapping[str, Any]
+) -> tuple[list[Strange], dict[str, Features], int]:
+    """(the half that chooses, by set; the locked half; rows that the model was run on)."""
+    chosen, locked, run = [], {}, 0
+    for name, path in paths.items():
+        table = open_table(path)
+        cache = build_cache(
+            material.frozen, table, material.mapping.inputs_only(), task=task, **how
+        )
+        run += table.n_rows
+        fine = cache.usable
+        if len(fine) < 2 * len(HALVES):
+            raise DataError(f"{path}: {len(fine)} rows without a fault are too few for two halves")
+        half = split_roles(cache.content_hashes[fine], HALVES, _SALT)
+        parts = []
+        for i in range(len(HALVES)):
+            taken = cache.take(fine[half == i])
+            if len(taken) == 0:
+                raise DataError(f"{path}: its rows are all alike; they cannot choose and test")
+            parts.append(Features(taken.phi, logits.to_logits(taken.z, material.link)))
+        chosen.append(Strange(name, f"half of {path}", parts[0]))
+        locked[name] = parts[1]
+    return chosen, locked, run
+
+
+def corrupted_sets(
+    material: Material,
+    data: str | Path,
+    names: Sequence[str] | None,
+    *,
+    severity: int = SEVERITY,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Strange], int]:
+    """(usable rows, evenly taken, with each corruption; rows that the model was run on).
+
+    ``names`` None: every corruption of the kind of the model's inputs. Raises DataError for a name
+    that is none of them, and for inputs that no corruption fits.
+    """
+    if material.frozen.dense is not None:
+        raise DataError("--corrupt is for models that answer one value a row, not for maps")
+    kind = kind_of({s.name: s for s in material.frozen.inputs})
+    known = CORRUPTIONS[kind]
+    for name in names or ():
+        if name not in known:
+            raise DataError(f"no corruption of {kind} is called {name!r}: {', '.join(known)}")
+    step = -(-len(material.usable) // COPIES)
+    source = np.asarray(material.usable[::step], np.int64)
+    raw = raw_rows(material, data, source)
+    measured = measure_inputs(raw, kind)
+    session = open_session(expose(material.frozen))
+    wanted = list(names or known)
+    made = []
+    for i, name in enumerate(wanted):
+        inputs = dict(corrupt(raw, name, severity, measured, keys=source, seed=seed))
+        made.append(
+            Strange(
+                f"{name} {severity}",
+                f"{len(source)} of your rows: {known[name].summary}, severity {severity} of 5",
+                _run(material, session, inputs),
+                source,
+            )
+        )
+        if progress is not None:
+            progress(i + 1, len(wanted))
+    return made, len(wanted) * len(source)
+
+
+def _run(material: Material, session: Any, inputs: Mapping[str, Array]) -> Features:
+    frozen = material.frozen
+    names = [n for n in (frozen.z, frozen.phi) if n is not None]
+    n = len(next(iter(inputs.values())))
+    parts = [
+        session.run(names, {k: v[i : i + BATCH] for k, v in inputs.items()})
+        for i in range(0, n, BATCH)
+    ]
+    values = [np.concatenate(v) for v in zip(*parts, strict=True)]
+    phi = values[1] if frozen.phi is not None else None
+    return Features(phi, logits.to_logits(values[0], material.link))
