@@ -5,7 +5,7 @@ directions beyond the principal ones of sum (phi - u)(phi - u)': 1,000 of them w
 features or more, 512 from 768 on, else half. alpha makes the residual as large as the largest logit
 is: the mean of max z over the root mean square of the residual, which is the square root of the
 eigenvalues' sum, so that sums are all that is kept. The paper takes the mean of the residual, which
-is smaller by its spread (a few hundredths).
+is smaller by its spread: by 1 to 10 % on the nine classifiers of `bench.suite` with features.
 
 Where residuals are no more than rounding beside the features, alpha would be infinite: it is that
 of a residual of LEAST of their distance from the mean.
