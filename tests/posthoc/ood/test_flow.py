@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.integrate import dblquad
-from scipy.stats import multivariate_normal, spearmanr
+from scipy.stats import spearmanr
 
 from calibration.metrics.ranking import auroc
 from posthoc.contract import Features, FitError, State
@@ -25,12 +25,13 @@ def drawn(size: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def bent(n: int, seed: int, d: int = 6) -> np.ndarray:
-    """Rows around a parabola, which no Gaussian describes."""
+    """Rows whose directions lie around a parabola, which no Gaussian describes."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, d)) * 0.3
-    x[:, 0] = rng.uniform(-3, 3, n)
-    x[:, 1] += x[:, 0] ** 2 - 3
-    return x
+    x = rng.normal(size=(n, d)) * 0.03
+    x[:, 0] = rng.uniform(-0.5, 0.5, n)
+    x[:, 1] += 2 * x[:, 0] ** 2
+    x[:, 2] += 3
+    return x * rng.uniform(1, 9, (n, 1))
 
 
 def fitted(phi: np.ndarray) -> State:
@@ -78,45 +79,65 @@ def test_the_gradient_is_that_of_differences() -> None:
             assert gradient[place] == pytest.approx((both[0] - both[1]) / 2e-6, abs=1e-7)
 
 
-def test_a_density_of_two_features_integrates_to_one() -> None:
-    state = fitted(bent(3000, 0, d=2))
-    scale = state.tensors["scale"].prod()
+def test_a_trained_density_integrates_to_one_and_knows_a_bend() -> None:
+    def parabola(n: int, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        a = rng.uniform(-1.5, 1.5, n)
+        return np.stack([a, a * a - 0.75 + 0.2 * rng.normal(size=n)], 1)
 
-    def density(y: float, x: float) -> float:
-        nats = flow.score(state, np.asarray([[x, y]]), np.zeros((1, 2)))[0]
-        return float(np.exp(-nats) * scale / (2 * np.pi))
+    x, held = (parabola(n, i).astype(np.float32) for i, n in enumerate((3000, 800)))
+    layers, steps, value = coupling.train(x, held, Recipe())
+    assert steps > 0 and value < coupling.loss(coupling.start(2, Recipe()), held) - 0.5
+    wide = [p.astype(np.float64) for p in layers]
 
-    total, _ = dblquad(density, -6, 6, -8, 12, epsabs=1e-3, epsrel=1e-3)
+    def density(b: float, a: float) -> float:
+        out, log = coupling.forward(wide, np.asarray([[a, b]]))
+        return float(np.exp(log[0] - 0.5 * (out * out).sum()) / (2 * np.pi))
+
+    total, _ = dblquad(density, -6, 6, -6, 8, epsabs=1e-3, epsrel=1e-3)
     assert total == pytest.approx(1.0, abs=0.01)
 
 
-def test_a_gaussian_stays_one_and_a_bent_density_is_learnt() -> None:
+def test_a_flow_of_a_gaussian_stays_near_it() -> None:
     rng = np.random.default_rng(0)
-    phi = rng.normal(size=(4000, 6)) @ rng.normal(size=(6, 6))
-    fresh = rng.normal(size=(500, 6)) @ np.linalg.cholesky(np.cov(phi.T)).T
-    want = -multivariate_normal(phi.mean(0), np.cov(phi.T)).logpdf(fresh)
-    got = flow.score(fitted(phi), fresh, np.zeros((500, 2)))
-    assert spearmanr(want, got)[0] > 0.97
-    state = fitted(bent(4000, 0))
-    assert state.settings["held_out_nats"] < 3 - 0.8  # nats; the Gaussian's is 6 / 2
+    x = rng.normal(size=(4000, 5)).astype(np.float32)
+    layers, _, value = coupling.train(x[1000:], x[:1000], Recipe())
+    assert value <= coupling.loss(coupling.start(5, Recipe()), x[:1000])
+    out, log = coupling.forward(layers, x[:1000])
+    got = 0.5 * (out * out).sum(1) - log
+    assert spearmanr(0.5 * (x[:1000] ** 2).sum(1), got)[0] > 0.97
+
+
+def test_a_score_is_the_flow_and_a_gaussian_of_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    phi = rng.normal(size=(500, 40)) @ rng.normal(size=(40, 40)) + 2
+    state, t = fitted(phi), fitted(phi).tensors
+    kept = state.settings["directions"]
+    assert kept == flow.DIRECTIONS
+    unit = phi / np.linalg.norm(phi, axis=1, keepdims=True)
+    away = unit - t["mean"]
+    values = np.linalg.eigvalsh(np.cov(unit.T, bias=True))[::-1]
+    layers = [t[f"layer{i}"] for i in range(6 * flow.RECIPE.layers)]
+    got = flow.score(state, phi[:20], phi[:20])
+    for row, value in zip(away, got, strict=False):
+        along = t["basis"].T @ row
+        out, log = coupling.forward(layers, (along / np.sqrt(values[:kept]))[None])
+        rest = row @ row - along @ along
+        want = 0.5 * (out @ out.T).item() - log[0] + 0.5 * rest / values[kept:].mean()
+        assert value == pytest.approx(want, rel=1e-4)
+
+
+def test_strange_directions_are_told_and_lengths_are_not() -> None:
+    state = fitted(bent(3000, 0))
     strange = bent(500, 2)
-    strange[:, 1] -= strange[:, 0] ** 2 - 3  # inside the ellipse, off the parabola
-    inside, outside = (flow.score(state, x, x[:, :2]) for x in (bent(500, 1), strange))
-    assert auroc(inside, outside) > 0.9
-
-
-def test_what_leaves_the_directions_of_the_rows_is_strange() -> None:
-    rng = np.random.default_rng(0)
-    mix = rng.normal(size=(16, 40))
-
-    def near(n: int, off: float) -> np.ndarray:
-        return rng.normal(size=(n, 16)) @ mix + off * rng.normal(size=(n, 40))
-
-    state = fitted(near(2000, 0.3))
-    assert state.settings["directions"] == flow.DIRECTIONS and len(state.tensors["rest"]) == 3
-    z = np.zeros((300, 2))
-    inside, outside = (flow.score(state, near(300, off), z) for off in (0.3, 0.6))
-    assert auroc(inside, outside) > 0.95
+    strange[:, 1] *= -1  # inside the ellipse, off the parabola
+    z = np.zeros((500, 2))
+    inside, outside = (flow.score(state, x, z) for x in (bent(500, 1), strange))
+    assert auroc(inside, outside) > 0.85  # around the vertex both are the same
+    np.testing.assert_allclose(flow.score(state, bent(500, 1) * 5, z), inside, rtol=1e-9)
+    off = np.eye(6)[3] * 0.4 + bent(500, 1)
+    assert auroc(inside, flow.score(state, off, z)) > 0.9
+    assert np.isfinite(flow.score(state, 0 * off, z)).all()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -132,11 +153,13 @@ def test_the_fit_does_not_know_blocks_order_or_merging(seed: int) -> None:
         np.testing.assert_array_equal(merged.tensors[key], value)
 
 
-def test_too_few_or_constant_rows_are_refused_and_one_feature_is_taken() -> None:
+def test_too_few_or_constant_rows_are_refused_and_one_direction_is_taken() -> None:
     with pytest.raises(FitError, match="flow needs at least 20 rows and has 19"):
         fitted(bent(19, 0))
-    with pytest.raises(FitError, match="flow: every feature is constant"):
-        fitted(np.full((50, 3), 7.3))
-    phi = bent(200, 0, d=2)[:, :1]
-    found = flow.score(fitted(phi), np.asarray([[0.0], [9.0]]), np.zeros((2, 2)))
-    assert found[1] > found[0] + 1
+    lengths = np.arange(1.0, 51)[:, None]
+    with pytest.raises(FitError, match="flow: the direction of the features is constant"):
+        fitted(np.asarray([[7.3, 1.1, 2.0]]) * lengths)
+    angle = np.random.default_rng(0).normal(size=200) * 0.1
+    phi = np.stack([np.cos(angle), np.sin(angle)], 1)
+    near, far = flow.score(fitted(phi), np.asarray([[3.0, 0.0], [0.0, 3.0]]), np.zeros((2, 2)))
+    assert far > near + 5
