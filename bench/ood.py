@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.ood_agreement import agreement
 from bench.suite import load, suite
 from calibration.fit_ood import DEFAULT_SCORES, fit_ood
 from calibration.material import parts_of, split
@@ -55,5 +56,6 @@ def run(quick: bool) -> dict[str, Any]:
         "best_fixed": best,
         "default": default,
         "least_over_maximum_softmax": min(row[default] - row[MSP] for row in table.values()),
+        "agreement": agreement(),
         "table": table,
     }

@@ -93,6 +93,13 @@ PEERS = {
         alone=("mapie==1.6.0",),
         imports="bench.conformal_mapie",
     ),
+    "pytorch-ood": Peer(
+        "pytorch-ood",
+        # Its list; scikit-learn is what its nearest neighbours ask for.
+        needs=("numpy", "pillow", "scikit-learn", "scipy", "torch", "typing-extensions"),
+        alone=("pytorch-ood==0.4.0", "torchvision==0.28.0"),
+        imports="bench.ood_peer",
+    ),
     "torchcp": Peer(
         "torchcp",
         # LGPL: it runs in this environment of a benchmark and nothing of ours imports it. Its list
