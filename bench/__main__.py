@@ -17,6 +17,7 @@ NAMES = (
     "fit",
     "heads",
     "ood",
+    "knn",
     "bayescap",
     "dropout",
     "abnn",
