@@ -135,7 +135,9 @@ class ConformalRecord(_Record):
 
 
 class OodRecord(_Record):
-    """The out-of-distribution flag: P(false-alarm rate > alpha) <= delta over calibration."""
+    """The out-of-distribution flag: P(false-alarm rate > alpha) <= delta over calibration.
+    ``tried``: where the score was chosen, the AUROC of each by kind of stand-in for strange rows.
+    """
 
     score: FittedRecord
     alpha: float
@@ -143,6 +145,7 @@ class OodRecord(_Record):
     n: int
     n_needed: int
     threshold: float | None  # None: too few rows for the promise, nothing is flagged
+    tried: dict[str, dict[str, float]] = {}
 
 
 class AbstainRecord(_Record):

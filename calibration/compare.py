@@ -13,10 +13,10 @@ from typing import Any
 from calibration.comparison.contest import Asked, check, contest, methods_of
 from calibration.comparison.latency import ROWS, milliseconds
 from calibration.comparison.records import Comparison
-from calibration.comparison.strange import corrupted_sets, given_sets
 from calibration.fit_options import FitOptions
 from calibration.head import Head
 from calibration.material import DEFAULT_SPLIT, Material, Progress, prepare, raw_rows
+from calibration.strange import CACHED, corrupted_sets, given_sets, halved
 
 
 def compare(
@@ -41,9 +41,9 @@ def compare(
     report = _Counting(progress)
     material = prepare(model, data, options=options, progress=report, fractions=fractions, **how)
     methods, left = methods_of(material, options, asked)
-    passed = ("cache_dir", "device", "threads", "batch_size")
-    cached: dict[str, Any] = {k: how[k] for k in passed if k in how}
-    strange, kept, run = given_sets(material, asked.ood_data, options.task, cached)
+    cached = {k: how[k] for k in CACHED if k in how}
+    given, run = given_sets(material, asked.ood_data, options.task, cached)
+    strange, kept = halved(given)
     if asked.corrupt:
         names = asked.corrupt if isinstance(asked.corrupt, tuple) else None
         copies, more = corrupted_sets(

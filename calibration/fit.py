@@ -33,6 +33,7 @@ from calibration.material import (
 )
 from calibration.quality import summary
 from calibration.sampling import Sampling, linearised
+from calibration.strange import CACHED, corrupted_sets, given_sets
 from posthoc import logits
 from posthoc.contract import Array, Features, FitError, State
 from posthoc.frozen import expose
@@ -59,9 +60,14 @@ def fit(
     progress: Progress | None = None,
     laplace: str | Path | None = None,
     sampling: Sampling | None = None,
+    ood_data: Mapping[str, str | Path] | None = None,
+    corrupt: bool = False,
     **how: Any,
 ) -> Bundle:
     """Fit and write a bundle at ``out``. ``how`` goes to `prepare`.
+
+    ``ood_data`` are strange rows by name, ``corrupt`` asks for corrupted copies of the user's own:
+    they help to choose the score, and have no part in any promise.
 
     ``laplace`` is a posterior fitted with laplace-torch for the same head, which takes the place of
     the method: see `posthoc.methods.laplace.importing`. ``sampling`` asks for sampled weights and
@@ -76,6 +82,8 @@ def fit(
     if (sampling is not None) != (options.method == "weights"):
         raise FitError("the method weights and --weights all|subnetwork go together")
     check_options(options)
+    if (ood_data or corrupt) and options.ood != "auto":
+        raise FitError("--ood-data and --corrupt choose a score: they go with --ood auto")
     if laplace is not None and (options.method != "laplace" or options.settings):
         raise FitError(
             "an imported posterior stands in place of --method and has its own settings; "
@@ -94,11 +102,30 @@ def fit(
         fractions=fractions,
         **how,
     )
+    material = _with_strange(material, data, options, ood_data or {}, corrupt, how)
     posterior = None if laplace is None else _imported(laplace, material, options)
     fitted, test, roles = fit_material(material, options, fractions, posterior)
     if options.mask is not None:
         fitted = control_misses(fitted, material, data, roles, options)
     return write(material, fitted, test, roles, out, options, data, name=name, version=version)
+
+
+def _with_strange(
+    material: Material,
+    data: str | Path,
+    options: FitOptions,
+    paths: Mapping[str, str | Path],
+    corrupt: bool,
+    how: Mapping[str, Any],
+) -> Material:
+    """The material with the strange rows that its score is chosen by."""
+    if not paths and not corrupt:
+        return material
+    cached = {k: how[k] for k in CACHED if k in how}
+    found, _ = given_sets(material, paths, options.task, cached)
+    if corrupt:
+        found += corrupted_sets(material, data, None, seed=options.seed)[0]
+    return dataclasses.replace(material, strange=tuple(found))
 
 
 def _imported(path: str | Path, material: Material, options: FitOptions) -> tuple[str, State]:

@@ -20,7 +20,8 @@ from calibration.families.choice import Gain, candidates, chosen, gains
 from calibration.fit_ood import fit_ood
 from calibration.fit_options import FitOptions, Parts, check_options
 from calibration.fit_thresholds import Fitted, fit_thresholds, run_head
-from calibration.head import Head, right_or_wrong
+from calibration.head import Head, Ood, right_or_wrong
+from calibration.ood_choice import Choice, choose_score
 from calibration.recalibration import base_of, knots
 from calibration.scaling import (
     Scaling,
@@ -65,15 +66,7 @@ def fit_head(
     noise = _noise(module, parts.module) if options.task == "regression" else None
     eps = _draws(spread, options)
     scaling = _fit_scaling(parts.calibration, spread, noise, module, options, eps)
-    ood = fit_ood(
-        linear,
-        parts.module,
-        parts.calibration,
-        task=options.task,
-        ood=options.ood,
-        sampled=module is not None
-        and not registry.info(module[0]).needs.isdisjoint({"network", "weight_samples"}),
-    )
+    ood, tried_scores = _choose_score(linear, parts, options, module)
     head = Head(
         task=options.task,
         width=parts.module.z.shape[1],
@@ -99,7 +92,31 @@ def fit_head(
         head = _choose_conformal(head, parts.calibration, options)
     else:
         head = head.with_(interval=_interval(head, parts.calibration, options))
-    return dataclasses.replace(fit_thresholds(head, parts, options, scaling), gains=tried)
+    fitted = fit_thresholds(head, parts, options, scaling)
+    record = fitted.ood and fitted.ood.model_copy(update={"tried": tried_scores})
+    return dataclasses.replace(fitted, gains=tried, ood=record)
+
+
+def _choose_score(
+    linear: LinearHead | None, parts: Parts, options: FitOptions, module: tuple[str, State] | None
+) -> tuple[Ood | None, dict[str, dict[str, float]]]:
+    """The score that was asked for or chosen, and what was tried for it.
+
+    Where weights are sampled, what stands for features is the copies' outputs: no score reads them.
+    """
+    if options.ood == "none":
+        return None, {}
+    own, known = parts.module, parts.calibration
+    if module and not registry.info(module[0]).needs.isdisjoint({"network", "weight_samples"}):
+        linear, own, known = None, Features(None, own.z, own.y), Features(None, known.z, known.y)
+    choice = Choice(options.ood)
+    if options.ood == "auto":
+        choice = choose_score(
+            linear, own, known, options.task, strange=parts.strange, seed=options.seed
+        )
+    if choice.score is None:
+        return None, {}
+    return fit_ood(linear, own, known, task=options.task, ood=choice.score), choice.tried
 
 
 def _check_spread(name: str, spread: links.Spread, options: FitOptions) -> None:

@@ -16,51 +16,27 @@ from posthoc import registry
 from posthoc import rows as blocks_of
 from posthoc.contract import Array, Features, FitError, LinearHead, Task
 
-DEFAULT_SCORES: dict[Task, tuple[str, ...]] = {
-    "classification": ("gen", "mahalanobis"),
-    "regression": ("mahalanobis",),
-}
-
 FINEST = 0.03  # of a score, what counts as one: a standard deviation, or a rank
 
 
 def fit_ood(
-    linear: LinearHead | None,
-    module: Features,
-    calibration: Features,
-    *,
-    task: Task,
-    ood: str = "auto",
-    sampled: bool = False,
-) -> Ood | None:
-    """The scores named (a+b: their mean; rank:a+b: that of their ranks) or the default, fitted on
-    module rows and standardised, or ranked, on calibration rows; thresholds follow later. None
-    without a score that fits. Where weights are ``sampled``, what stands for features is the
-    copies' outputs, and no score reads them.
+    linear: LinearHead | None, module: Features, calibration: Features, *, task: Task, ood: str
+) -> Ood:
+    """The scores that ``ood`` names (a+b: their mean; rank:a+b: that of their ranks), fitted on
+    module rows and standardised, or ranked, on calibration rows; thresholds follow later.
 
     Raises FitError for a score that does not fit the model, naming those that do.
-
-    Without data on strange rows no score is best everywhere. The default is generalised entropy
-    and, with features, their Mahalanobis distance: on the six sets of `bench.suite` with strange
-    rows it never fell below maximum softmax, whereas relative Mahalanobis ranked one upside down.
     """
-    if ood == "none":
-        return None
-    have = {"labels"} | ({"features"} if module.phi is not None and not sampled else set())
+    have = {"labels"} | ({"features"} if module.phi is not None else set())
     have |= {"linear_head"} if linear is not None else set()
     fitting = registry.applicable(registry.SCORES, task, have)
-    if ood == "auto":
-        wanted = [n for n in DEFAULT_SCORES[task] if n in fitting]
-        if not wanted:
-            return None
-    else:
-        wanted = score_names(ood)
-        for name in wanted:
-            if name not in fitting:
-                raise FitError(
-                    f"the OOD score {name!r} does not fit this model; these do: "
-                    f"{', '.join(fitting) or 'none'}"
-                )
+    wanted = score_names(ood)
+    for name in wanted:
+        if name not in fitting:
+            raise FitError(
+                f"the OOD score {name!r} does not fit this model; these do: "
+                f"{', '.join(fitting) or 'none'}"
+            )
     ranked = ood.startswith(RANK)
     members = tuple(_fit_score(name, linear, module, calibration, ranked) for name in wanted)
     return Ood(members, np.zeros(0), np.ones(1))

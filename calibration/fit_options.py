@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -81,6 +81,7 @@ class Parts:
     u: F64 | None = None
     production: Features | None = None
     keys: Array | None = None
+    strange: dict[str, tuple[str, Features]] = field(default_factory=dict)
 
 
 def check_options(options: FitOptions) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from posthoc.network.attach import Attached
 from posthoc.opening import Source, open_model
 from posthoc.pixels import PER_IMAGE
 from posthoc.rows import BLOCK, Rows
+
+if TYPE_CHECKING:
+    from calibration.strange import Strange
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_SPLIT = {"module": 0.3, "calibration": 0.2, "conformal": 0.25, "test": 0.25}
@@ -65,6 +68,7 @@ class Material:
     train: Rows | None = None  # that the network was trained on
     overlap: int = 0  # usable rows that are among them, by content
     production: Features | None = None  # rows without labels, of what is to come
+    strange: tuple[Strange, ...] = ()  # that a score is to tell apart
 
     @property
     def per(self) -> int:
@@ -249,6 +253,7 @@ def parts_of(material: Material, roles: Array) -> tuple[Parts, Features]:
         groups,
         u,
         production=material.production,
+        strange={s.name: (s.kind, s.beside(taken[1])) for s in material.strange},
         keys=material.cache.split_keys[taken[1]],
     )
     return parts, test

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hedged.commands import control, demo, evaluate, fit, inspect, score, serve
+from hedged.commands import compare, control, demo, evaluate, fit, inspect, score, serve
 from posthoc.contract import HedgedError
 
 EXTRA = ("onnx", "onnxscript", "plotly", "torch")  # what serving does without
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("fit")(fit.fit)
+app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(inspect.verify)

@@ -16,7 +16,10 @@ from posthoc.runtime import CPU, CUDA, TENSORRT, choose_providers
 PREFIX = "HEDGED_"
 LEDGER_FILE = "hedged-ledger.sqlite"
 # Variables that are not ours: HEDGED_<COMMAND>_<OPTION>, and the paths of other tools.
-COMMANDS = ("control", "demo", "fit", "evaluate", "inspect", "verify", "modules", "serve", "score")
+COMMANDS = (
+    *("compare", "control", "demo", "fit", "evaluate"),
+    *("inspect", "verify", "modules", "serve", "score"),
+)
 _TOOLS = frozenset({"CONFIG", "ASSETS"})
 
 

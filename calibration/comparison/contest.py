@@ -21,12 +21,12 @@ from calibration.comparison.leaderboard import standings
 from calibration.comparison.measure import LOSSES, Measured, measure
 from calibration.comparison.records import Comparison, ScoreStanding
 from calibration.comparison.scores import Told, ranked, tell
-from calibration.comparison.strange import Strange
-from calibration.fit_options import FitOptions, Scale
+from calibration.fit_options import FitOptions, Scale, check_options
 from calibration.head import Head
 from calibration.material import DEFAULT_SPLIT, Material, Progress
 from calibration.ood_choice import candidates
 from calibration.proxies import ABOUT, HELD_OUT
+from calibration.strange import Strange
 from posthoc import registry
 from posthoc.contract import I64, Features, FitError
 from posthoc.data import split_roles
@@ -150,6 +150,8 @@ def lock(material: Material, share: float) -> tuple[Material, I64]:
 
 
 def check(asked: Asked, options: FitOptions) -> None:
+    """What can be refused before the model is opened."""
+    check_options(options.model_copy(update={"method": "none", "prediction": "frozen"}))
     if asked.by not in LOSSES[options.task]:
         known = " or ".join(LOSSES[options.task])
         raise FitError(f"--by {asked.by} does not rank a {options.task}; take {known}")

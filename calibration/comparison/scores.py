@@ -10,9 +10,9 @@ import numpy as np
 
 from calibration.comparison.leaderboard import spreads
 from calibration.comparison.records import ScoreStanding, Spread
-from calibration.comparison.strange import Strange
 from calibration.material import DEFAULT_SPLIT, ROLES, Material, parts_of, split
 from calibration.proxies import HELD_OUT, Proxy, held_out_classes, table
+from calibration.strange import Strange
 from posthoc.contract import Task
 
 

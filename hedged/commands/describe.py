@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from calibration.bundle import Bundle, Guarantee, Manifest
+from calibration.bundle import Bundle, Guarantee, Manifest, OodRecord
 from hedged.commands import console
 from posthoc import registry
 
@@ -94,8 +94,19 @@ def _promises(bundle: Bundle) -> None:
     for g in m.conformal.guarantees:
         if line := _law(g):
             console.out.print(f"  {line}", style="dim")
+    if m.ood is not None and m.ood.tried:
+        console.out.print(f"  {_tried(m.ood)}", style="dim")
     for note in m.notes:
         console.out.print(f"  {note}", style="dim")
+
+
+def _tried(o: OodRecord) -> str:
+    """How the score was chosen."""
+    means = {s: sum(told.values()) / len(told) for s, told in o.tried.items()}
+    others = [v for s, v in means.items() if s != o.score.name]
+    kinds = ", ".join(o.tried[o.score.name])
+    beside = f"; the others {min(others):.3f} to {max(others):.3f}" if others else ""
+    return f"{o.score.name}: AUROC {means[o.score.name]:.3f} on {kinds}{beside}"
 
 
 def _law(g: Guarantee) -> str:

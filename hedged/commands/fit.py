@@ -136,6 +136,13 @@ def fit(
         str,
         option(help="Strangeness: auto, a score, a+b (their mean), rank:a+b (of ranks), or none"),
     ] = "auto",
+    ood_data: Annotated[
+        list[str] | None,
+        option(help="name=PATH of strange rows (repeatable) that --ood auto is chosen by too"),
+    ] = None,
+    corrupt: Annotated[
+        bool, option("--corrupt", help="Corrupted copies of your rows help to choose --ood auto")
+    ] = False,
     ood_alpha: Annotated[float, option(help="Share of clean rows that may be flagged")] = 0.05,
     ood_delta: Annotated[float, option(help="Chance that more are flagged")] = 0.05,
     max_error: Annotated[
@@ -209,7 +216,7 @@ def fit(
     )
     if task == "regression" and max_error and tolerance is None:
         raise typer.BadParameter("--max-error of a regression needs --tolerance: what is wrong")
-    options = _options(
+    options = options_record(
         FitOptions,
         task=task,
         method=method or ("laplace" if weights is None else "weights"),
@@ -239,7 +246,7 @@ def fit(
     sampling = None
     if weights is not None:
         asked = {} if samples is None else {"samples": samples}
-        sampling = _options(Sampling, weights=weights, curvature=curvature, **asked)
+        sampling = options_record(Sampling, weights=weights, curvature=curvature, **asked)
     named = console.pairs(inputs or [], "--inputs")
     columns = Columns(
         target=target.split(","),
@@ -270,6 +277,8 @@ def fit(
             train_data=train_data,
             production=production,
             sampling=sampling,
+            ood_data=console.pairs(ood_data or [], "--ood-data"),
+            corrupt=corrupt,
             pixels=pixels,
             batch_size=batch_size,
             device=device,
@@ -319,7 +328,7 @@ def _class(text: str | None, names: tuple[str, ...] | None) -> int | None:
     return int(text)
 
 
-def _options(model: Any, **values: Any) -> Any:
+def options_record(model: Any, **values: Any) -> Any:
     """The options record; a usage error that names the option for a value out of range."""
     from pydantic import ValidationError
 

@@ -133,7 +133,6 @@ def made() -> tuple[Ood, Features]:
         task="classification",
         ood=RANKED,
     )
-    assert ood is not None
     return ood, rows(head, "classification", 400, 2)
 
 
@@ -194,7 +193,6 @@ def test_a_member_that_is_constant_moves_nothing() -> None:
     clean, fresh = (rows(head, "classification", 300, s) for s in (1, 2))
     flat = Features(clean.phi, np.zeros_like(clean.z), clean.y)
     ood = fit_ood(head, flat, flat, task="classification", ood="rank:gen+rmds")
-    assert ood is not None
     got = ood.score(fresh.phi, np.zeros_like(fresh.z))
     alone = fit_ood(head, flat, flat, task="classification", ood="rank:rmds")
     assert alone is not None

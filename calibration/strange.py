@@ -1,4 +1,4 @@
-"""Strange rows that scores are compared on: those the user gives, and corrupted copies of his own.
+"""Strange rows that scores are chosen by: those that a user gives, and corrupted copies of his own.
 
 Of the user's rows half, by the hash of their content, choose a score; the others are kept for the
 chosen one. A corrupted copy remembers the row that it was made of, so that no score meets the copy
@@ -8,7 +8,7 @@ of a row that it was fitted on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from calibration.corruption import measure as measure_inputs
 from calibration.material import Material, raw_rows
 from posthoc import logits
 from posthoc import rows as blocks_of
-from posthoc.contract import I64, Array, DataError, Features
+from posthoc.contract import I64, Array, DataError, Features, Task
 from posthoc.data import open_table, split_roles
 from posthoc.features import build_cache
 from posthoc.frozen import expose
@@ -28,19 +28,23 @@ from posthoc.runtime import open_session
 COPIES = 1000  # of the user's rows that are corrupted, evenly taken
 SEVERITY = 3
 BATCH = 64
+CORRUPTED = "corrupted"
+CACHED = ("cache_dir", "device", "threads", "batch_size")  # what a further cache is told
 HALVES = {"choose": 0.5, "locked": 0.5}
 _SALT = 20_011  # of the halves: no seed of a split
 
 
 @dataclass(frozen=True, slots=True)
 class Strange:
-    """Strange rows and what they are; ``source`` holds the places in the cache of the rows that
-    they were made of, None of rows from elsewhere."""
+    """Strange rows, what they are and what kind of them; ``source`` holds the places in the cache
+    of the rows that they were made of, None of rows from elsewhere."""
 
     name: str
+    kind: str
     about: str
     rows: Features
     source: I64 | None = None
+    hashes: Array | None = None  # of the rows' content
 
     def beside(self, tested: I64) -> Features:
         """Those that may stand beside the test rows ``tested``."""
@@ -50,29 +54,36 @@ class Strange:
 
 
 def given_sets(
-    material: Material, paths: Mapping[str, str | Path], task: Any, how: Mapping[str, Any]
-) -> tuple[list[Strange], dict[str, Features], int]:
-    """(the half that chooses, by set; the locked half; rows that the model was run on)."""
-    chosen, locked, run = [], {}, 0
+    material: Material, paths: Mapping[str, str | Path], task: Task, how: Mapping[str, Any]
+) -> tuple[list[Strange], int]:
+    """(the user's sets; rows that the model was run on). ``how`` goes to `build_cache`."""
+    found, run = [], 0
     for name, path in paths.items():
         table = open_table(path)
         cache = build_cache(
             material.frozen, table, material.mapping.inputs_only(), task=task, **how
         )
         run += table.n_rows
-        fine = cache.usable
-        if len(fine) < 2 * len(HALVES):
-            raise DataError(f"{path}: {len(fine)} rows without a fault are too few for two halves")
-        half = split_roles(cache.content_hashes[fine], HALVES, _SALT)
-        parts = []
-        for i in range(len(HALVES)):
-            taken = cache.take(fine[half == i])
-            if len(taken) == 0:
-                raise DataError(f"{path}: its rows are all alike; they cannot choose and test")
-            parts.append(Features(taken.phi, logits.to_logits(taken.z, material.link)))
-        chosen.append(Strange(name, f"half of {path}", parts[0]))
-        locked[name] = parts[1]
-    return chosen, locked, run
+        if len(fine := cache.usable) == 0:
+            raise DataError(f"{path}: every row is faulty")
+        taken = cache.take(fine)
+        rows = Features(taken.phi, logits.to_logits(taken.z, material.link))
+        found.append(Strange(name, name, str(path), rows, None, cache.content_hashes[fine]))
+    return found, run
+
+
+def halved(given: Sequence[Strange]) -> tuple[list[Strange], dict[str, Features]]:
+    """(the half of each set that chooses; the half that is kept for what was chosen)."""
+    chosen, kept = [], {}
+    for s in given:
+        assert s.hashes is not None
+        half = split_roles(s.hashes, HALVES, _SALT)
+        parts = [blocks_of.take(s.rows, half == i) for i in range(len(HALVES))]
+        if min(map(len, parts)) == 0:
+            raise DataError(f"{s.about}: {len(s.rows)} rows are too few, or too alike, to halve")
+        chosen.append(replace(s, about=f"half of {s.about}", rows=parts[0]))
+        kept[s.name] = parts[1]
+    return chosen, kept
 
 
 def corrupted_sets(
@@ -108,6 +119,7 @@ def corrupted_sets(
         made.append(
             Strange(
                 f"{name} {severity}",
+                CORRUPTED,
                 f"{len(source)} of your rows: {known[name].summary}, severity {severity} of 5",
                 _run(material, session, inputs),
                 source,

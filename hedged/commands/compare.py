@@ -1,0 +1,283 @@
+"""``hedged compare``: which module, scaling and score to deploy for this model and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from hedged.commands import console
+from hedged.commands.console import option
+
+if TYPE_CHECKING:
+    from calibration.comparison.records import Comparison, Standing
+
+_SHOWN = {
+    "classification": ("nll", "ece", "brier", "accuracy", "set_size"),
+    "regression": ("nll", "crps", "rmse", "width"),
+}
+_MORE = """A part of the items is locked away; the rest is split again and again, and every
+candidate is fitted and measured on each split. What is not surely worse than the best is marked ~.
+The recommended one is fitted once more and measured on the locked rows. Labelled rows must not be
+those that the model was trained on.
+
+\b
+Examples:
+  hedged compare model.onnx --data held-out.parquet --task classification \\
+      --target label --classes names.txt -o comparison
+  hedged compare model.onnx --data held-out.parquet --task classification \\
+      --target label --corrupt --ood-data fonts=fonts.parquet
+  hedged compare model.onnx --data held-out.parquet --task regression \\
+      --target price --methods laplace,student_t --by crps --splits 10
+
+Each option is also a variable: HEDGED_COMPARE_SPLITS for --splits.
+"""
+
+
+def compare(
+    model: Annotated[
+        Path, typer.Argument(help="The frozen model: an ONNX file, module:factory (torch), or .pt2")
+    ],
+    data: Annotated[Path, option(help="Labelled rows: .parquet, a folder of them, .csv or .npz")],
+    task: Annotated[str, option(help="classification or regression")],
+    target: Annotated[str, option(help="Column of the labels; a,b for several outputs")],
+    out: Annotated[
+        Path, option("--out", "-o", help="Folder of comparison.json, modules.csv and scores.csv")
+    ] = Path("comparison"),
+    methods: Annotated[
+        str | None, option(help="Modules to compare, a,b,c; default: all that fit the model")
+    ] = None,
+    scaling: Annotated[
+        str | None,
+        option(help="Families after each module, a,b; default: all that the rows support"),
+    ] = None,
+    scores: Annotated[
+        str | None, option(help="Scores to compare, a,b+c; default: all; none: no scores")
+    ] = None,
+    by: Annotated[
+        str, option(help="Loss that ranks: nll or brier; of a regression nll or crps")
+    ] = "nll",
+    splits: Annotated[int, option(min=2, help="Re-splits")] = 5,
+    locked: Annotated[float, option(help="Share of the items that is locked away")] = 0.2,
+    ood_data: Annotated[
+        list[str] | None,
+        option(help="name=PATH of strange rows (repeatable): half choose a score, half test it"),
+    ] = None,
+    corrupt: Annotated[
+        bool, option("--corrupt", help="Corrupted copies of your rows beside them, for the scores")
+    ] = False,
+    corruptions: Annotated[
+        str | None, option(help="Only these kinds of corruption, a,b; implies --corrupt")
+    ] = None,
+    prediction: Annotated[
+        str, option(help="frozen, or module: one that changes the answer may be recommended")
+    ] = "frozen",
+    inputs: Annotated[
+        list[str] | None,
+        option(help="INPUT=col,col (repeatable): what fills it; default: all other columns"),
+    ] = None,
+    classes: Annotated[
+        Path | None, option(help="File of class names in output order, one a line")
+    ] = None,
+    group: Annotated[str | None, option(help="Column of groups: not an input")] = None,
+    id: Annotated[str | None, option("--id", help="Column of row ids")] = None,
+    split_by: Annotated[
+        str | None, option(help="Column whose equal values share a split; default: the row")
+    ] = None,
+    alpha: Annotated[str, option(help="Miss rate of the sets or intervals that are measured")] = (
+        ".1"
+    ),
+    conformal: Annotated[
+        str | None, option(help="What sets or intervals are made of, see hedged fit")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, option(help="Weights of module:factory: .safetensors, or a state_dict's .pt")
+    ] = None,
+    preprocess: Annotated[
+        Path | None, option(help="ONNX file to run in front of the model")
+    ] = None,
+    output: Annotated[
+        str | None, option(help="Graph output to use, where there are several")
+    ] = None,
+    head: Annotated[
+        str | None, option(help="Graph node of the last linear layer; default: found")
+    ] = None,
+    seed: Annotated[int, option(help="Of the first re-split; the others follow")] = 0,
+    workers: Annotated[int | None, option(min=1, help="Processes; default: one a core")] = None,
+    cache: Annotated[
+        Path | None, option(help="Folder of cached features; default: the XDG cache")
+    ] = None,
+    max_cache: Annotated[float | None, option(help="Largest cache, in GB")] = None,
+    batch_size: Annotated[int, option(help="Rows in one run of the model")] = 256,
+    device: Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    json: Annotated[bool, option("--json", help="Print everything as JSON")] = False,
+) -> None:
+    """Rank every module, scaling and score for a frozen model, and recommend one."""
+    from calibration.compare import compare as run
+    from calibration.comparison.contest import Asked
+    from calibration.comparison.tables import write_tables
+    from calibration.fit_options import FitOptions
+    from calibration.material import Columns
+    from hedged.commands.fit import options_record
+
+    options = options_record(
+        FitOptions,
+        task=task,
+        method="none",
+        conformal=conformal,
+        alphas=console.numbers(alpha, "--alpha"),
+        seed=seed,
+    ).model_copy(update={"prediction": _one_of(prediction, "--prediction", "frozen", "module")})
+    named = console.pairs(inputs or [], "--inputs")
+    asked = Asked(
+        methods=_names(methods),
+        scalings=_names(scaling),  # type: ignore[arg-type]
+        scores=() if scores == "none" else _names(scores),
+        by=by,
+        splits=splits,
+        locked=locked,
+        ood_data=console.pairs(ood_data or [], "--ood-data"),
+        corrupt=_names(corruptions) or corrupt,
+        workers=workers,
+    )
+    with console.progress() as report:
+        found = run(
+            model,
+            data,
+            options,
+            asked,
+            columns=Columns(
+                target=target.split(","),
+                inputs={k: v.split(",") for k, v in named.items()} or None,
+                split_by=split_by,
+                group=group,
+                id=id,
+                classes=console.lines(classes),
+            ),
+            checkpoint=checkpoint,
+            preprocess=preprocess,
+            output=output,
+            head=head,
+            cache_dir=cache,
+            max_cache_bytes=None if max_cache is None else int(max_cache * 1e9),
+            batch_size=batch_size,
+            device=device,
+            progress=report,
+        )
+    write_tables(out, found)
+    if json:
+        console.print_json(found.model_dump(mode="json"))
+    else:
+        show(found)
+        console.out.print(f"tables: {out}")
+
+
+compare.__doc__ = f"{compare.__doc__}\n\n{_MORE}"
+
+
+def show(found: Comparison) -> None:
+    """The leaderboards, the locked figures and the recommendation."""
+    say = console.out.print
+    say(_modules(found))
+    if found.scores:
+        say(_scores(found))
+    for name, about in found.proxies.items():
+        say(f"  {name}: {about}", markup=False)
+    failed = [(s.name, s.errors) for s in found.standings]
+    failed += [(s.score, s.errors) for s in found.scores]
+    for name, errors in failed:
+        for why in errors:
+            say(f"✗ {name}: {why}", markup=False)
+    if found.left_out:
+        say("not compared: " + "; ".join(f"{k} {v}" for k, v in found.left_out.items()))
+    say(f"\n[bold]on {found.locked:,} locked rows[/], which chose nothing (95 % intervals)")
+    for f in found.final:
+        loss = f.metrics[found.by]
+        beside = ""
+        if f.to_baseline is not None:
+            d = f.to_baseline
+            beside = f", to scaling alone {d.value:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
+        say(f"  {f.name}: {found.by} {loss.value:.4f} ({loss.low:.4f} to {loss.high:.4f}){beside}")
+        for name, a in f.ood.items():
+            say(f"    tells {name}: AUROC {a.value:.4f} ({a.low:.4f} to {a.high:.4f})")
+    advice = found.recommendation
+    flags = " ".join(f"--{k} {v}" for k, v in advice.options.items())
+    say(f"\n[bold]recommended:[/] hedged fit {flags}", soft_wrap=True)
+    for reason in advice.reasons:
+        say(f"  because {reason}", soft_wrap=True, markup=False)
+
+
+def _modules(found: Comparison) -> Table:
+    table = Table(
+        title=(
+            f"{found.rows:,} rows, {found.splits} re-splits, ranked by {found.by}, mean ± s.d. "
+            "over splits (~: not surely worse than the best)"
+        ),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    columns = [c for c in _SHOWN[found.task] if any(c in s.figures for s in found.standings)]
+    for name in ("", "module", *columns, "to scaling alone", "ms/row", "fit s"):
+        table.add_column(name, no_wrap=True)
+    for s in found.standings:
+        mark = "✗" if s.rank is None else f"{s.rank}{'~' * (s.tied and s.rank > 1)}"
+        name = s.name + ("" if s.keeps else " *")
+        if s.rank is None:
+            table.add_row(mark, name)
+            continue
+        figures = (_figure(s, c, spread=c == found.by) for c in columns)
+        table.add_row(mark, name, *figures, *_beside(s))
+    table.caption = "* changes the model's answer"
+    if found.bare_ms_per_row is not None:
+        table.caption += f"; the model alone takes {found.bare_ms_per_row:.3f} ms a row"
+    return table
+
+
+def _beside(s: Standing) -> tuple[str, str, str]:
+    d = s.to_baseline
+    apart = "" if d is None else f"{d.value:+.4f} ({d.low:+.4f}, {d.high:+.4f})"
+    spent = "" if s.ms_per_row is None else f"{s.ms_per_row:.3f}"
+    return apart, spent, f"{s.fit_seconds or 0:.1f}"
+
+
+def _scores(found: Comparison) -> Table:
+    table = Table(
+        title="scores: AUROC, mean ± s.d. over splits",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    sets = list(dict.fromkeys(name for s in found.scores for name in s.auroc))
+    table.add_column("")
+    table.add_column("score", no_wrap=True)
+    for name in ("mean", *sets):
+        table.add_column(name)
+    for s in found.scores:
+        if s.rank is None or s.mean is None:
+            table.add_row("✗", s.score)
+        else:
+            cells = (f"{s.auroc[name].mean:.3f}" if name in s.auroc else "" for name in sets)
+            mean = f"{s.mean.mean:.3f} ± {s.mean.sd:.3f}"
+            table.add_row(str(s.rank), s.score, mean, *cells)
+    return table
+
+
+def _figure(s: Standing, name: str, *, spread: bool) -> str:
+    if name not in s.figures:
+        return ""
+    found = s.figures[name]
+    return f"{found.mean:.4f}" + f" ± {found.sd:.4f}" * spread
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(t for t in text.split(",") if t)
+
+
+def _one_of(value: str, flag: str, *known: str) -> Any:
+    if value not in known:
+        raise typer.BadParameter(f"{flag} is {' or '.join(known)}, not {value}")
+    return value

@@ -1,0 +1,150 @@
+"""Comparisons of a small model, from its table to the recommendation."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from calibration.compare import compare
+from calibration.comparison.contest import Asked, contest, lock
+from calibration.comparison.records import Comparison
+from calibration.comparison.tables import write_tables
+from calibration.fit_options import FitOptions
+from calibration.material import Columns, Material, prepare
+from calibration.proxies import HELD_OUT
+from posthoc.contract import DataError, FitError, Task
+from tests.factory import CLASSES, COLUMNS, data, frozen_model
+
+FAST = ("laplace_diag", "gaussian")
+
+
+def columns(task: Task) -> Columns:
+    classes = CLASSES if task == "classification" else None
+    return Columns(target="target", id="id", classes=classes)
+
+
+def material(folder: Path, task: Task, n: int = 1500) -> Material:
+    return prepare(
+        frozen_model(folder / "model.onnx", task),
+        data(folder / "data.parquet", task, n, 0),
+        options=FitOptions(task=task),
+        columns=columns(task),
+        cache_dir=folder / "cache",
+    )
+
+
+def strange(path: Path, n: int = 300) -> Path:
+    rng = np.random.default_rng(5)
+    names = COLUMNS["classification"]
+    pq.write_table(pa.table({c: rng.normal(4, 1, size=n).astype("f4") for c in names}), path)
+    return path
+
+
+def run(folder: Path, task: Task, asked: Asked, **options: Any) -> Comparison:
+    return compare(
+        frozen_model(folder / "model.onnx", task),
+        data(folder / "data.parquet", task, 1500, 0),
+        FitOptions(task=task, **options),
+        asked,
+        columns=columns(task),
+        cache_dir=folder / "cache",
+    )
+
+
+def test_locked_rows_take_no_part(tmp_path: Path) -> None:
+    whole = material(tmp_path, "classification")
+    rest, locked = lock(whole, 0.2)
+    assert np.intersect1d(rest.usable, locked).size == 0
+    assert sorted([*rest.usable, *locked]) == list(whole.usable)
+    assert 0.15 < len(locked) / len(whole.usable) < 0.25
+    asked = Asked(methods=("laplace_diag",), scores=("gen",), splits=2, workers=1)
+    options = FitOptions(task="classification", method="none")
+    first = contest(whole, options, asked, ["none", "laplace_diag"], [], {}).comparison
+    # Other labels on the locked rows change their figures and nothing else.
+    y = np.array(whole.cache.y)
+    y[locked] = (y[locked] + 1) % 3
+    moved = dataclasses.replace(whole, cache=dataclasses.replace(whole.cache, y=y))
+    second = contest(moved, options, asked, ["none", "laplace_diag"], [], {}).comparison
+    same = [s.model_copy(update={"fit_seconds": None}) for s in first.standings]
+    assert same == [s.model_copy(update={"fit_seconds": None}) for s in second.standings]
+    assert first.scores == second.scores
+    assert first.final[0].metrics["nll"].value + 0.5 < second.final[0].metrics["nll"].value
+
+
+def test_a_comparison_is_the_same_in_one_process_or_two(tmp_path: Path) -> None:
+    asked = {"methods": FAST, "scores": ("gen", "gen+mahalanobis", "knn"), "splits": 2}
+    one = run(tmp_path, "classification", Asked(**asked, workers=1))
+    assert one.model_rows == 1500  # one pass of the model
+    two = run(tmp_path, "classification", Asked(**asked, workers=2))
+    assert two.model_rows == 0  # none: they are cached
+
+    def bare(found: Comparison) -> Any:
+        kept = [
+            s.model_copy(update={"fit_seconds": None, "ms_per_row": None}) for s in found.standings
+        ]
+        return kept, found.scores, found.final, found.recommendation
+
+    assert bare(one) == bare(two)
+    names = {s.name for s in one.standings}
+    assert {"none", "laplace_diag", "none + ets", "gaussian + svs"} <= names
+    assert all(s.rank and s.ms_per_row and s.fit_seconds for s in one.standings)
+    means = [s.figures["nll"].mean for s in one.standings]
+    assert means[0] <= means[-1] and one.standings[0].to_best.value == 0
+    assert one.final[0].name == "none" and one.recommendation.score is not None
+
+
+def test_strange_rows_choose_and_test_by_halves(tmp_path: Path) -> None:
+    asked = Asked(
+        methods=(),
+        scalings=("temperature",),
+        scores=("gen", "mahalanobis"),
+        splits=2,
+        ood_data={"far": strange(tmp_path / "far.parquet")},
+        corrupt=("noise",),
+        workers=1,
+    )
+    found = run(tmp_path, "classification", asked)
+    assert found.model_rows == 1500 + 300 + 750
+    assert set(found.proxies) == {"far", "noise 3", HELD_OUT}
+    assert set(found.scores[0].auroc) == {"far", "noise 3", HELD_OUT}
+    assert found.final[0].ood["far"].value > 0.8
+    write_tables(tmp_path / "out", found)
+    assert Comparison.model_validate_json((tmp_path / "out/comparison.json").read_text()) == found
+    with (tmp_path / "out/scores.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [r["score"] for r in lines] == [s.score for s in found.scores]
+    assert float(lines[0]["far"]) == pytest.approx(found.scores[0].auroc["far"].mean)
+
+
+def test_a_regression(tmp_path: Path) -> None:
+    asked = Asked(methods=("laplace", "student_t"), by="crps", splits=2, workers=1)
+    found = run(tmp_path, "regression", asked, conformal="absolute")
+    assert {s.name for s in found.standings} == {"none", "laplace", "student_t"}
+    assert {"nll", "crps", "rmse", "coverage", "width"} <= set(found.standings[0].figures)
+    assert found.scores == () and "ood" not in found.recommendation.options
+    assert "scaling" not in found.recommendation.options
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "text"),
+    [
+        ("classification", Asked(by="crps"), "--by crps does not rank a classification"),
+        ("classification", Asked(splits=1), "two at least"),
+        ("classification", Asked(locked=1.0), "--locked is a share"),
+        ("classification", Asked(methods=("student_t",)), "is not a module for classification"),
+        ("classification", Asked(methods=("abnn",)), "runs the network again"),
+        ("classification", Asked(scalings=("beta",)), "is for two classes"),
+        ("regression", Asked(scalings=("ets",)), "has one factor"),
+        ("classification", Asked(corrupt=("rain",)), "no corruption of tables is called 'rain'"),
+    ],
+)
+def test_what_cannot_be_compared(tmp_path: Path, task: Task, asked: Asked, text: str) -> None:
+    with pytest.raises((FitError, DataError), match=text):
+        run(tmp_path, task, asked)
