@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from calibration.evaluation.examples import spread_over, wrong_and_sure
 from calibration.evaluation.parts import (
     HEDGED,
+    IN_ROWS,
     Named,
+    Places,
     Resampling,
     against,
     answered,
@@ -18,6 +21,7 @@ from calibration.evaluation.parts import (
     differences,
     figure,
     figures,
+    histogram,
     independent,
     level,
     named_parts,
@@ -73,8 +77,11 @@ def evaluate_classification(
     ood_in: Mapping[str, Array] | None = None,
     ood_out: Mapping[str, Mapping[str, Array]] | None = None,
     ood_groups: Mapping[str, Array] | None = None,
+    ood_doubts: Mapping[str, Array] | None = None,
     groups: Array | None = None,
     named: Named | None = None,
+    places: Places | None = None,
+    classes: Sequence[str] | None = None,
     about: Mapping[str, str] | None = None,
     n_boot: int = 1000,
     seed: int = 0,
@@ -85,9 +92,10 @@ def evaluate_classification(
     names of ``posthoc.contract.Classification`` (label, probs and confidence at least; abstain
     and ood are used where present); ``y`` N true classes; ``sets`` N×C masks by alpha, made with
     ``n_conformal`` conformal rows, the default level first; ``ood_in`` N scores by score name and
-    ``ood_out`` the same scores by name of a strange set; ``groups`` (N) and ``ood_groups`` (by
-    strange set) are ids of rows that are no independent evidence; ``named`` are the groups that
-    coverage is split by. Raises DataError where lengths differ, a label is no class, or
+    ``ood_out`` the same scores by name of a strange set, ``ood_doubts`` its confidences; ``groups``
+    (N) and ``ood_groups`` (by strange set) are ids of rows that are no independent evidence;
+    ``named`` are the groups that coverage is split by; with ``places`` the worst rows are named,
+    by ``classes``. Raises DataError where lengths differ, a label is no class, or
     probabilities do not sum to 1.
     """
     truth = class_index(y, np.shape(frozen_probs)[1])
@@ -153,6 +161,19 @@ def evaluate_classification(
         answered=answered(fields, covered, losses[HEDGED]["accuracy"]),
         ood=ood,
         scores=scores,
+        confidences=histogram(
+            "confidence", {IN_ROWS: fields["confidence"], **(ood_doubts or {})}, span=(0.0, 1.0)
+        ),
+        spreads=None
+        if default is None
+        else spread_over(
+            default,
+            np.asarray(sets[default]).sum(axis=1, dtype=np.float64),
+            covered[default],
+            named,
+            ("answer", _names(fields["label"], classes)),
+        ),
+        worst=wrong_and_sure(fields, truth, places, classes),
     )
 
 
@@ -240,3 +261,10 @@ def _calibration(r: _Rated, y: I64, right: Array, n_sim: int, seed: int) -> dict
 def _at(table: Array, index: I64) -> Array:
     """The entry of each row at its index."""
     return np.asarray(table)[np.arange(len(index)), index]
+
+
+def _names(label: Array, classes: Sequence[str] | None) -> Array:
+    """Classes as the figures name them."""
+    if classes is None:
+        return np.char.add("class ", np.asarray(label).astype(str))
+    return np.asarray(classes, str)[label]

@@ -9,29 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from calibration.bundle import Manifest
-from calibration.evaluation.classification import FROZEN, SCALED
-from calibration.evaluation.image_regression import ImageRegression, Mapped
+from calibration.evaluation.corrupted import Corrupted, Knowing, Spoiler
+from calibration.evaluation.image_regression import ImageRegression
 from calibration.evaluation.images import ScoreMaps
-from calibration.evaluation.maps import LOGITS, Images, MapPass, Progress
-from calibration.evaluation.parts import HEDGED
+from calibration.evaluation.map_sets import SCORES, MapSets, add_scores, mask_of
+from calibration.evaluation.maps import Images, MapPass
 from calibration.evaluation.pictures import Layer, Scene, choose, draw, photo
 from calibration.evaluation.records import Evaluation
-from calibration.evaluation.regression import CONSTANT
-from calibration.evaluation.segmentation import Segmentation, Segmented, class_name
+from calibration.evaluation.row_pass import Progress
+from calibration.evaluation.segmentation import Segmentation, class_name
 from calibration.predictor import Predictor
 from posthoc.contract import Array, DataError
-from posthoc.folds import log_softmax
+from posthoc.data import open_table
 
-_SCORES = ("ood_score", "epistemic", "epistemic_std")
-_FIELDS = {
-    "classification": ("label", "probs", "confidence", "set", "ood", "abstain", *_SCORES),
-    "regression": ("mean", "std", "quantiles", "ood", "abstain", *_SCORES),
-}
 _SHOWN = {
     "classification": ("label", "entropy", "epistemic", "ood_score", "set", "set_size"),
     "regression": ("mean", "std", "epistemic_std", "ood_score"),
@@ -40,157 +33,66 @@ _SHOWN = {
 
 def evaluate_maps(
     predictor: Predictor,
-    data: str | Path,
+    sets: Mapping[str, str | Path],
     *,
     ood_data: Mapping[str, str | Path],
     about: Mapping[str, str],
+    spoilt: Sequence[Corrupted] = (),
     progress: Progress | None = None,
     data_range: float | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Every figure of a dense bundle's report, and pictures where the maps have two axes.
+    """Every figure of a dense bundle's report of the first of ``sets``, and pictures where the maps
+    have two axes; the other sets, and the first one ``spoilt``, stand beside it.
 
     ``data_range`` is the range of the target's values, for the signal-to-noise ratio. Raises
     DataError as `evaluate` does.
     """
     manifest = predictor.manifest
-    levels = {a: float(predictor.q_hat(a)) for a in manifest.alphas}
-    maps = MapPass(predictor, levels)
-    figures: Segmentation | ImageRegression
-    if manifest.task == "classification":
-        figures = Segmentation(maps.width, tuple(levels), mask=mask_of(manifest))
-    else:
-        quantiles = manifest.quantile_levels if "quantiles" in predictor.fields else ()
-        figures = ImageRegression(tuple(levels), quantile_levels=quantiles, data_range=data_range)
-    rows: list[Array] = []
-    fields = _FIELDS[manifest.task]
-    for batch in maps.over(data, "evaluate", fields, labelled=True, progress=progress):
-        if isinstance(figures, Segmentation):
-            figures.add(_segmented(predictor, batch, levels))
-        else:
-            figures.add(_mapped(predictor, batch, levels))
-        rows.append(batch.rows)
-    dropped, annotated = maps.dropped, maps.annotated
-    if not rows:
-        raise DataError(
-            f"{data}: no image is left ({dropped} were used by the fit, are faulty or unlabelled)"
-        )
+    (name, data), *others = sets.items()
+    one = MapSets(predictor, data_range, progress, seed)
+    maps = one.maps
+    knowing = Knowing(open_table(data).n_rows) if spoilt else None
+    first = one.over(data, "evaluate", knowing=knowing)
+    figures = first.figures
     strange = {}
-    for name, path in ood_data.items():
-        strange[name] = ScoreMaps(figures.scores.per)
+    for out, path in ood_data.items():
+        strange[out] = ScoreMaps(figures.scores.per)
         for batch in maps.over(
-            path, name, ("label", "mean", *_SCORES), labelled=False, progress=progress
+            path, out, ("label", "mean", *SCORES), labelled=False, progress=progress
         ):
-            _add_scores(strange[name], predictor, batch)
-        if not strange[name].sizes:
+            add_scores(strange[out], predictor, batch)
+        if not strange[out].sizes:
             raise DataError(f"{path}: none of its {maps.dropped} images can be used")
     said = {
         **about,
-        "images": f"{figures.n} evaluated, {dropped} dropped (fit saw them, faulty or unlabelled)",
+        "images": f"{figures.n} evaluated, {first.dropped} dropped (fit saw them, faulty or "
+        "unlabelled)",
     }
-    if annotated and isinstance(figures, Segmentation):
+    if first.annotated and isinstance(figures, Segmentation):
         said["annotators"] = (
             f"up to {figures.annotators} an image: GED² is of one sample, the label map, to all of "
             "them without class 0; every other figure holds it against one, drawn by the image's "
             "hash"
         )
-    how: dict[str, Any] = {
-        "n_conformal": manifest.conformal.guarantees[0].n,
-        "everything": [a for a, q in levels.items() if math.isinf(q)],
-        "strange": strange,
-        "grouped": manifest.splits.by is not None,
-        "about": said,
-        "seed": seed,
-    }
-    if isinstance(figures, Segmentation):
-        found = figures.result(classes=manifest.classes, **how)
-    else:
-        found = figures.result(**how)
+    found = one.result(first, strange=strange, about=said)
+    if len(sets) + len(spoilt) > 1:
+        compared = [one.summary(first, found, name)]
+        for other, path in others:
+            run = one.over(path, other)
+            compared.append(one.summary(run, one.result(run), other))
+        known = None if knowing is None else knowing.known()
+        learnt = {} if known is None else {what: Spoiler(what, known, seed) for what in spoilt}
+        for what, spoil in learnt.items():
+            run = one.over(data, what.name, spoil=spoil)
+            compared.append(one.summary(run, one.result(run), what.name, what))
+        found = found.model_copy(update={"sets": tuple(compared)})
     if len(maps.layout.spatial) != 2 or found.dense is None:
         return found
-    scenes = _scenes(maps, data, figures, np.concatenate(rows), levels)
+    scenes = _scenes(maps, data, figures, first.rows, one.levels)
     pictures, swatches = draw(scenes, manifest.classes)
     dense = found.dense.model_copy(update={"pictures": pictures, "swatches": swatches})
     return found.model_copy(update={"dense": dense})
-
-
-def mask_of(manifest: Manifest) -> int | None:
-    """The class whose pixels the sets were promised to hold; None where it is every pixel's."""
-    if all(g.kind != "missed" for g in manifest.conformal.guarantees):
-        return None
-    return int(manifest.conformal.settings["mask"])
-
-
-def _segmented(predictor: Predictor, batch: Images, levels: Mapping[float, float]) -> Segmented:
-    made = batch.made
-    assert batch.y is not None
-    log_p = log_softmax(made[LOGITS])
-    scaled = log_softmax(log_p / predictor.manifest.scaling["temperature_alone"])
-    first = next(iter(levels), None)
-    return Segmented(
-        probs={
-            FROZEN: np.exp(log_p).astype(np.float32),
-            SCALED: np.exp(scaled).astype(np.float32),
-            HEDGED: made["probs"],
-        },
-        frozen=made[LOGITS].argmax(2),
-        label=made["label"],
-        confidence=made["confidence"],
-        sets={a: made["set" if a == first else f"set@{a}"] for a in levels},
-        y=batch.y,
-        keys=batch.keys,
-        groups=batch.groups,
-        scores=_scores(predictor, batch),
-        held=_held(made),
-        annotations=batch.annotations,
-    )
-
-
-def _mapped(predictor: Predictor, batch: Images, levels: Mapping[float, float]) -> Mapped:
-    made = batch.made
-    assert batch.y is not None
-    noise = np.asarray(predictor.bundle.tensors("state.safetensors")["noise"])
-    constant = np.sqrt(noise) * predictor.manifest.scaling["temperature_alone"]
-    mean = made["mean"]
-    return Mapped(
-        mean={CONSTANT: made.get(LOGITS, mean), HEDGED: mean},
-        std={CONSTANT: np.broadcast_to(constant, mean.shape), HEDGED: made["std"]},
-        half=levels,
-        y=batch.y,
-        keys=batch.keys,
-        groups=batch.groups,
-        quantiles=made.get("quantiles"),
-        scores=_scores(predictor, batch),
-        held=_held(made),
-    )
-
-
-def _held(made: Mapping[str, Array]) -> Array | None:
-    """Pixels that were flagged or abstained on; None where there is neither."""
-    found = [made[f] for f in ("abstain", "ood") if f in made]
-    return np.asarray(np.logical_or.reduce(found)) if found else None
-
-
-def _scores(predictor: Predictor, batch: Images) -> dict[str, Array]:
-    """Maps that tell strange pixels: ours, and maximum softmax of the frozen model."""
-    made = batch.made
-    out: dict[str, Array] = {}
-    if "ood_score" in made:
-        out["hedged"] = made["ood_score"]
-    if predictor.manifest.task == "classification":
-        out["msp"] = -np.exp(log_softmax(made[LOGITS])).max(2)
-    if "epistemic" in made:
-        out["epistemic"] = made["epistemic"]
-    elif "epistemic_std" in made:
-        out["epistemic"] = made["epistemic_std"].max(2)
-    return out
-
-
-def _add_scores(into: ScoreMaps, predictor: Predictor, batch: Images) -> None:
-    scores = _scores(predictor, batch)
-    for i in range(len(batch)):
-        maps = {name: s[i] for name, s in scores.items()}
-        into.add(maps, int(batch.keys[i]), int(batch.groups[i]))
 
 
 def _scenes(

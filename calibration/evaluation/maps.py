@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.bundle import Manifest
+from calibration.evaluation.row_pass import LOGITS, Progress, Spoil
 from calibration.evaluation.unseen import Unseen
 from calibration.predictor import Predictor
 from posthoc import pixels
@@ -20,8 +21,6 @@ from posthoc.data import Rows, open_table, to_rows
 from posthoc.pixels import Layout
 from posthoc.tables import Table
 
-Progress = Callable[[str, int, int], None]
-LOGITS = "logits"  # what the frozen model itself says, beside the fields
 _NUMBERS = 2_000_000  # pixels times channels of a batch; the head holds 16 draws of each or so
 _IMAGES = 64
 
@@ -85,11 +84,13 @@ class MapPass:
         progress: Progress | None,
         start: int = 0,
         count: int | None = None,
+        spoil: Spoil | None = None,
     ) -> Iterator[Images]:
         """The usable images of a table with the maps of ``fields`` (those the bundle has).
 
-        Rows ``start`` … ``start + count - 1`` of it, by default all. Raises DataError for a table
-        that the mapping does not fit, or a target of another size than the outputs.
+        Rows ``start`` … ``start + count - 1`` of it, by default all; ``spoil`` changes the inputs
+        after the images were told apart. Raises DataError for a table that the mapping does not
+        fit, or a target of another size than the outputs.
         """
         table = open_table(data)
         read, size = self._reader(table, labelled)
@@ -100,7 +101,11 @@ class MapPass:
         size = min(size, max(1, end - start))
         for batch in table.batches(size, columns, start):
             rows = read(batch)
-            found = self._images(rows, self.unseen.usable(rows, labelled), done, fields)
+            usable = self.unseen.usable(rows, labelled)
+            if spoil is not None and usable.any():
+                spoilt = dict(spoil(rows.inputs, rows.content_hashes))
+                rows = dataclasses.replace(rows, inputs=spoilt)
+            found = self._images(rows, usable, done, fields)
             self.dropped += len(rows) - len(found)
             done += len(rows)
             if progress is not None:

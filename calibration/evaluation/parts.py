@@ -51,6 +51,13 @@ class Named(NamedTuple):
     rows: Mapping[float, Mapping[str, int]]
 
 
+class Places(NamedTuple):
+    """Where N rows stand in their table, and their ids, where it has some."""
+
+    rows: Array
+    ids: Array | None = None
+
+
 class Resampling(NamedTuple):
     """How intervals are drawn: groups of rows that are no independent evidence, draws, seed."""
 
@@ -278,11 +285,14 @@ def ood_results(
     return tuple(results), tuple(histograms)
 
 
-def histogram(name: str, sets: Mapping[str, Array]) -> Histogram:
-    """Shares over common bins that span the middle 99 % of each set; the ends hold the rest."""
+def histogram(
+    name: str, sets: Mapping[str, Array], span: tuple[float, float] | None = None
+) -> Histogram:
+    """Shares over common bins that span the middle 99 % of each set, or ``span``; the ends hold
+    the rest."""
     values = {n: np.asarray(v, dtype=np.float64) for n, v in sets.items()}
     ends = np.array([np.quantile(v, [0.005, 0.995]) for v in values.values()])
-    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    low, high = (float(ends[:, 0].min()), float(ends[:, 1].max())) if span is None else span
     if not low < high:
         low, high = low - 0.5, low + 0.5
     edges = np.linspace(low, high, _SCORE_BINS + 1)

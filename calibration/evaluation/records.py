@@ -230,6 +230,73 @@ class Picture(_Record):
     maps: tuple[PictureMap, ...]
 
 
+class WorstRow(_Record):
+    """A row that hedged was surest of and wrong about, or the furthest off in its own error bars.
+
+    ``row`` is its place in the table; ``doubt`` the confidence of the answer, or the error over the
+    error bar; ``flagged`` whether it was flagged or abstained on.
+    """
+
+    row: int
+    id: str | None = None
+    truth: str
+    answer: str
+    doubt: float
+    flagged: bool | None = None
+
+
+class Spread(_Record):
+    """Sizes of sets, or widths of intervals, within one part of the rows: their mean, the sizes
+    that 5, 25, 50, 75 and 95 % do not exceed, and the coverage there."""
+
+    name: str
+    n: int
+    coverage: float
+    mean: float
+    quantiles: tuple[float, float, float, float, float]
+
+
+class Spreads(_Record):
+    """``by``: what the rows are parted by, at one level."""
+
+    by: str
+    level: str
+    parts: tuple[Spread, ...]
+
+
+class Retrieved(_Record):
+    """R-AUROC of each doubt on ``n`` rows with classes, and recall at 1 of the features."""
+
+    n: int
+    recall_at_1: float
+    r_auroc: dict[str, float]
+
+
+class SetSummary(_Record):
+    """One labelled set beside the others; all figures are hedged's.
+
+    ``refused`` rows had no finite answer and count for nothing here. ``change`` is a metric less
+    that of the first set, resampled over rows, or items, of both at once: one that both have is
+    drawn for both. ``levels`` hold the band that luck allows rows like those of the fit.
+    ``answered`` is the share that was neither flagged nor abstained on, ``answered_error`` the
+    share of these that is wrong, or their RMSE.
+    """
+
+    name: str
+    n: int  # rows, or images
+    dropped: int = 0
+    refused: int = 0
+    corruption: str | None = None
+    severity: int | None = None
+    metrics: dict[str, Figure]
+    change: dict[str, Figure] = {}
+    levels: tuple[Level, ...] = ()
+    flagged: Figure | None = None
+    abstained: Figure | None = None
+    answered: Figure | None = None
+    answered_error: Figure | None = None
+
+
 class Dense(_Record):
     """What only maps have. ``sampled`` pixels of each image stand for all of them in the figures
     that need every pixel at once (widths, ranks of single pixels' scores)."""
@@ -247,7 +314,7 @@ class Evaluation(_Record):
     """Everything that the report shows, from ``evaluate_classification`` or ``_regression``.
 
     ``about`` holds the header's lines as the caller wrote them (bundle, splits, …); "model" is the
-    report's title.
+    report's title. ``sets`` are all labelled sets, these rows first, where there are several.
     """
 
     task: Task
@@ -267,3 +334,8 @@ class Evaluation(_Record):
     ood: tuple[OodResult, ...] = ()
     scores: tuple[Histogram, ...] = ()
     dense: Dense | None = None
+    confidences: Histogram | None = None  # or error bars, of the test rows and the strange ones
+    spreads: Spreads | None = None
+    worst: tuple[WorstRow, ...] = ()
+    retrieved: Retrieved | None = None
+    sets: tuple[SetSummary, ...] = ()

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from calibration.evaluation.examples import FIFTHS, fifths, furthest_off, spread_over
 from calibration.evaluation.parts import (
     HEDGED,
     IN_ROWS,
     Named,
+    Places,
     Resampling,
     against,
     answered,
@@ -55,8 +57,10 @@ def evaluate_regression(
     ood_in: Mapping[str, Array] | None = None,
     ood_out: Mapping[str, Mapping[str, Array]] | None = None,
     ood_groups: Mapping[str, Array] | None = None,
+    ood_doubts: Mapping[str, Array] | None = None,
     groups: Array | None = None,
     named: Named | None = None,
+    places: Places | None = None,
     log_density: Array | None = None,
     about: Mapping[str, str] | None = None,
     n_boot: int = 1000,
@@ -69,8 +73,9 @@ def evaluate_regression(
     standard deviation of the frozen model's residuals on calibration rows, around ``frozen_mean``
     (N×K, default: the mean served); ``y`` N×K (or N);
     ``intervals`` lower and upper N×K by alpha, the default level first. The rest as for
-    classification. PIT and PCE are of the Gaussian (mean, std), over rows and outputs;
-    ``log_density`` N×K is that of the recalibrated distribution, where it has one.
+    classification, ``ood_doubts`` being error bars. PIT and PCE are of the Gaussian (mean, std),
+    over rows and outputs; ``log_density`` N×K is that of the recalibrated distribution, where it
+    has one.
     """
     truth = _columns(y)
     check_rows(
@@ -139,6 +144,19 @@ def evaluate_regression(
         answered=answered(fields, covered, None),
         ood=ood,
         scores=scores,
+        confidences=histogram(
+            "error bar",
+            {
+                IN_ROWS: said[HEDGED][1].mean(axis=1),
+                **{name: _columns(std).mean(axis=1) for name, std in ood_doubts.items()},
+            },
+        )
+        if ood_doubts
+        else None,
+        spreads=None
+        if default is None
+        else spread_over(default, widths[default], covered[default], named, (FIFTHS, fifths(mean))),
+        worst=furthest_off(fields, mean, said[HEDGED][1], truth, places),
     )
 
 

@@ -252,7 +252,7 @@ def test_progress_and_an_open_predictor(classification_bundle: Path, fresh: Path
     told: list[tuple[str, int, int]] = []
     predictor = Predictor(classification_bundle)
     again = evaluate(predictor, fresh, progress=lambda *a: told.append(a))
-    assert told == [("evaluate", 256, N), ("evaluate", N, N)]
+    assert told == [(what, n, N) for what in ("evaluate", "features") for n in (256, N)]
     assert again == evaluate(classification_bundle, fresh)
 
 
