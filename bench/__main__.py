@@ -17,6 +17,7 @@ NAMES = (
     "fit",
     "heads",
     "ood",
+    "compare",
     "knn",
     "bayescap",
     "dropout",

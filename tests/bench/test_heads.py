@@ -11,6 +11,8 @@ import pytest
 
 from bench import heads, table
 from bench.suite import suite
+from calibration.comparison.candidates import BASELINE, Candidate
+from calibration.comparison.measure import Measured
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,18 +54,15 @@ def test_the_page_shows_what_lost_and_what_failed() -> None:
 
 
 def test_pairing_is_by_row() -> None:
-    found = [
-        {"module": "none", "losses": np.asarray([1.0, 2.0, 3.0])},
-        {"module": "laplace", "losses": np.asarray([0.5, 2.5, 2.4])},
-    ]
-    heads._pair(found)
-    assert found[1]["nll_difference"] == pytest.approx((-0.5 + 0.5 - 0.6) / 3)
-    assert found[0]["nll_difference"] == 0.0 and "losses" not in found[0]
+    base = Measured(BASELINE, 0, losses={"nll": np.asarray([1.0, 2.0, 3.0])})
+    own = Measured(Candidate("laplace"), 0, losses={"nll": np.asarray([0.5, 2.5, 2.4])})
+    found = heads._record("letter", own, base)
+    assert found["nll_difference"] == pytest.approx((-0.5 + 0.5 - 0.6) / 3)
 
 
 def test_a_real_split_of_a_small_set() -> None:
     """Every module that fits a regression is measured, and none loses on one split by much."""
-    found = {r["module"]: r for r in heads.measure("concrete", 0)}
+    found = {r["module"]: r for r in heads.one_split("concrete", 0)}
     assert "error" not in str(found)
     assert {"none", "laplace", "student_t", "vbll", "vbll_t", "bootstrap", "loss"} <= set(found)
     for r in found.values():
