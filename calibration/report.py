@@ -15,6 +15,7 @@ from calibration.evaluation.images import PIXELS
 from calibration.evaluation.parts import HEDGED
 from calibration.evaluation.records import Difference, Evaluation
 from calibration.figures import Panel, panels
+from calibration.figures.beside import retrieval_table, sets_table, worst_table
 from calibration.figures.maps import class_table, picture_sections, uncovered_table
 from calibration.figures.panel import level_percent, percent, unit
 from calibration.figures.tables import cell, difference, items, parts, shown, table
@@ -108,8 +109,12 @@ def render(evaluation: Evaluation) -> str:
         "glance": _glance(evaluation),
         "comparison": _comparison(evaluation),
         "levels": _levels(evaluation),
-        "figures": "\n".join(_section(p) for p in drawn if not p.key.startswith("scores-")),
-        "ood": _ood(evaluation),
+        "sets": sets_table(evaluation) + "".join(_section(p) for p in drawn if p.tall),
+        "figures": "\n".join(
+            _section(p) for p in drawn if not p.tall and not p.key.startswith("scores-")
+        ),
+        "ood": _ood(evaluation) + retrieval_table(evaluation),
+        "worst": worst_table(evaluation),
         "scores": "\n".join(_section(p) for p in drawn if p.key.startswith("scores-")),
         "data": _script_json(figures),
         "plotly": get_plotlyjs().replace("</script", "<\\/script"),
@@ -297,8 +302,8 @@ def _drawn(e: Evaluation) -> str:
 
 
 def _section(p: Panel) -> str:
-    title = escape(p.title)
+    title, kind = escape(p.title), "plot tall" if p.tall else "plot"
     return (
-        f'<section><h2>{title}</h2><figure><div id="{p.key}" class="plot" role="img" '
+        f'<section><h2>{title}</h2><figure><div id="{p.key}" class="{kind}" role="img" '
         f'aria-label="{title}"></div><figcaption>{escape(p.meaning)}</figcaption></figure></section>'
     )

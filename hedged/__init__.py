@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from calibration.bundle import Bundle
     from calibration.conformal.losses import Order
@@ -87,17 +87,30 @@ def load(bundle: str | Path, *, device: str = "cpu", threads: int = 0) -> Predic
 
 def evaluate(
     bundle: str | Path,
-    data: str | Path,
+    data: str | Path | Mapping[str, str | Path],
     *,
     ood: dict[str, str | Path] | None = None,
+    corrupt: Sequence[str] = (),
+    severities: Sequence[int] = (1, 3, 5),
     data_range: float | None = None,
 ) -> Evaluation:
     """Measure a bundle on labelled rows (rows that the fit saw are dropped and counted) and,
-    for OOD scores, on unlabelled strange rows by name. ``data_range`` is the range of image values,
-    for PSNR."""
+    for OOD scores, on unlabelled strange rows by name.
+
+    ``data`` may be several labelled sets by name: every figure is of the first, and ``.sets`` has
+    all of them beside each other, with those that ``corrupt`` (names, or ["all"]) makes of it at
+    ``severities`` from 1 to 5. ``data_range`` is the range of image values, for PSNR.
+    """
     from calibration.evaluate import evaluate as run
 
-    return run(bundle, data, ood_data=ood or {}, data_range=data_range)
+    return run(
+        bundle,
+        data,
+        ood_data=ood or {},
+        corrupt=corrupt,
+        severities=severities,
+        data_range=data_range,
+    )
 
 
 def control_risk(

@@ -9,6 +9,7 @@ from calibration.figures.classification import reliability, risk_coverage, set_s
 from calibration.figures.dense import calibration_curve, sparsification, uncovered
 from calibration.figures.panel import Panel, unit
 from calibration.figures.regression import pit, quantiles, width_groups, widths
+from calibration.figures.sets import confidences, spreads, under_corruption
 from calibration.figures.shared import coverage, scores
 
 __all__ = ["Panel", "panels"]
@@ -18,6 +19,8 @@ def panels(evaluation: Evaluation) -> Iterator[Panel]:
     """The figures that the evaluation has the numbers for, in reading order."""
     if any(s.reliability for s in evaluation.systems):
         yield reliability(evaluation)
+    if evaluation.confidences is not None:
+        yield confidences(evaluation)
     if any(s.pit for s in evaluation.systems):
         yield pit(evaluation)
     if evaluation.quantiles is not None:
@@ -38,5 +41,9 @@ def panels(evaluation: Evaluation) -> Iterator[Panel]:
         yield widths(evaluation.widths, evaluation)
     if evaluation.width_groups:
         yield width_groups(evaluation)
+    if evaluation.spreads is not None:
+        yield spreads(evaluation)
+    if any(s.corruption for s in evaluation.sets):
+        yield under_corruption(evaluation)
     for i, histogram in enumerate(evaluation.scores):
         yield scores(i, histogram, evaluation)

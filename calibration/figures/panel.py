@@ -13,6 +13,7 @@ from calibration.evaluation.parts import HEDGED
 from calibration.evaluation.records import Evaluation, Histogram, System
 
 SHARE = {"tickformat": ".0%", "rangemode": "tozero"}
+OUT_COLOURS = 5  # --out-0 … --out-4 in the page's style sheet
 _SYMBOLS = ("circle", "square", "diamond")
 _DASHES = ("dot", "dash", "solid")
 
@@ -26,6 +27,7 @@ class Panel:
     meaning: str
     data: list[dict[str, Any]]
     layout: dict[str, Any]
+    tall: bool = False
 
 
 def unit(evaluation: Evaluation) -> str:

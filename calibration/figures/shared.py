@@ -6,6 +6,7 @@ from calibration.evaluation.images import PIXELS
 from calibration.evaluation.parts import HEDGED, IN_ROWS
 from calibration.evaluation.records import Evaluation, Histogram
 from calibration.figures.panel import (
+    OUT_COLOURS,
     SHARE,
     Panel,
     axes,
@@ -13,8 +14,6 @@ from calibration.figures.panel import (
     outline,
     unit,
 )
-
-_OUT_COLOURS = 5  # --out-0 … --out-4 in the page's style sheet
 
 
 def coverage(evaluation: Evaluation) -> Panel:
@@ -84,7 +83,7 @@ def scores(i: int, histogram: Histogram, evaluation: Evaluation) -> Panel:
             name,
             "var(--hedged)"
             if name == IN_ROWS
-            else f"var(--out-{(sets.index(name) - 1) % _OUT_COLOURS})",
+            else f"var(--out-{(sets.index(name) - 1) % OUT_COLOURS})",
             "solid" if name == IN_ROWS else "dot",
         )
         for name in sets

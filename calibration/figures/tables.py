@@ -55,8 +55,8 @@ def difference(d: Difference | None, form: str) -> str:
         return NONE
     mark = "" if d.low <= 0 <= d.high else ' class="clear"'
     return (
-        f"<span{mark}>{_signed(d.value, form)}</span>"
-        f"<small>{_signed(d.low, form)} to {_signed(d.high, form)}</small>"
+        f"<span{mark}>{signed(d.value, form)}</span>"
+        f"<small>{signed(d.low, form)} to {signed(d.high, form)}</small>"
     )
 
 
@@ -88,5 +88,6 @@ def parts(e: Evaluation) -> str:
     return f"{table(['Part', 'Level', 'Rows', 'Coverage', 'Chance, 99 %'], rows)}<p>{said}</p>"
 
 
-def _signed(value: float, form: str) -> str:
+def signed(value: float, form: str) -> str:
+    """A number in its format with its sign, plus or minus."""
     return f"{'+' if value >= 0 else '−'}{shown(abs(value), form)}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from hedged.commands import console
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
     from calibration.evaluation.records import ClassFigures, Level
 
 _CLASSES, _GROUPS = 20, 5
+_COMPARED = {
+    "accuracy": "acc.",
+    "mean_iou": "IoU",
+    "rmse": "RMSE",
+    "nll": "NLL",
+    "debiased_ece": "ECE",
+    "pce": "PCE",
+}
+FIRST = "data"  # a set without a name
 # Of rows, what the report holds besides: the table is for a first look.
 _REPORTED = {
     "equal_mass_ece",
@@ -30,12 +41,17 @@ _REPORTED = {
     "e_aurc",
 }
 _MORE = """Rows that the fit saw are dropped and counted; its own test rows are not.
+The first --data is what every figure is of; further ones, and the first one
+spoilt by --corrupt, stand beside it.
 
 \b
 Examples:
   hedged evaluate bundle --data fresh.parquet
   hedged evaluate bundle --data fresh.parquet \\
       --ood-data fonts=fonts.parquet -o evaluation
+  hedged evaluate bundle --data clean=a.parquet --data shifted=b.parquet
+  hedged evaluate bundle --data fresh.parquet --corrupt noise,missing \\
+      --severity 1,2,3
 
 Each option is also a variable: HEDGED_EVALUATE_DEVICE for --device.
 """
@@ -43,9 +59,25 @@ Each option is also a variable: HEDGED_EVALUATE_DEVICE for --device.
 
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
-    data: Annotated[Path, option(help="Labelled rows, in the columns that the fit was given")],
+    data: Annotated[
+        list[str],
+        option(
+            metavar="[NAME=]PATH",
+            help="Labelled rows, in the columns that the fit was given (repeatable)",
+        ),
+    ],
     ood_data: Annotated[
         list[str] | None, option(help="name=PATH of strange rows, unlabelled (repeatable)")
+    ] = None,
+    corrupt: Annotated[
+        str | None,
+        option(
+            help="Corruptions of the first set: all, or of images noise, blur, occlusion, "
+            "contrast; of tables missing, noise, scaled, shuffled; of tokens tokens"
+        ),
+    ] = None,
+    severity: Annotated[
+        str | None, option(help="How strong, 1 to 5, with --corrupt (1,3,5)", metavar="LIST")
     ] = None,
     out: Annotated[
         Path, option("--out", "-o", help="Folder of report.html and evaluation.json")
@@ -58,13 +90,20 @@ def evaluate(
 ) -> None:
     """Measure a bundle on labelled rows and write a report."""
     from calibration.evaluate import evaluate as run
+    from calibration.evaluation.corrupted import DEFAULT
     from calibration.report import write_report
 
+    if severity is not None and corrupt is None:
+        raise typer.BadParameter("--severity belongs to --corrupt")
+    sets = named_sets(data)
+    severities = DEFAULT if severity is None else _severities(severity)
     with console.progress() as report:
         found = run(
             bundle,
-            data,
+            sets,
             ood_data=console.pairs(ood_data or [], "--ood-data"),
+            corrupt=() if corrupt is None else [c.strip() for c in corrupt.split(",")],
+            severities=severities,
             data_range=data_range,
             device=device,
             progress=report,
@@ -80,6 +119,37 @@ def evaluate(
 
 
 evaluate.__doc__ = f"{evaluate.__doc__}\n\n{_MORE}"
+
+
+def named_sets(values: Sequence[str]) -> dict[str, str]:
+    """``[name=]PATH`` options by name, in order; a set without a name is called data.
+
+    What is a path as it stands, or a URL, is one, whatever equals signs it holds. A usage error for
+    two sets of one name.
+    """
+    found: dict[str, str] = {}
+    for value in values:
+        name, path = FIRST, value
+        before, sign, rest = value.partition("=")
+        whole = not sign or "/" in before or os.sep in before or Path(value).exists()
+        if not whole:
+            if not before or not rest:
+                raise typer.BadParameter(f"--data takes PATH or name=PATH, not {value!r}")
+            name, path = before, rest
+        if name in found:
+            raise typer.BadParameter(
+                f"two sets are called {name!r} ({found[name]} and {path}); give each its name: "
+                "--data clean=a.parquet --data shifted=b.parquet"
+            )
+        found[name] = path
+    return found
+
+
+def _severities(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(v) for v in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--severity takes numbers like 1,3,5, not {text!r}") from None
 
 
 def show(found: Evaluation) -> None:
@@ -134,6 +204,38 @@ def show(found: Evaluation) -> None:
         console.out.print(
             f"{o.score} tells {o.out} ({o.n_out:,} {of}) from clean {of}: AUROC {o.auroc.value:.4f}"
         )
+
+    if found.sets:
+        console.out.print(_sets(found))
+        console.out.print(
+            "coverage is promised for rows like those of the fit; of other sets it is measured"
+        )
+
+
+def _sets(found: Evaluation) -> Table:
+    """The labelled sets beside each other."""
+    table = Table(title="sets side by side", title_justify="left")
+    first = found.sets[0]
+    metrics = [m for m in _COMPARED if m in first.metrics]
+    table.add_column("set", no_wrap=True)
+    covered = [f"in {v.level}" for v in first.levels]
+    shares = ("size", "flagged", "abstained", "answered", "error of it")
+    for column in ("n", *(_COMPARED[m] for m in metrics), *covered, *shares):
+        table.add_column(column, justify="right")
+    for s in found.sets:
+        sizes = [v.mean_size for v in s.levels[:1]]
+        table.add_row(
+            escape(s.name),
+            f"{s.n:,}",
+            *(f"{s.metrics[m].value:{'.4g' if m == 'rmse' else '.3f'}}" for m in metrics),
+            *(f"{v.coverage:.3f}" for v in s.levels),
+            "" if not sizes else "inf" if sizes[0] is None else f"{sizes[0]:.3g}",
+            *(
+                "" if f is None else f"{f.value:.3f}"
+                for f in (s.flagged, s.abstained, s.answered, s.answered_error)
+            ),
+        )
+    return table
 
 
 def _classes(classes: Sequence[ClassFigures]) -> Table:
