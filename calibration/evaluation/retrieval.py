@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calibration.bundle import PREDICTOR
+from calibration.bundle import GOLDEN, PREDICTOR
 from calibration.evaluation.records import Retrieved
 from calibration.evaluation.row_pass import Progress, RowPass
 from calibration.metrics.r_auroc import retrieval
@@ -71,9 +72,11 @@ def _features(predictor: Predictor) -> tuple[Any, str] | None:
         return None
     fused = load_from_string(predictor.bundle.files[PREDICTOR])
     part = Extractor(fused).extract_model([s.name for s in predictor.inputs], [frozen.output])
+    with np.load(io.BytesIO(predictor.bundle.files[GOLDEN]), allow_pickle=False) as golden:
+        rows = {s.name: golden[f"in/{s.name}"] for s in predictor.inputs}
     try:
         opened = open_frozen(
-            part.SerializeToString(), task=predictor.manifest.task, head=frozen.head
+            part.SerializeToString(), task=predictor.manifest.task, head=frozen.head, sample=rows
         )
     except HedgedError:
         return None

@@ -219,7 +219,7 @@ def _sets(found: Evaluation) -> Table:
     metrics = [m for m in _COMPARED if m in first.metrics]
     table.add_column("set", no_wrap=True)
     covered = [f"in {v.level}" for v in first.levels]
-    shares = ("size", "flagged", "abstained", "answered", "error of it")
+    shares = ("size", "OOD", "abstain", "answers", "error")
     for column in ("n", *(_COMPARED[m] for m in metrics), *covered, *shares):
         table.add_column(column, justify="right")
     for s in found.sets:

@@ -8,6 +8,7 @@ import numpy as np
 
 from calibration.bundle import threshold_at
 from calibration.evaluation import Evaluation, evaluate_classification, evaluate_regression
+from calibration.evaluation.parts import Places
 from posthoc.contract import F64, I64
 
 
@@ -55,6 +56,8 @@ def classification(n: int = 2000, c: int = 6, seed: int = 0, **more: Any) -> Eva
             "flat": {"hedged": out_entropy, "msp": 1 - strange.max(axis=1)},
             "half": {"hedged": entropy[: n // 3] + 0.5, "msp": scores["msp"][: n // 3] + 0.1},
         },
+        "ood_doubts": {"flat": strange.max(axis=1), "half": p.max(axis=1)[: n // 3]},
+        "places": Places(np.arange(n) + 7),
         "about": {"model": "simulated & calibrated <softmax>", "bundle": "0123abcd" * 8},
         "n_boot": 200,
     }
@@ -85,6 +88,8 @@ def regression(n: int = 2000, k: int = 1, seed: int = 0, **more: Any) -> Evaluat
         "quantile_levels": levels,
         "ood_in": {"rmds": rng.chisquare(5, n)},
         "ood_out": {"far": {"rmds": rng.chisquare(5, n // 2) + 8}},
+        "ood_doubts": {"far": 3 * std[: n // 2]},
+        "places": Places(np.arange(n), np.array([f"id {i}" for i in range(n)])),
         "n_boot": 200,
     }
     return evaluate_regression(**(arguments | more))

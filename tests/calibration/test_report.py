@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 import pytest
 
 from calibration.evaluation import Evaluation
-from calibration.evaluation.parts import Named
+from calibration.evaluation.parts import Named, Places
+from calibration.evaluation.records import SetSummary
 from calibration.figures import panels
 from calibration.report import render, write_report
 from tests.calibration import simulated
@@ -24,13 +25,24 @@ EVALUATIONS = {
 KEYS = {
     "classification": [
         "reliability",
+        "confidence",
         "risk-coverage",
         "coverage",
         "set-sizes",
+        "spreads",
         "scores-0",
         "scores-1",
     ],
-    "regression": ["pit", "quantiles", "coverage", "widths", "width-coverage", "scores-0"],
+    "regression": [
+        "confidence",
+        "pit",
+        "quantiles",
+        "coverage",
+        "widths",
+        "width-coverage",
+        "spreads",
+        "scores-0",
+    ],
 }
 
 
@@ -126,7 +138,13 @@ def test_names_are_data_and_never_markup() -> None:
         about={"model": evil, evil: evil},
         ood_in={evil: [0.0] * 100},
         ood_out={evil: {evil: [1.0] * 10}},
+        ood_doubts={evil: [0.5] * 10},
+        classes=[evil, *"abcde"],
+        places=Places(np.arange(100), np.full(100, evil)),
+        named=Named(np.full(100, evil), {}),
     )
+    one = SetSummary(name=evil, n=1, metrics=shown.systems[-1].metrics, corruption=evil, severity=1)
+    shown = shown.model_copy(update={"sets": (one, one)})
     page = read(render(shown))
     assert page.loads() == []
     assert len(page.scripts) == 2
@@ -142,10 +160,20 @@ def test_an_evaluation_from_json_gives_the_same_report() -> None:
 
 def test_a_report_without_strange_rows_sets_or_baselines() -> None:
     bare = simulated.classification(
-        n=100, sets={}, ood_in=None, ood_out=None, scaled_probs=None, about=None
+        n=100,
+        sets={},
+        ood_in=None,
+        ood_out=None,
+        ood_doubts=None,
+        scaled_probs=None,
+        about=None,
+        places=None,
     )
-    assert read(render(bare)).ids() == ["reliability", "risk-coverage"]
-    alone = simulated.regression(n=100, intervals={}, constant_std=None, ood_in={}, ood_out={})
+    assert read(render(bare)).ids() == ["reliability", "confidence", "risk-coverage"]
+    assert not bare.worst and "Confident and wrong" not in render(bare)
+    alone = simulated.regression(
+        n=100, intervals={}, constant_std=None, ood_in={}, ood_out={}, ood_doubts=None
+    )
     assert read(render(alone)).ids() == ["pit", "quantiles"]
 
 

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from calibration.evaluate import evaluate
 from calibration.evaluation import Evaluation
 from calibration.report import write_report
+from posthoc.contract import Task
+from tests import factory
 from tests.calibration import simulated
 from tests.calibration.conftest import BROWSER
 from tests.calibration.evaluation import dense_bundles
@@ -68,6 +71,22 @@ def browse(page: Path, profile: Path, width: int) -> tuple[str, str]:
 def test_every_figure_is_drawn_and_nothing_fetched(task: str, width: int, tmp_path: Path) -> None:
     seen = look(getattr(simulated, task)(n=600), width, tmp_path)
     assert seen["images"] == []
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_sets_side_by_side_and_under_corruption(
+    task: Task, width: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    bundle = request.getfixturevalue(f"{task}_bundle")
+    data = {n: factory.data(tmp_path / f"{n}.parquet", task, 300, 50 + len(n)) for n in ("a", "bb")}
+    strange = {"other": data["bb"]}
+    found = evaluate(bundle, data, ood_data=strange, corrupt=["all"], severities=[2, 5])
+    seen = look(found, width, tmp_path)
+    drawn = {key for key, *_ in seen["plots"]}
+    assert {"under-corruption", "confidence", "spreads", "coverage"} <= drawn
+    assert {"classification": "risk-coverage", "regression": "pit"}[task] in drawn
+    assert (tmp_path / "report.html").stat().st_size < 8_000_000
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
