@@ -53,7 +53,7 @@ def advise(
         assert score.mean is not None
         reasons.append(
             f"the score {score.score} tells strange rows best: AUROC {score.mean.mean:.4f} in the "
-            f"mean over {len(score.auroc)} set{'s' * (len(score.auroc) > 1)}"
+            f"mean over {', '.join(score.auroc)}"
         )
     options = {"method": chosen.method}
     if task == "classification":

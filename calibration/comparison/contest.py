@@ -234,4 +234,4 @@ def _scores(
         workers=asked.workers,
         done=lambda done, total: report("scores", done, total),
     )
-    return ranked(told)
+    return ranked(told, {s.name: s.kind for s in strange})

@@ -47,7 +47,7 @@ class Standing(_Record):
 
 class ScoreStanding(_Record):
     """One score that tells strange rows: AUROC over re-splits by the name of the strange set, and
-    their mean, by which scores are ranked."""
+    the mean by which scores are ranked: of the kinds of sets, the corrupted ones being one kind."""
 
     rank: int | None
     score: str

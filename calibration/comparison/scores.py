@@ -59,8 +59,9 @@ def _pooled(told: Mapping[str, float]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in pooled.items()}
 
 
-def ranked(told: Iterable[Told]) -> tuple[ScoreStanding, ...]:
-    """Scores by their mean AUROC over strange sets, the largest first; those that failed last."""
+def ranked(told: Iterable[Told], kinds: Mapping[str, str]) -> tuple[ScoreStanding, ...]:
+    """Scores by their mean AUROC over ``kinds`` of strange sets (set → kind), each the mean of its
+    sets, the largest first; those that failed last."""
     runs = sorted(told, key=lambda t: t.seed)
     by_score: dict[str, list[dict[str, float]]] = defaultdict(list)
     errors: dict[str, set[str]] = defaultdict(set)
@@ -72,7 +73,7 @@ def ranked(told: Iterable[Told]) -> tuple[ScoreStanding, ...]:
     means: dict[str, Spread] = {}
     for score, each in by_score.items():
         if score not in errors and all(each):
-            over = [{"mean": float(np.mean(list(found.values())))} for found in each]
+            over = [{"mean": _mean_of_kinds(found, kinds)} for found in each]
             means[score] = spreads(over)["mean"]
     order = sorted(means, key=lambda s: -means[s].mean)
     good = [
@@ -83,3 +84,10 @@ def ranked(told: Iterable[Told]) -> tuple[ScoreStanding, ...]:
         ScoreStanding(rank=None, score=s, errors=tuple(sorted(errors[s]))) for s in sorted(errors)
     ]
     return tuple(good + bad)
+
+
+def _mean_of_kinds(found: Mapping[str, float], kinds: Mapping[str, str]) -> float:
+    means: dict[str, list[float]] = defaultdict(list)
+    for name, value in found.items():
+        means[kinds.get(name, name)].append(value)
+    return float(np.mean([np.mean(values) for values in means.values()]))

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from calibration.comparison.records import Comparison, Standing
 
 _SHOWN = {
-    "classification": ("nll", "ece", "brier", "accuracy", "set_size"),
+    "classification": ("nll", "brier", "ece", "accuracy", "set_size"),
     "regression": ("nll", "crps", "rmse", "width"),
 }
+_BEST_SCORES = 10
 _MORE = """A part of the items is locked away; the rest is split again and again, and every
 candidate is fitted and measured on each split. What is not surely worse than the best is marked ~.
 The recommended one is fitted once more and measured on the locked rows. Labelled rows must not be
@@ -220,8 +221,13 @@ def _modules(found: Comparison) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    columns = [c for c in _SHOWN[found.task] if any(c in s.figures for s in found.standings)]
-    for name in ("", "module", *columns, "to scaling alone", "ms/row", "fit s"):
+    losses = {"nll", "brier", "crps"} - {found.by}  # the others are in modules.csv
+    columns = [
+        c
+        for c in _SHOWN[found.task]
+        if c not in losses and any(c in s.figures for s in found.standings)
+    ]
+    for name in ("", "module", *columns, "to scaling alone", "ms/row"):
         table.add_column(name, no_wrap=True)
     for s in found.standings:
         mark = "✗" if s.rank is None else f"{s.rank}{'~' * (s.tied and s.rank > 1)}"
@@ -237,11 +243,11 @@ def _modules(found: Comparison) -> Table:
     return table
 
 
-def _beside(s: Standing) -> tuple[str, str, str]:
+def _beside(s: Standing) -> tuple[str, str]:
     d = s.to_baseline
     apart = "" if d is None else f"{d.value:+.4f} ({d.low:+.4f}, {d.high:+.4f})"
     spent = "" if s.ms_per_row is None else f"{s.ms_per_row:.3f}"
-    return apart, spent, f"{s.fit_seconds or 0:.1f}"
+    return apart, spent
 
 
 def _scores(found: Comparison) -> Table:
@@ -254,15 +260,18 @@ def _scores(found: Comparison) -> Table:
     sets = list(dict.fromkeys(name for s in found.scores for name in s.auroc))
     table.add_column("")
     table.add_column("score", no_wrap=True)
-    for name in ("mean", *sets):
+    table.add_column("mean", no_wrap=True)
+    for name in sets:
         table.add_column(name)
     for s in found.scores:
         if s.rank is None or s.mean is None:
-            table.add_row("✗", s.score)
-        else:
+            continue
+        if s.rank <= _BEST_SCORES:
             cells = (f"{s.auroc[name].mean:.3f}" if name in s.auroc else "" for name in sets)
             mean = f"{s.mean.mean:.3f} ± {s.mean.sd:.3f}"
             table.add_row(str(s.rank), s.score, mean, *cells)
+    if len(found.scores) > _BEST_SCORES:
+        table.caption = f"the best {_BEST_SCORES} of {len(found.scores)}; all are in scores.csv"
     return table
 
 

@@ -124,8 +124,15 @@ def test_scores_are_ranked_by_their_mean_over_sets() -> None:
         Told(1, {"gen": {"a": 0.8, "b": 0.6}, "knn": {"a": 0.8, "b": 0.7}}, {"vim": "no head"}),
         Told(0, {"vim": {"a": 1.0, "b": 1.0}}),
     ]
-    knn, gen, vim = ranked(runs)
+    knn, gen, vim = ranked(runs, {"a": "a", "b": "b"})
     assert (knn.score, gen.score, vim.score, vim.rank) == ("knn", "gen", "vim", None)
     assert knn.mean is not None and knn.mean.mean == pytest.approx(0.8)
     assert gen.mean is not None and gen.mean.sd == pytest.approx(np.std([0.8, 0.7], ddof=1))
     assert gen.auroc["b"].mean == pytest.approx(0.65) and vim.errors == ("no head",)
+
+
+def test_corrupted_sets_are_one_kind() -> None:
+    told = {"far": 0.6, "noise 3": 0.9, "blur 3": 0.7}
+    kinds = {"noise 3": "corrupted", "blur 3": "corrupted"}
+    (only,) = ranked([Told(0, {"gen": told})], kinds)
+    assert only.mean is not None and only.mean.mean == pytest.approx((0.6 + (0.9 + 0.7) / 2) / 2)
