@@ -80,13 +80,15 @@ def read_config(path: Path, group: Any) -> dict[str, Any]:
     for command, table in tables.items():
         if command not in commands:
             raise HedgedError(f"--config {path}: no command {command!r}; {', '.join(commands)}")
-        known = {p.name for p in commands[command].params}
-        for key in table:
+        known = {p.name: p for p in commands[command].params}
+        for key, value in table.items():
             if key not in known:
                 raise HedgedError(
                     f"--config {path}: hedged {command} has no option {key!r}; "
                     f"it has {', '.join(sorted(k for k in known if k))}"
                 )
+            if getattr(known[key], "multiple", False) and not isinstance(value, list):
+                table[key] = [value]  # one of what may be repeated
     return tables
 
 

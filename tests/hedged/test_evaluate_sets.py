@@ -97,3 +97,19 @@ def test_wrong_usage_says_what_is_right(
 ) -> None:
     done = call("evaluate", classification_bundle, "--data", fresh, *more)
     assert done.code == 2 and message in " ".join(done.err.split())
+
+
+def test_a_file_of_defaults_names_one_set_or_several(
+    call: Call, classification_bundle: Path, fresh: Path, tmp_path: Path
+) -> None:
+    for text, names in (
+        (f"data = {str(fresh)!r}", []),
+        (f"data = ['a={fresh}', 'b={fresh}']", ["a", "b"]),
+    ):
+        (tmp_path / "hedged.toml").write_text(f"[evaluate]\n{text}\n")
+        done = call(
+            "--config", tmp_path / "hedged.toml", "evaluate", classification_bundle,
+            "-o", tmp_path / "out", "--json",
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        assert [s["name"] for s in done.json["sets"]] == names
