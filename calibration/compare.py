@@ -16,7 +16,7 @@ from calibration.comparison.records import Comparison
 from calibration.fit_options import FitOptions
 from calibration.head import Head
 from calibration.material import DEFAULT_SPLIT, Material, Progress, prepare, raw_rows
-from calibration.strange import CACHED, corrupted_sets, given_sets, halved
+from calibration.strange import CACHED, corrupted_sets, given_sets, halved, labelled_sets
 
 
 def compare(
@@ -44,6 +44,8 @@ def compare(
     cached = {k: how[k] for k in CACHED if k in how}
     given, run = given_sets(material, asked.ood_data, options.task, cached)
     strange, kept = halved(given)
+    further, more = labelled_sets(material, asked.labelled, options.task, cached)
+    strange, run = strange + further, run + more
     if asked.corrupt:
         names = asked.corrupt if isinstance(asked.corrupt, tuple) else None
         copies, more = corrupted_sets(

@@ -1,4 +1,4 @@
-"""Strange rows that scores are chosen by: those that a user gives, and corrupted copies of his own.
+"""Rows beside the user's own: strange ones, corrupted copies, and labelled ones from elsewhere.
 
 Of the user's rows half, by the hash of their content, choose a score; the others are kept for the
 chosen one. A corrupted copy remembers the row that it was made of, so that no score meets the copy
@@ -28,7 +28,7 @@ from posthoc.runtime import open_session
 COPIES = 1000  # of the user's rows that are corrupted, evenly taken
 SEVERITY = 3
 BATCH = 64
-CORRUPTED = "corrupted"
+CORRUPTED, SHIFTED = "corrupted", "labelled"
 CACHED = ("cache_dir", "device", "threads", "batch_size")  # what a further cache is told
 HALVES = {"choose": 0.5, "locked": 0.5}
 _SALT = 20_011  # of the halves: no seed of a split
@@ -37,7 +37,8 @@ _SALT = 20_011  # of the halves: no seed of a split
 @dataclass(frozen=True, slots=True)
 class Strange:
     """Strange rows, what they are and what kind of them; ``source`` holds the places in the cache
-    of the rows that they were made of, None of rows from elsewhere."""
+    of the rows that they were made of, None of rows from elsewhere. Corrupted rows keep their
+    labels; rows SHIFTED are labelled ones from elsewhere, which no score is asked to tell apart."""
 
     name: str
     kind: str
@@ -69,6 +70,30 @@ def given_sets(
         taken = cache.take(fine)
         rows = Features(taken.phi, logits.to_logits(taken.z, material.link))
         found.append(Strange(name, name, str(path), rows, None, cache.content_hashes[fine]))
+    return found, run
+
+
+def labelled_sets(
+    material: Material, paths: Mapping[str, str | Path], task: Task, how: Mapping[str, Any]
+) -> tuple[list[Strange], int]:
+    """(further labelled sets, in the columns of the first; rows that the model was run on). Rows
+    that are among the first set's, by content, are left out. ``how`` goes to `build_cache`."""
+    found, run = [], 0
+    for name, path in paths.items():
+        table = open_table(path)
+        cache = build_cache(
+            material.frozen, table, material.mapping, task=task, classes=material.classes, **how
+        )
+        run += table.n_rows
+        if cache.y is None:
+            raise DataError(f"{path}: no labels; give unlabelled strange rows as --ood-data")
+        fine = cache.usable
+        fresh = fine[~np.isin(cache.content_hashes[fine], material.cache.content_hashes)]
+        if len(fresh) == 0:
+            raise DataError(f"{path}: every row is faulty, or among the rows of the first --data")
+        taken = cache.take(fresh)
+        rows = Features(taken.phi, logits.to_logits(taken.z, material.link), taken.y)
+        found.append(Strange(name, SHIFTED, f"{len(fresh)} labelled rows of {path}", rows))
     return found, run
 
 
@@ -112,6 +137,7 @@ def corrupted_sets(
     raw = raw_rows(material, data, source)
     measured = measure_inputs(raw, kind)
     session = open_session(expose(material.frozen))
+    labels = material.features(source).y
     wanted = list(names or known)
     made = []
     for i, name in enumerate(wanted):
@@ -121,7 +147,7 @@ def corrupted_sets(
                 f"{name} {severity}",
                 CORRUPTED,
                 f"{len(source)} of your rows: {known[name].summary}, severity {severity} of 5",
-                _run(material, session, inputs),
+                replace(_run(material, session, inputs), y=labels),
                 source,
             )
         )

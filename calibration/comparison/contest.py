@@ -26,7 +26,7 @@ from calibration.head import Head
 from calibration.material import DEFAULT_SPLIT, Material, Progress
 from calibration.ood_choice import candidates
 from calibration.proxies import ABOUT, HELD_OUT
-from calibration.strange import Strange
+from calibration.strange import SHIFTED, Strange
 from posthoc import registry
 from posthoc.contract import I64, Features, FitError
 from posthoc.data import split_roles
@@ -42,7 +42,8 @@ class Asked:
 
     ``by`` is the loss that ranks (nll, or brier; a regression: nll or crps), ``prediction`` module
     of the options lets a module be recommended that changes the model's answer. ``ood_data`` are
-    strange rows by name; ``corrupt`` asks for corrupted copies of the user's rows beside them, all
+    strange rows by name, ``labelled`` further labelled sets, on which every candidate is measured
+    and none is ranked; ``corrupt`` asks for corrupted copies of the user's rows beside them, all
     kinds or those named. ``workers`` is the number of processes.
     """
 
@@ -52,6 +53,7 @@ class Asked:
     by: str = "nll"
     splits: int = SPLITS
     locked: float = LOCKED
+    labelled: Mapping[str, str | Path] = dataclasses.field(default_factory=dict)
     ood_data: Mapping[str, str | Path] = dataclasses.field(default_factory=dict)
     corrupt: bool | tuple[str, ...] = False
     workers: int | None = None
@@ -91,11 +93,13 @@ def contest(
         for method in _slow_first(methods)
         for seed in _seeds(asked, options)
     ]
+    labelled = [s for s in strange if s.rows.y is not None]
+    apart = [s for s in strange if s.kind != SHIFTED]
     measured: list[Measured] = []
     heads: dict[str, Head] = {}
     for runs in pool.each(
         _measure,
-        rest,
+        (rest, labelled),
         tasks,
         workers=asked.workers,
         done=lambda done, total: report("fits", done, total),
@@ -103,18 +107,20 @@ def contest(
         heads |= {m.candidate.name: m.head for m in runs if m.head is not None}
         measured += [dataclasses.replace(m, head=None) for m in runs]
     table = standings(measured, asked.by, keys, seed=options.seed)
-    scores = _scores(rest, options, asked, strange, fractions, report)
+    scores = _scores(rest, options, asked, apart, fractions, report)
     advice = advise(table, scores, options.task, asked.by, relabels=options.prediction == "module")
     shown = {s.name for s in table if s.rank == 1} | {advice.name}
     order = [c for c in dict.fromkeys(m.candidate for m in measured) if c.name in shown]
-    final, _ = finals(
+    final = finals(
         rest,
         locked,
         order,
         options,
+        by=asked.by,
         score=advice.score,
         fractions=fractions,
         outside=kept,
+        beside=strange,
         keys=None if keys is None else keys[locked],
     )
     about = {s.name: s.about for s in strange}
@@ -186,15 +192,24 @@ def _seeds(asked: Asked, options: FitOptions) -> range:
 
 
 def _measure(
-    material: Material,
+    shared: tuple[Material, list[Strange]],
     method: str,
     families: list[Scale],
     seed: int,
     options: FitOptions,
     fractions: Mapping[str, float],
 ) -> list[Measured]:
-    first = seed == options.seed
-    return measure(material, method, families, seed, options, fractions=fractions, keep_head=first)
+    material, labelled = shared
+    return measure(
+        material,
+        method,
+        families,
+        seed,
+        options,
+        labelled=labelled,
+        fractions=fractions,
+        keep_head=seed == options.seed,
+    )
 
 
 def _tell(

@@ -13,10 +13,10 @@ from calibration.evaluation.records import Figure
 from calibration.fit_head import fit_head
 from calibration.fit_options import FitOptions
 from calibration.fit_thresholds import Fitted, run_head
-from calibration.head import Head
 from calibration.material import Material, parts_of, split
 from calibration.metrics.bootstrap import Estimate, mean_estimates, paired_difference
 from calibration.metrics.ranking import auroc_estimate
+from calibration.strange import Strange
 from posthoc.contract import F64, I64, Array, Features
 
 
@@ -26,20 +26,26 @@ def finals(
     candidates: Sequence[Candidate],
     options: FitOptions,
     *,
+    by: str,
     score: str | None,
     fractions: Mapping[str, float],
     outside: Mapping[str, Features],
+    beside: Sequence[Strange],
     keys: Array | None,
-) -> tuple[tuple[Final, ...], dict[str, Head]]:
-    """(each candidate on the locked rows, the baseline first; its head as it would be served).
+) -> tuple[Final, ...]:
+    """Each candidate on the locked rows, the baseline first. ``outside`` are strange rows that
+    chose nothing, ``beside`` further sets: of these corrupted copies of locked rows, and labelled
+    rows, are measured too.
 
     They are fitted on the ``rest`` once more, split by the seed of ``options``. Intervals are of
     rows, or of the groups ``keys`` (N locked rows) that they come in.
     """
     parts, _ = parts_of(rest, split(rest, options.seed, fractions))
     test = rest.features(locked)
+    copies = {s.name: s.beside(locked) for s in beside if s.source is not None}
+    strange = {**outside, **{k: r for k, r in copies.items() if len(r)}}
+    labelled = {s.name: s.beside(locked) for s in beside if s.rows.y is not None}
     found: list[Final] = []
-    heads: dict[str, Head] = {}
     base: dict[str, F64] | None = None
     for candidate in dict.fromkeys([BASELINE, *candidates]):
         asked = options_of(candidate, options, options.seed)
@@ -52,19 +58,18 @@ def finals(
         }
         to_base = None
         if base is not None:
-            name = next(iter(losses))
-            to_base = _figure(paired_difference(losses[name], base[name], groups=keys))
+            to_base = _figure(paired_difference(losses[by], base[by], groups=keys))
         base = base or losses
         found.append(
             Final(
                 name=candidate.name,
                 metrics=metrics,
                 to_baseline=to_base,
-                ood=_told(fitted, test, outside, keys),
+                others={k: figures_of(fitted, r, {})[0] for k, r in labelled.items() if len(r)},
+                ood=_told(fitted, test, strange, keys),
             )
         )
-        heads[candidate.name] = fitted.head
-    return tuple(found), heads
+    return tuple(found)
 
 
 def _told(

@@ -60,6 +60,7 @@ def standings(
                 scaling=candidate.scaling,
                 keeps=candidate.keeps,
                 figures=spreads([m.figures for m in whole[candidate]]),
+                others=_others(whole[candidate]),
                 to_best=_figure(best.difference),
                 to_baseline=to_base,
                 p_value=best.p_value,
@@ -81,6 +82,11 @@ def standings(
             )
         )
     return tuple(table)
+
+
+def _others(runs: Sequence[Measured]) -> dict[str, dict[str, Spread]]:
+    names = dict.fromkeys(name for m in runs for name in m.others)
+    return {n: spreads([m.others[n] for m in runs if n in m.others]) for n in names}
 
 
 def spreads(figures: Sequence[Mapping[str, float]]) -> dict[str, Spread]:

@@ -20,6 +20,7 @@ from calibration.metrics.proper import brier_score, gaussian_crps
 from calibration.metrics.ranking import auroc, risk_coverage
 from calibration.quality import classification_totals
 from calibration.scaling import student_nll
+from calibration.strange import Strange
 from posthoc.contract import F64, I64, Array, Features, FitError
 from posthoc.folds import log_loss_of_probs
 
@@ -29,7 +30,8 @@ LOSSES = {"classification": ("nll", "brier"), "regression": ("nll", "crps")}
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A candidate on one split. ``rows`` are the test rows' places in the cache and ``losses`` a
-    number for each (N) by name; ``error`` is why there are none. ``head`` is kept where asked."""
+    number for each (N) by name; ``error`` is why there are none. ``head`` is kept where asked.
+    ``others`` are the figures of further labelled rows."""
 
     candidate: Candidate
     seed: int
@@ -39,6 +41,7 @@ class Measured:
     seconds: float = 0.0
     head: Head | None = None
     error: str | None = None
+    others: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def measure(
@@ -49,17 +52,20 @@ def measure(
     options: FitOptions,
     *,
     outside: Mapping[str, Features] | None = None,
+    labelled: Sequence[Strange] = (),
     fractions: Mapping[str, float] = DEFAULT_SPLIT,
     keep_head: bool = False,
 ) -> list[Measured]:
     """``method`` with each scaling on the split of ``seed``. The module is fitted once.
 
     ``outside`` are strange rows by name, on which the module's own uncertainty is held against
-    that of test rows. A fit that fails is a `Measured` with its error.
+    that of test rows; ``labelled`` are sets beside the test rows, which have figures of their own.
+    A fit that fails is a `Measured` with its error.
     """
     roles = split(material, seed, fractions)
     parts, test = parts_of(material, roles)
-    rows = material.usable[roles == ROLES.index("test")]
+    rows = np.asarray(material.usable[roles == ROLES.index("test")], np.int64)
+    beside = {s.name: s.beside(rows) for s in labelled}
     found: list[Measured] = []
     module: Fitted | None = None
     spent = 0.0
@@ -78,7 +84,8 @@ def measure(
             seconds += spent  # the module's own fit was before it
         figures, losses = figures_of(fitted, test, outside or {})
         head = fitted.head if keep_head else None
-        found.append(Measured(candidate, seed, figures, rows, losses, seconds, head))
+        others = {k: figures_of(fitted, r, {})[0] for k, r in beside.items() if len(r)}
+        found.append(Measured(candidate, seed, figures, rows, losses, seconds, head, others=others))
     return found
 
 

@@ -26,7 +26,8 @@ class Standing(_Record):
     ``rank`` is None where a split failed (``errors``). ``to_best`` and ``to_baseline`` are paired
     differences of the ranked loss over rows, with 95 % intervals (of rows, or of the groups that
     they come in); ``p_value`` is that of no difference to the best, by Holm over all, and ``tied``
-    says that it is at least .05. ``keeps`` says that the frozen model's answer is served,
+    says that it is at least .05. ``others`` are the figures on further labelled rows, shifted or
+    corrupted, which rank nothing. ``keeps`` says that the frozen model's answer is served,
     ``ms_per_row`` is of the whole fused graph, on one thread.
     """
 
@@ -36,6 +37,7 @@ class Standing(_Record):
     scaling: str
     keeps: bool
     figures: dict[str, Spread] = {}
+    others: dict[str, dict[str, Spread]] = {}
     to_best: Figure | None = None
     to_baseline: Figure | None = None
     p_value: float | None = None
@@ -57,11 +59,13 @@ class ScoreStanding(_Record):
 
 
 class Final(_Record):
-    """A system on the locked rows, which had no part in the choice."""
+    """A system on the locked rows, which had no part in the choice; ``others`` are its figures on
+    further labelled rows, of corrupted ones copies of locked rows."""
 
     name: str
     metrics: dict[str, Figure]
     to_baseline: Figure | None = None
+    others: dict[str, dict[str, float]] = {}
     ood: dict[str, Figure] = {}  # AUROC of the chosen score by strange set
 
 
@@ -88,7 +92,7 @@ class Comparison(_Record):
     standings: tuple[Standing, ...]
     left_out: dict[str, str] = {}
     scores: tuple[ScoreStanding, ...] = ()
-    proxies: dict[str, str] = {}  # strange set -> what it is
+    proxies: dict[str, str] = {}  # strange or further set -> what it is
     final: tuple[Final, ...] = ()
     bare_ms_per_row: float | None = None
     recommendation: Recommendation

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import beta
 
 from calibration.evaluation.parts import Resampling, against, figures, independent, level
 from calibration.evaluation.records import Figure, Level, SetSummary
@@ -24,6 +25,7 @@ from calibration.metrics.totals import ClassificationTotals, update_classificati
 from posthoc.contract import F64, Array, DataError, Task
 from posthoc.folds import log_loss_of_probs, run
 
+_FEW = 10  # rows, fewer than which a bootstrap says too little
 _HELD = 2_000_000  # counts held at a time
 _MEANS = {"classification": ("accuracy", "nll", "brier"), "regression": ("rmse", "nll", "crps")}
 _FINITE = ("probs", "mean", "std")
@@ -138,7 +140,7 @@ def summarise(
     shares: dict[str, Array] = {k: columns[k].astype(np.float64) for k in HELD if k in columns}
     if held:
         shares["answered"] = (~np.logical_or.reduce(held)).astype(np.float64)
-    found = figures(shares, how) if shares else {}
+    found = {name: _share(column, how) for name, column in shares.items()}
     return SetSummary(
         name=what.name,
         n=n,
@@ -197,8 +199,21 @@ def _answered(
     groups = None if how.groups is None else how.groups[kept]
     own = how._replace(groups=groups)
     if task == "classification":
-        return figures({"error": 1 - columns["accuracy"][kept]}, own)["error"]
-    return _root(figures({"error": columns["squared_error"][kept]}, own)["error"])
+        return _share(1 - columns["accuracy"][kept], own)
+    found = _root(figures({"error": columns["squared_error"][kept]}, own)["error"])
+    few = independent(int(kept.sum()), groups) < _FEW
+    return Figure(value=found.value) if few else found
+
+
+def _share(column: Array, how: Resampling) -> Figure:
+    """The share of ones with its 95 % interval: of independent rows the exact one (Clopper &
+    Pearson 1934), since a bootstrap of none, or of all, says that nothing else is possible."""
+    if how.groups is not None:
+        return figures({"share": column}, how)["share"]
+    n, k = len(column), int(column.sum())
+    low = 0.0 if k == 0 else float(beta.ppf(0.025, k, n - k + 1))
+    high = 1.0 if k == n else float(beta.ppf(0.975, k + 1, n - k))
+    return Figure(value=k / n, low=low, high=high)
 
 
 def _root(f: Figure) -> Figure:

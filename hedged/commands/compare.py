@@ -19,6 +19,10 @@ _SHOWN = {
     "classification": ("nll", "brier", "ece", "accuracy", "set_size"),
     "regression": ("nll", "crps", "rmse", "width"),
 }
+_ELSEWHERE = {
+    "classification": ("accuracy", "nll", "ece", "coverage", "set_size"),
+    "regression": ("rmse", "nll", "coverage", "width"),
+}
 _BEST_SCORES = 10
 _MORE = """A part of the items is locked away; the rest is split again and again, and every
 candidate is fitted and measured on each split. What is not surely worse than the best is marked ~.
@@ -31,6 +35,8 @@ Examples:
       --target label --classes names.txt -o comparison
   hedged compare model.onnx --data held-out.parquet --task classification \\
       --target label --corrupt --ood-data fonts=fonts.parquet
+  hedged compare model.onnx --data mild=summer.parquet --data cold=winter.parquet \\
+      --task classification --target label
   hedged compare model.onnx --data held-out.parquet --task regression \\
       --target price --methods laplace,student_t --by crps --splits 10
 
@@ -42,7 +48,13 @@ def compare(
     model: Annotated[
         Path, typer.Argument(help="The frozen model: an ONNX file, module:factory (torch), or .pt2")
     ],
-    data: Annotated[Path, option(help="Labelled rows: .parquet, a folder of them, .csv or .npz")],
+    data: Annotated[
+        list[str],
+        option(
+            help="Labelled rows: .parquet, a folder of them, .csv or .npz. Further ones, "
+            "name=PATH, are measured beside them and rank nothing"
+        ),
+    ],
     task: Annotated[str, option(help="classification or regression")],
     target: Annotated[str, option(help="Column of the labels; a,b for several outputs")],
     out: Annotated[
@@ -68,7 +80,7 @@ def compare(
         option(help="name=PATH of strange rows (repeatable): half choose a score, half test it"),
     ] = None,
     corrupt: Annotated[
-        bool, option("--corrupt", help="Corrupted copies of your rows beside them, for the scores")
+        bool, option("--corrupt", help="Corrupted copies of your rows, for scores and beside them")
     ] = False,
     corruptions: Annotated[
         str | None, option(help="Only these kinds of corruption, a,b; implies --corrupt")
@@ -122,6 +134,7 @@ def compare(
     from calibration.comparison.tables import write_tables
     from calibration.fit_options import FitOptions
     from calibration.material import Columns
+    from hedged.commands.evaluate import named_sets
     from hedged.commands.fit import options_record
 
     options = options_record(
@@ -133,6 +146,7 @@ def compare(
         seed=seed,
     ).model_copy(update={"prediction": _one_of(prediction, "--prediction", "frozen", "module")})
     named = console.pairs(inputs or [], "--inputs")
+    first, *others = named_sets(data).items()
     asked = Asked(
         methods=_names(methods),
         scalings=_names(scaling),  # type: ignore[arg-type]
@@ -140,6 +154,7 @@ def compare(
         by=by,
         splits=splits,
         locked=locked,
+        labelled=dict(others),
         ood_data=console.pairs(ood_data or [], "--ood-data"),
         corrupt=_names(corruptions) or corrupt,
         workers=workers,
@@ -147,7 +162,7 @@ def compare(
     with console.progress() as report:
         found = run(
             model,
-            data,
+            first[1],
             options,
             asked,
             columns=Columns(
@@ -203,7 +218,11 @@ def show(found: Comparison) -> None:
             beside = f", to scaling alone {d.value:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
         say(f"  {f.name}: {found.by} {loss.value:.4f} ({loss.low:.4f} to {loss.high:.4f}){beside}")
         for name, a in f.ood.items():
+            if name in f.others:
+                continue  # in the table below
             say(f"    tells {name}: AUROC {a.value:.4f} ({a.low:.4f} to {a.high:.4f})")
+    if any(f.others for f in found.final):
+        say(_elsewhere(found))
     advice = found.recommendation
     flags = " ".join(f"--{k} {v}" for k, v in advice.options.items())
     say(f"\n[bold]recommended:[/] hedged fit {flags}", soft_wrap=True)
@@ -272,6 +291,26 @@ def _scores(found: Comparison) -> Table:
             table.add_row(str(s.rank), s.score, mean, *cells)
     if len(found.scores) > _BEST_SCORES:
         table.caption = f"the best {_BEST_SCORES} of {len(found.scores)}; all are in scores.csv"
+    return table
+
+
+def _elsewhere(found: Comparison) -> Table:
+    """What the systems of the locked rows do on corrupted copies of these, and on further sets."""
+    table = Table(
+        title="the same on further rows, where nothing is promised",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    columns = [c for c in _ELSEWHERE[found.task] if c in found.final[0].metrics]
+    for name in ("rows", "system", *columns, "told apart, AUROC"):
+        table.add_column(name, no_wrap=True)
+    for name in ("locked rows", *dict.fromkeys(n for f in found.final for n in f.others)):
+        for f in found.final:
+            figures = f.others.get(name) or {k: v.value for k, v in f.metrics.items()}
+            auroc = f"{f.ood[name].value:.3f}" if name in f.ood else ""
+            cells = (f"{figures[c]:.4f}" if c in figures else "" for c in columns)
+            table.add_row(name, f.name, *cells, auroc)
     return table
 
 

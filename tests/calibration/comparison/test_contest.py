@@ -123,6 +123,31 @@ def test_strange_rows_choose_and_test_by_halves(tmp_path: Path) -> None:
     assert float(lines[0]["far"]) == pytest.approx(found.scores[0].auroc["far"].mean)
 
 
+def test_further_labelled_sets_are_measured_and_rank_nothing(tmp_path: Path) -> None:
+    later = data(tmp_path / "later.parquet", "classification", 400, 9)
+    asked = Asked(methods=(), scalings=("temperature",), scores=("gen",), splits=2, workers=1)
+    alone = run(tmp_path, "classification", asked)
+    more = dataclasses.replace(asked, labelled={"later": later}, corrupt=("noise",))
+    found = run(tmp_path, "classification", more)
+    (only,) = found.standings
+    assert set(only.others) == {"later", "noise 3"}
+    assert only.figures == alone.standings[0].figures
+    assert set(found.scores[0].auroc) == {HELD_OUT, "noise 3"}  # later rows are not strange
+    final = found.final[0]
+    assert final.others["noise 3"]["accuracy"] < final.metrics["accuracy"].value
+    assert abs(final.others["later"]["accuracy"] - final.metrics["accuracy"].value) < 0.1
+    assert set(final.ood) == {"noise 3"}
+    same = {"labelled": {"same": tmp_path / "data.parquet"}}
+    with pytest.raises(DataError, match="among the rows of the first --data"):
+        run(tmp_path, "classification", dataclasses.replace(asked, **same))
+    far = pq.read_table(strange(tmp_path / "far.parquet"))
+    ids = pa.array([f"f{i}" for i in range(len(far))])
+    pq.write_table(far.append_column("id", ids), tmp_path / "far.parquet")
+    bare = {"labelled": {"far": tmp_path / "far.parquet"}}
+    with pytest.raises(DataError, match="no labels; give unlabelled strange rows as --ood-data"):
+        run(tmp_path, "classification", dataclasses.replace(asked, **bare))
+
+
 def test_a_regression(tmp_path: Path) -> None:
     asked = Asked(methods=("laplace", "student_t"), by="crps", splits=2, workers=1)
     found = run(tmp_path, "regression", asked, conformal="absolute")
