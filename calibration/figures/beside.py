@@ -61,9 +61,11 @@ def sets_table(e: Evaluation) -> str:
         if any(s.change for s in e.sets)
         else ""
     )
+    # A number stays with its sign of per cent where a narrow column breaks.
+    whole = table([*head, *shares, *["Error of answered"] * held], rows).replace(" %", "\u00a0%")
     return (
         '<section><h2>Sets side by side</h2><div class="many">'
-        f"{table([*head, *shares, *['Error of answered'] * held], rows)}</div><p>All figures are "
+        f"{whole}</div><p>All figures are "
         f"hedged's, with 95 % intervals over resampled {what}; for calibration errors, where a "
         f"perfectly calibrated model would lie. {changed}{bands} Read a row as a whole: accuracy "
         "may fall if calibration holds, or if what is still answered stays right.</p></section>"

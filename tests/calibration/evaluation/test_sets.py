@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import binomtest
 
 from calibration.corruption import corrupt, measure
 from calibration.evaluate import evaluate
@@ -261,6 +262,26 @@ def test_rows_without_a_finite_answer_are_refused() -> None:
     none.add({k: v[[2, 5]] for k, v in made.items()}, y[[2, 5]], np.arange(2))
     with pytest.raises(DataError, match=r"'broken': no row is left .* 2 have no finite answer"):
         summarise(none, what, n_conformal=100, grouped=False, banded=True)
+
+
+def test_shares_have_exact_intervals() -> None:
+    rows = SetRows("regression", [])
+    rng = np.random.default_rng(7)
+    made = {"mean": np.zeros((30, 1)), "std": np.ones((30, 1)), "ood": np.arange(30) >= 4}
+    rows.add(made, rng.normal(size=30), np.arange(30))
+    what = Described("few", 0)
+    found = summarise(rows, what, n_conformal=100, grouped=False, banded=True, n_boot=50)
+    want = binomtest(26, 30).proportion_ci(method="exact")
+    assert found.flagged is not None and found.answered_error is not None
+    assert (found.flagged.low, found.flagged.high) == pytest.approx((want.low, want.high))
+    assert found.answered_error.low is None  # of four rows nothing is said
+    nobody = SetRows("classification", [])
+    probs = np.full((5, 2), 0.5)
+    sure = {"probs": probs, "label": np.zeros(5, int), "confidence": probs[:, 0]}
+    nobody.add({**sure, "ood": np.zeros(5, bool)}, np.zeros(5, int), np.arange(5))
+    none = summarise(nobody, what, n_conformal=100, grouped=False, banded=True, n_boot=50)
+    assert none.flagged is not None and (none.flagged.value, none.flagged.low) == (0, 0)
+    assert none.flagged.high == pytest.approx(binomtest(0, 5).proportion_ci().high)
 
 
 # Which corruptions
