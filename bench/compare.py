@@ -72,11 +72,15 @@ class Peak:
     """The most memory that a process and its children hold, looked at in a thread."""
 
     def __init__(self, pid: int):
-        self.pss = self.rss = 0
+        self.pss = self.rss = self.looks = 0
         self._tree = psutil.Process(pid)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
+
+    def wait(self) -> None:
+        """Until the next look, about."""
+        self._done.wait(EVERY)
 
     def stop(self) -> None:
         """No more looks."""
@@ -93,3 +97,4 @@ class Peak:
             except psutil.Error:
                 continue  # one ended meanwhile
             self.pss, self.rss = max(self.pss, pss), max(self.rss, rss)
+            self.looks += 1

@@ -61,13 +61,13 @@ def fit(
     laplace: str | Path | None = None,
     sampling: Sampling | None = None,
     ood_data: Mapping[str, str | Path] | None = None,
-    corrupt: bool = False,
+    corrupt: bool | tuple[str, ...] = False,
     **how: Any,
 ) -> Bundle:
     """Fit and write a bundle at ``out``. ``how`` goes to `prepare`.
 
-    ``ood_data`` are strange rows by name, ``corrupt`` asks for corrupted copies of the user's own:
-    they help to choose the score, and have no part in any promise.
+    ``ood_data`` are strange rows by name, ``corrupt`` asks for corrupted copies of the user's own
+    (True: every kind): they help to choose the score, and have no part in any promise.
 
     ``laplace`` is a posterior fitted with laplace-torch for the same head, which takes the place of
     the method: see `posthoc.methods.laplace.importing`. ``sampling`` asks for sampled weights and
@@ -115,7 +115,7 @@ def _with_strange(
     data: str | Path,
     options: FitOptions,
     paths: Mapping[str, str | Path],
-    corrupt: bool,
+    corrupt: bool | tuple[str, ...],
     how: Mapping[str, Any],
 ) -> Material:
     """The material with the strange rows that its score is chosen by."""
@@ -124,7 +124,8 @@ def _with_strange(
     cached = {k: how[k] for k in CACHED if k in how}
     found, _ = given_sets(material, paths, options.task, cached)
     if corrupt:
-        found += corrupted_sets(material, data, None, seed=options.seed)[0]
+        kinds = corrupt if isinstance(corrupt, tuple) else None
+        found += corrupted_sets(material, data, kinds, seed=options.seed)[0]
     return dataclasses.replace(material, strange=tuple(found))
 
 

@@ -34,7 +34,7 @@ Examples:
   hedged compare model.onnx --data held-out.parquet --task classification \\
       --target label --classes names.txt -o comparison
   hedged compare model.onnx --data held-out.parquet --task classification \\
-      --target label --corrupt --ood-data fonts=fonts.parquet
+      --target label --corrupt all --ood-data fonts=fonts.parquet
   hedged compare model.onnx --data mild=summer.parquet --data cold=winter.parquet \\
       --task classification --target label
   hedged compare model.onnx --data held-out.parquet --task regression \\
@@ -80,10 +80,8 @@ def compare(
         option(help="name=PATH of strange rows (repeatable): half choose a score, half test it"),
     ] = None,
     corrupt: Annotated[
-        bool, option("--corrupt", help="Corrupted copies of your rows, for scores and beside them")
-    ] = False,
-    corruptions: Annotated[
-        str | None, option(help="Only these kinds of corruption, a,b; implies --corrupt")
+        str | None,
+        option(help="Corrupted copies of your rows, for scores and beside them: all, or kinds a,b"),
     ] = None,
     prediction: Annotated[
         str, option(help="frozen, or module: one that changes the answer may be recommended")
@@ -156,7 +154,7 @@ def compare(
         locked=locked,
         labelled=dict(others),
         ood_data=console.pairs(ood_data or [], "--ood-data"),
-        corrupt=_names(corruptions) or corrupt,
+        corrupt=corrupt == "all" or _names(corrupt) or False,
         workers=workers,
     )
     with console.progress() as report:

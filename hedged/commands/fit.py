@@ -141,8 +141,9 @@ def fit(
         option(help="name=PATH of strange rows (repeatable) that --ood auto is chosen by too"),
     ] = None,
     corrupt: Annotated[
-        bool, option("--corrupt", help="Corrupted copies of your rows help to choose --ood auto")
-    ] = False,
+        str | None,
+        option(help="Corrupted copies of your rows help to choose --ood auto: all, or kinds a,b"),
+    ] = None,
     ood_alpha: Annotated[float, option(help="Share of clean rows that may be flagged")] = 0.05,
     ood_delta: Annotated[float, option(help="Chance that more are flagged")] = 0.05,
     max_error: Annotated[
@@ -278,7 +279,7 @@ def fit(
             production=production,
             sampling=sampling,
             ood_data=console.pairs(ood_data or [], "--ood-data"),
-            corrupt=corrupt,
+            corrupt=corrupt == "all" or (tuple(corrupt.split(",")) if corrupt else False),
             pixels=pixels,
             batch_size=batch_size,
             device=device,
