@@ -21,7 +21,7 @@ from calibration.comparison.leaderboard import standings
 from calibration.comparison.measure import LOSSES, Measured, measure
 from calibration.comparison.records import Comparison, ScoreStanding
 from calibration.comparison.scores import Told, ranked, tell
-from calibration.fit_options import FitOptions, Scale, check_options
+from calibration.fit_options import FitOptions, Scale, check_options, score_names
 from calibration.head import Head
 from calibration.material import DEFAULT_SPLIT, Material, Progress
 from calibration.ood_choice import candidates
@@ -158,6 +158,10 @@ def lock(material: Material, share: float) -> tuple[Material, I64]:
 def check(asked: Asked, options: FitOptions) -> None:
     """What can be refused before the model is opened."""
     check_options(options.model_copy(update={"method": "none", "prediction": "frozen"}))
+    for score in asked.scores or ():
+        for name in score_names(score):
+            if registry.info(name).kind != "score":
+                raise FitError(f"{name} is a module and no score; name it with --methods")
     if asked.by not in LOSSES[options.task]:
         known = " or ".join(LOSSES[options.task])
         raise FitError(f"--by {asked.by} does not rank a {options.task}; take {known}")
