@@ -49,7 +49,8 @@ def furthest_off(
     """The rows (N×K) whose largest error over its error bar is largest, at most 20."""
     if places is None:
         return ()
-    off = np.abs(truth - mean) / np.maximum(std, np.finfo(np.float64).tiny)
+    with np.errstate(over="ignore"):  # an error bar of zero: infinitely far off, cut below
+        off = np.abs(truth - mean) / np.maximum(std, np.finfo(np.float64).tiny)
     which = off.argmax(axis=1)
     worst = off[np.arange(len(off)), which]
     flagged = held(fields)

@@ -139,6 +139,7 @@ def test_one_row_all_right() -> None:
         sets={0.1: p > 0.5},
         ood_in=None,
         ood_out=None,
+        ood_doubts=None,
     )
     assert system(got, "hedged").metrics["accuracy"].value == 1
     assert "error_auroc" not in system(got, "hedged").metrics
