@@ -35,8 +35,8 @@ Examples:
       --target label --classes names.txt -o comparison
   hedged compare model.onnx --data held-out.parquet --task classification \\
       --target label --corrupt all --ood-data fonts=fonts.parquet
-  hedged compare model.onnx --data mild=summer.parquet --data cold=winter.parquet \\
-      --task classification --target label
+  hedged compare model.onnx --data mild=summer.parquet \\
+      --data cold=winter.parquet --task classification --target label
   hedged compare model.onnx --data held-out.parquet --task regression \\
       --target price --methods laplace,student_t --by crps --splits 10
 

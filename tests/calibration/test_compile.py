@@ -304,8 +304,10 @@ def test_a_graph_of_another_head_is_refused(change: dict[str, float], message: s
 def test_a_graph_with_another_pvalue_table_is_refused() -> None:
     done, _, fresh = fitted()
     model = onnx.load_from_string(compile_head(done.head))
-    gather = next(n for n in model.graph.node if n.op_type == "Gather")
-    stored = next(c for c in model.graph.initializer if c.name == gather.input[0])
+    assert done.head.ood is not None
+    tables = {n.input[0] for n in model.graph.node if n.op_type == "Gather"}
+    size = [len(done.head.ood.pvalues)]
+    (stored,) = (c for c in model.graph.initializer if c.name in tables and list(c.dims) == size)
     p = numpy_helper.to_array(stored) * np.float32(0.999)
     stored.CopyFrom(numpy_helper.from_array(p, stored.name))
     with pytest.raises(FitError, match="ood_pvalue"):

@@ -83,6 +83,6 @@ def test_candidates_are_what_the_model_has() -> None:
     head, _ = material(10, 0)
     bare = candidates("classification", False, None)
     assert "gen" in bare and not {"knn", "vim", "gen+mahalanobis"} & set(bare)
-    assert {"vim", "react", "rank:gen+rmds+vim"} <= set(candidates("classification", True, head))
+    assert {"vim", "react", "rmds+vim"} <= set(candidates("classification", True, head))
     assert "react" not in candidates("classification", True, None)
     assert "gen" not in candidates("regression", True, head)

