@@ -26,7 +26,7 @@ from bench.assets import cache_folder, cached
 from bench.material import magika, mnist_net
 from bench.overhead import BATCH, RESNET_ROWS, measure
 from bench.timing import in_turn, per_call
-from calibration.compile import compile_predictor
+from calibration.compile import behind
 from calibration.fit import fit_material
 from calibration.fit_head import fit_head
 from calibration.fit_options import FitOptions, Parts
@@ -156,9 +156,7 @@ def predictor(sites: tuple[str, ...]) -> tuple[bytes, bytes]:
     )
     fitted, _, _ = fit_material(material, options)
     frozen = material.frozen
-    fused = compile_predictor(
-        fitted.head, frozen.model, opset=frozen.opset, phi=frozen.phi, z=frozen.z
-    )
+    fused = behind(fitted.head, frozen)
     assert frozen.phi is not None  # the samples are what the module has for features
     return fused.model, upto(frozen.model, frozen.phi)
 

@@ -100,9 +100,8 @@ def measure(name: str, seed: int) -> dict[str, Any]:
         "auto": choose_score(linear, *known_rows, task, seed=seed).score,
         "auto_corrupt": choose_score(linear, *known_rows, task, strange=strange, seed=seed).score,
     }
-    told: dict[str, tuple[Any, Any]] = {
-        MSP: tuple(1 - softmax(r.z).max(1) for r in (test, known.outside))  # type: ignore[dict-item]
-    }
+    inside, outside = (1 - softmax(r.z).max(1) for r in (test, known.outside))
+    told: dict[str, tuple[Any, Any]] = {MSP: (inside, outside)}
     for score in candidates(task, True, linear):
         try:
             ood = fit_ood(linear, *known_rows, task=task, ood=score)

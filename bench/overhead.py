@@ -12,7 +12,7 @@ import numpy as np
 
 from bench import resnet
 from bench.material import Known, magika, mnist_net
-from calibration.compile import compile_predictor
+from calibration.compile import behind
 from calibration.fit import fit_material
 from calibration.fit_head import fit_head
 from calibration.fit_options import FitOptions, Parts
@@ -56,9 +56,7 @@ def measure(
     frozen: Frozen, fitted: Fitted, inputs: Mapping[str, Array], *, runs: int, inner: int
 ) -> dict[str, float]:
     """`throughput_ratio` of a model on the given rows, every output of both graphs asked for."""
-    fused = compile_predictor(
-        fitted.head, frozen.model, opset=frozen.opset, phi=frozen.phi, z=frozen.z
-    )
+    fused = behind(fitted.head, frozen)
     names = [*fused.names.values(), *(s.name for s in frozen.outputs)]
     return throughput_ratio(frozen.model, fused.model, inputs, names, runs=runs, inner=inner)
 

@@ -35,9 +35,9 @@ from calibration.bundle import (
 )
 from calibration.compile import (
     Fused,
+    behind,
     check_head,
     compile_head,
-    compile_predictor,
     mask_margins,
 )
 from calibration.conformal.cells import Cells
@@ -130,15 +130,7 @@ def assemble(
     head = fitted.head
     head_model = compile_head(head)
     differences = check_head(head, head_model, data.features.phi, data.features.z)
-    fused = compile_predictor(
-        head,
-        frozen.model,
-        opset=frozen.opset,
-        phi=frozen.phi,
-        z=frozen.z,
-        link=data.link,
-        dense=frozen.dense,
-    )
+    fused = behind(head, frozen, data.link)
     session = open_session(fused.model)
     _check_end_to_end(head, fused, session, data, frozen.dense)
     golden = {k: v[: data.golden] for k, v in data.rows.items()}

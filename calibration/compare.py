@@ -16,7 +16,7 @@ from calibration.comparison.records import Comparison
 from calibration.fit_options import FitOptions
 from calibration.head import Head
 from calibration.material import DEFAULT_SPLIT, Material, Progress, prepare, raw_rows
-from calibration.strange import CACHED, corrupted_sets, given_sets, halved, labelled_sets
+from calibration.strange import corrupted_sets, given_sets, halved, labelled_sets
 
 
 def compare(
@@ -41,10 +41,10 @@ def compare(
     report = _Counting(progress)
     material = prepare(model, data, options=options, progress=report, fractions=fractions, **how)
     methods, left = methods_of(material, options, asked)
-    cached = {k: how[k] for k in CACHED if k in how}
-    given, run = given_sets(material, asked.ood_data, options.task, cached)
+    also = {**how, "progress": report}
+    given, run = given_sets(material, asked.ood_data, options.task, also)
     strange, kept = halved(given)
-    further, more = labelled_sets(material, asked.labelled, options.task, cached)
+    further, more = labelled_sets(material, asked.labelled, options.task, also)
     strange, run = strange + further, run + more
     if asked.corrupt:
         names = asked.corrupt if isinstance(asked.corrupt, tuple) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from posthoc.graph import HEAD_OPSET, Fragment, append, standalone, taken_names
 from posthoc.logits import Link, emit_link
 from posthoc.pixels import Layout
 from posthoc.runtime import open_session
+
+if TYPE_CHECKING:
+    from posthoc.frozen import Frozen
 
 TOLERANCE = 1e-5
 
@@ -131,6 +135,19 @@ def compile_predictor(
         g.op("Identity", logits, out=kept)
         outputs[kept] = ("float32", (-1, *shape))
     return Fused(append(frozen, g, outputs), specs, names, kept, optional_inputs(head))
+
+
+def behind(head: Head, frozen: Frozen, link: Link = "identity") -> Fused:
+    """`compile_predictor` for an opened model."""
+    return compile_predictor(
+        head,
+        frozen.model,
+        opset=frozen.opset,
+        phi=frozen.phi,
+        z=frozen.z,
+        link=link,
+        dense=frozen.dense,
+    )
 
 
 def optional_inputs(head: Head) -> tuple[TensorSpec, ...]:

@@ -22,7 +22,7 @@ from calibration.evaluation.dense import evaluate_maps
 from calibration.evaluation.parts import Named, Places
 from calibration.evaluation.records import SetSummary
 from calibration.evaluation.retrieval import retrieved
-from calibration.evaluation.row_pass import LOGITS, Progress, RowPass
+from calibration.evaluation.row_pass import LOGITS, Progress, RowPass, strangeness
 from calibration.evaluation.sets import Described, SetRows, summarise
 from calibration.evaluation.unseen import seen_hashes
 from calibration.predictor import Predictor
@@ -100,7 +100,7 @@ def evaluate(
         found = _whole(run, where, out, labelled=False, progress=progress)
         if found is None:
             raise DataError(f"{where}: none of its {run.dropped} rows can be used; each is faulty")
-        strange[out] = _scores(predictor, found.made)
+        strange[out] = strangeness(predictor, found.made)
         doubts[out] = found.made["confidence" if manifest.task == "classification" else "std"]
     n_conformal = manifest.conformal.guarantees[0].n
     if manifest.task == "regression":
@@ -112,7 +112,7 @@ def evaluate(
             intervals={a: (made[f"lower@{a}"], made[f"upper@{a}"]) for a in levels},
             n_conformal=n_conformal,
             quantile_levels=manifest.quantile_levels,
-            ood_in=_scores(predictor, made),
+            ood_in=strangeness(predictor, made),
             ood_out=strange,
             ood_doubts=doubts,
             groups=None if manifest.splits.by is None else rows.keys,
@@ -132,7 +132,7 @@ def evaluate(
             y=y,
             sets={a: made[f"set@{a}"] for a in levels},
             n_conformal=n_conformal,
-            ood_in=_scores(predictor, made),
+            ood_in=strangeness(predictor, made),
             ood_out=strange,
             ood_doubts=doubts,
             groups=None if manifest.splits.by is None else rows.keys,
@@ -142,7 +142,7 @@ def evaluate(
             about=about,
             seed=seed,
         )
-        doubt = {"confidence": -made["confidence"], **_scores(predictor, made)}
+        doubt = {"confidence": -made["confidence"], **strangeness(predictor, made)}
         within = retrieved(predictor, run, path, y, rows.hashes, doubt, progress)
         result = result.model_copy(update={"retrieved": within})
     if len(sets) + len(spoilt) > 1:
@@ -292,20 +292,6 @@ def _named(predictor: Predictor, groups: Array | None) -> Named | None:
     conformal = predictor.manifest.conformal
     own = conformal.guarantees if conformal.given == "group" else ()
     return Named(groups.astype(str), {g.alpha: {c.name: c.n for c in g.cells} for g in own})
-
-
-def _scores(predictor: Predictor, made: Mapping[str, Array]) -> dict[str, Array]:
-    """Scores that tell strange rows: ours, and maximum softmax of the frozen model."""
-    out: dict[str, Array] = {}
-    if "ood_score" in made:
-        out["hedged"] = made["ood_score"]
-    if LOGITS in made and predictor.manifest.task == "classification":
-        out["msp"] = -np.exp(log_softmax(made[LOGITS])).max(1)
-    if "epistemic" in made:
-        out["epistemic"] = made["epistemic"]
-    elif "epistemic_std" in made:
-        out["epistemic"] = made["epistemic_std"].max(1)
-    return out
 
 
 def _log_density(predictor: Predictor, made: Mapping[str, Array], y: Array) -> Array | None:

@@ -33,7 +33,7 @@ from calibration.material import (
 )
 from calibration.quality import summary
 from calibration.sampling import Sampling, linearised
-from calibration.strange import CACHED, corrupted_sets, given_sets
+from calibration.strange import corrupted_sets, given_sets
 from posthoc import logits
 from posthoc.contract import Array, Features, FitError, State
 from posthoc.frozen import expose
@@ -102,7 +102,8 @@ def fit(
         fractions=fractions,
         **how,
     )
-    material = _with_strange(material, data, options, ood_data or {}, corrupt, how)
+    also = {**how, "progress": progress}
+    material = _with_strange(material, data, options, ood_data or {}, corrupt, also)
     posterior = None if laplace is None else _imported(laplace, material, options)
     fitted, test, roles = fit_material(material, options, fractions, posterior)
     if options.mask is not None:
@@ -121,8 +122,7 @@ def _with_strange(
     """The material with the strange rows that its score is chosen by."""
     if not paths and not corrupt:
         return material
-    cached = {k: how[k] for k in CACHED if k in how}
-    found, _ = given_sets(material, paths, options.task, cached)
+    found, _ = given_sets(material, paths, options.task, how)
     if corrupt:
         kinds = corrupt if isinstance(corrupt, tuple) else None
         found += corrupted_sets(material, data, kinds, seed=options.seed)[0]

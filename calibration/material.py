@@ -170,7 +170,7 @@ def prepare(
         "device": device,
         "threads": threads,
         "max_bytes": max_cache_bytes,
-        "pixels": pixels or PER_IMAGE,
+        "pixels": PER_IMAGE if pixels is None else pixels,
     }
     if progress is not None:
         how["progress"] = lambda done, total: progress("cache", done, total)

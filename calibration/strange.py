@@ -25,11 +25,10 @@ from posthoc.features import build_cache
 from posthoc.frozen import expose
 from posthoc.runtime import open_session
 
-COPIES = 1000  # of the user's rows that are corrupted, evenly taken
-SEVERITY = 3
-BATCH = 64
+COPIES = 1000  # of the user's rows, evenly taken: the network runs on each again, a kind a time
+SEVERITY = 3  # of 5, the middle: what is milder few scores tell, what is harsher all do
+BATCH = 64  # rows that the network runs on at once
 CORRUPTED, SHIFTED = "corrupted", "labelled"
-CACHED = ("cache_dir", "device", "threads", "batch_size")  # what a further cache is told
 HALVES = {"choose": 0.5, "locked": 0.5}
 _SALT = 20_011  # of the halves: no seed of a split
 
@@ -57,13 +56,12 @@ class Strange:
 def given_sets(
     material: Material, paths: Mapping[str, str | Path], task: Task, how: Mapping[str, Any]
 ) -> tuple[list[Strange], int]:
-    """(the user's sets; rows that the model was run on). ``how`` goes to `build_cache`."""
+    """(the user's sets; rows that the model was run on). ``how`` is what `prepare` was told."""
     found, run = [], 0
     for name, path in paths.items():
         table = open_table(path)
-        cache = build_cache(
-            material.frozen, table, material.mapping.inputs_only(), task=task, **how
-        )
+        mapping = material.mapping.inputs_only()
+        cache = build_cache(material.frozen, table, mapping, task=task, **_told(how, name))
         run += table.n_rows
         if len(fine := cache.usable) == 0:
             raise DataError(f"{path}: every row is faulty")
@@ -77,18 +75,27 @@ def labelled_sets(
     material: Material, paths: Mapping[str, str | Path], task: Task, how: Mapping[str, Any]
 ) -> tuple[list[Strange], int]:
     """(further labelled sets, in the columns of the first; rows that the model was run on). Rows
-    that are among the first set's, by content, are left out. ``how`` goes to `build_cache`."""
+    that are among the first set's, by content or as a sibling of one, are left out. ``how`` is what
+    `prepare` was told."""
     found, run = [], 0
     for name, path in paths.items():
         table = open_table(path)
+        classes = material.classes
         cache = build_cache(
-            material.frozen, table, material.mapping, task=task, classes=material.classes, **how
+            material.frozen,
+            table,
+            material.mapping,
+            task=task,
+            classes=classes,
+            **_told(how, name),
         )
         run += table.n_rows
         if cache.y is None:
             raise DataError(f"{path}: no labels; give unlabelled strange rows as --ood-data")
         fine = cache.usable
-        fresh = fine[~np.isin(cache.content_hashes[fine], material.cache.content_hashes)]
+        mine = np.isin(cache.content_hashes[fine], material.cache.content_hashes)
+        mine |= np.isin(cache.split_keys[fine], material.cache.split_keys)
+        fresh = fine[~mine]
         if len(fresh) == 0:
             raise DataError(f"{path}: every row is faulty, or among the rows of the first --data")
         taken = cache.take(fresh)
@@ -154,6 +161,16 @@ def corrupted_sets(
         if progress is not None:
             progress(i + 1, len(wanted))
     return made, len(wanted) * len(source)
+
+
+def _told(how: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Of what `prepare` was told, that which a further cache is told too."""
+    renamed = {"max_cache_bytes": "max_bytes"}
+    keys = ("cache_dir", "device", "threads", "batch_size", "pixels", "max_cache_bytes")
+    found = {renamed.get(k, k): how[k] for k in keys if how.get(k) is not None}
+    if (progress := how.get("progress")) is not None:
+        found["progress"] = lambda done, total: progress(name, done, total)
+    return found
 
 
 def _run(material: Material, session: Any, inputs: Mapping[str, Array]) -> Features:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from calibration.families.choice import candidates as families_for
+from calibration.families.family import BINARY
 from calibration.fit_options import FitOptions, Scale
 from calibration.material import Material
 from posthoc import registry
@@ -14,6 +15,7 @@ from posthoc.contract import FitError, Task
 
 ALONE = "none"  # no module
 TEMPERATURE: Scale = "temperature"  # a regression: one factor
+SCALES: tuple[Scale, ...] = get_args(Scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +33,13 @@ class Candidate:
     @property
     def keeps(self) -> bool:
         """Whether the frozen model's answer is served."""
-        return self.method == ALONE or keeps(self.method)
+        if self.method == ALONE:
+            return True
+        found = registry.info(self.method)
+        return found.preserves or found.either
 
 
 BASELINE = Candidate(ALONE)
-
-
-def keeps(method: str) -> bool:
-    """Whether a module leaves the frozen model's answer as it is."""
-    found = registry.info(method)
-    return found.preserves or found.either
 
 
 def options_of(candidate: Candidate, options: FitOptions, seed: int) -> FitOptions:
@@ -77,23 +76,20 @@ def applicable(material: Material, task: Task) -> tuple[list[str], dict[str, str
     return [ALONE, *fitting], left
 
 
-def scalings(task: Task, rows: int, classes: int, asked: Sequence[Scale] | None) -> list[Scale]:
+def scalings(task: Task, rows: int, classes: int, asked: Sequence[str] | None) -> list[Scale]:
     """The families to try after each module on so many calibration rows, temperature first.
 
     Raises FitError for a family that is none, or of two classes where there are more.
     """
+    for name in asked or ():
+        if name not in SCALES:
+            raise FitError(f"unknown scaling {name!r}; there are {', '.join(SCALES)}")
     if task == "regression":
         if asked and set(asked) != {TEMPERATURE}:
             raise FitError("--scaling is for classification; a regression has one factor")
         return [TEMPERATURE]
-    if asked is None:
-        return [TEMPERATURE, *(_scale(n) for n in families_for(rows, classes))]
-    for name in asked:
-        if name in ("beta", "isotonic") and classes != 2:
+    for name in asked or ():
+        if name in BINARY and classes != 2:
             raise FitError(f"--scaling {name} is for two classes and this model has {classes}")
-    return [TEMPERATURE, *(n for n in asked if n != TEMPERATURE)]
-
-
-def _scale(name: str) -> Scale:
-    found: Scale = name  # type: ignore[assignment]  # a family's name is one of Scale
-    return found
+    wanted = set(families_for(rows, classes) if asked is None else asked)
+    return [TEMPERATURE, *(n for n in SCALES if n in wanted and n != TEMPERATURE)]

@@ -8,7 +8,7 @@ on the rest once more and measured on the locked rows, which had no part in the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ class Asked:
     """
 
     methods: tuple[str, ...] | None = None
-    scalings: tuple[Scale, ...] | None = None
+    scalings: tuple[str, ...] | None = None
     scores: tuple[str, ...] | None = None
     by: str = "nll"
     splits: int = SPLITS
@@ -85,7 +85,7 @@ def contest(
     families = scalings(
         options.task,
         int(len(rest.usable) * fractions["calibration"]),
-        rest.cache.z.shape[1] if rest.link != "sigmoid" else 2,
+        max(2, rest.cache.z.shape[1]),  # one output of a classifier is two classes
         asked.scalings,
     )
     tasks = [
@@ -187,8 +187,8 @@ def methods_of(
 
 def _slow_first(methods: list[str]) -> list[str]:
     """Iterative fits before sums: the longest piece of work must not come last."""
-    quick = {m for m in methods if m == ALONE or hasattr(registry.page(m), "init")}
-    return [*(m for m in reversed(methods) if m not in quick), *(m for m in methods if m in quick)]
+    slow = {m for m in methods if m != ALONE and hasattr(registry.page(m), "fit")}
+    return [*(m for m in methods if m in slow), *(m for m in methods if m not in slow)]
 
 
 def _seeds(asked: Asked, options: FitOptions) -> range:
@@ -239,11 +239,9 @@ def _scores(
     wanted = asked.scores or candidates(options.task, rest.frozen.phi is not None, rest.linear)
     if asked.scores == () or not (strange or options.task == "classification"):
         return ()
-    alone = [[s] for s in wanted if s in registry.SCORES and hasattr(registry.page(s), "fit")]
-    together = [s for s in wanted if [s] not in alone]  # mixtures share their members' fits
     tasks = [
         (some, seed, options, fractions)
-        for some in (*alone, together)
+        for some in _apart(wanted)
         for seed in _seeds(asked, options)
     ]
     told = pool.each(
@@ -254,3 +252,12 @@ def _scores(
         done=lambda done, total: report("scores", done, total),
     )
     return ranked(told, {s.name: s.kind for s in strange})
+
+
+def _apart(scores: Sequence[str]) -> list[list[str]]:
+    """Scores that may be fitted in different processes: mixtures share their members' fits, and so
+    stay together with these; the others by themselves."""
+    mixed = {name for s in scores if "+" in s for name in score_names(s)}
+    together = [s for s in scores if "+" in s or s in mixed]
+    alone = [[s] for s in scores if s not in together]
+    return [together, *alone] if together else alone

@@ -75,7 +75,7 @@ def finals(
 def _told(
     fitted: Fitted, test: Features, outside: Mapping[str, Features], keys: Array | None
 ) -> dict[str, Figure]:
-    """AUROC of the served score on the halves of strange sets that no choice saw."""
+    """AUROC of the served score on strange rows that no choice saw, by the name of their set."""
     if fitted.head.ood is None:
         return {}
     inside = run_head(fitted.head, test)["ood_score"]

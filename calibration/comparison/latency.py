@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Mapping
 
-from calibration.compile import compile_predictor
+from calibration.compile import behind
 from calibration.head import Head
 from calibration.material import Material
 from posthoc.contract import Array
@@ -25,16 +25,7 @@ def milliseconds(
     frozen = material.frozen
     sessions = {"": open_session(expose(frozen), threads=1)}
     for name, head in heads.items():
-        fused = compile_predictor(
-            head,
-            frozen.model,
-            opset=frozen.opset,
-            phi=frozen.phi,
-            z=frozen.z,
-            link=material.link,
-            dense=frozen.dense,
-        )
-        sessions[name] = open_session(fused.model, threads=1)
+        sessions[name] = open_session(behind(head, frozen, material.link).model, threads=1)
     feed = {k: v[:ROWS] for k, v in inputs.items()}
     started = time.perf_counter()
     sessions[""].run(None, {k: v[:1] for k, v in feed.items()})

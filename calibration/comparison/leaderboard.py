@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -55,10 +56,7 @@ def standings(
         table.append(
             Standing(
                 rank=rank,
-                name=candidate.name,
-                method=candidate.method,
-                scaling=candidate.scaling,
-                keeps=candidate.keeps,
+                **_who(candidate),
                 figures=spreads([m.figures for m in whole[candidate]]),
                 others=_others(whole[candidate]),
                 to_best=_figure(best.difference),
@@ -73,15 +71,16 @@ def standings(
         table.append(
             Standing(
                 rank=None,
-                name=candidate.name,
-                method=candidate.method,
-                scaling=candidate.scaling,
-                keeps=candidate.keeps,
+                **_who(candidate),
                 figures=spreads([m.figures for m in good]),
                 errors=tuple(sorted({m.error for m in runs[candidate] if m.error is not None})),
             )
         )
     return tuple(table)
+
+
+def _who(c: Candidate) -> dict[str, Any]:
+    return {"name": c.name, "method": c.method, "scaling": c.scaling, "keeps": c.keeps}
 
 
 def _others(runs: Sequence[Measured]) -> dict[str, dict[str, Spread]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from calibration.corruption import streams
 from calibration.corruption.streams import Inputs, Keys
@@ -66,9 +67,9 @@ def merge(a: Reference, b: Reference) -> dict[str, Range]:
     }
 
 
-def fits(dtype: object, shape: tuple[int, ...]) -> bool:
+def fits(dtype: DTypeLike, shape: tuple[int, ...]) -> bool:
     """Whether a tensor can be images: numbers with three or four axes."""
-    return np.dtype(dtype).kind in "fiu" and len(shape) in (3, 4)  # type: ignore[call-overload]
+    return np.dtype(dtype).kind in "fiu" and len(shape) in (3, 4)
 
 
 def noise(

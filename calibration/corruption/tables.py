@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from calibration.corruption import streams
 from calibration.corruption.streams import Inputs, Keys, Named
@@ -90,9 +91,9 @@ def merge(a: Reference, b: Reference) -> dict[str, tuple[Column | None, ...]]:
     }
 
 
-def fits(dtype: object, shape: tuple[int, ...]) -> bool:
+def fits(dtype: DTypeLike, shape: tuple[int, ...]) -> bool:
     """Whether a tensor can be a table: numbers with one or two axes."""
-    return np.dtype(dtype).kind in "fiu" and len(shape) in (1, 2)  # type: ignore[call-overload]
+    return np.dtype(dtype).kind in "fiu" and len(shape) in (1, 2)
 
 
 def missing(

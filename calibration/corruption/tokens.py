@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from calibration.corruption import streams
 from calibration.corruption.streams import Inputs
@@ -65,9 +66,9 @@ def merge(a: Reference, b: Reference) -> dict[str, Tokens]:
     return found
 
 
-def fits(dtype: object, shape: tuple[int, ...]) -> bool:
+def fits(dtype: DTypeLike, shape: tuple[int, ...]) -> bool:
     """Whether a tensor can be tokens: integers with two axes, the last longer than 1."""
-    kind = np.dtype(dtype).kind  # type: ignore[call-overload]
+    kind = np.dtype(dtype).kind
     return kind in "iu" and len(shape) == 2 and shape[1] != 1
 
 

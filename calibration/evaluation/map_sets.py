@@ -19,7 +19,7 @@ from calibration.evaluation.parts import HEDGED, Resampling
 from calibration.evaluation.parts import figures as figures_of
 from calibration.evaluation.records import Evaluation, Figure, SetSummary
 from calibration.evaluation.regression import CONSTANT
-from calibration.evaluation.row_pass import LOGITS, Progress, Spoil
+from calibration.evaluation.row_pass import LOGITS, Progress, Spoil, strangeness
 from calibration.evaluation.segmentation import Segmentation, Segmented
 from calibration.evaluation.sets import HELD
 from calibration.metrics.bootstrap import N_BOOT
@@ -179,7 +179,7 @@ def _segmented(predictor: Predictor, batch: Images, levels: Mapping[float, float
         y=batch.y,
         keys=batch.keys,
         groups=batch.groups,
-        scores=_scores(predictor, batch),
+        scores=strangeness(predictor, batch.made),
         held=_held(made),
         annotations=batch.annotations,
     )
@@ -199,7 +199,7 @@ def _mapped(predictor: Predictor, batch: Images, levels: Mapping[float, float]) 
         keys=batch.keys,
         groups=batch.groups,
         quantiles=made.get("quantiles"),
-        scores=_scores(predictor, batch),
+        scores=strangeness(predictor, batch.made),
         held=_held(made),
     )
 
@@ -210,23 +210,9 @@ def _held(made: Mapping[str, Array]) -> Array | None:
     return np.asarray(np.logical_or.reduce(found)) if found else None
 
 
-def _scores(predictor: Predictor, batch: Images) -> dict[str, Array]:
-    """Maps that tell strange pixels: ours, and maximum softmax of the frozen model."""
-    made = batch.made
-    out: dict[str, Array] = {}
-    if "ood_score" in made:
-        out["hedged"] = made["ood_score"]
-    if predictor.manifest.task == "classification":
-        out["msp"] = -np.exp(log_softmax(made[LOGITS])).max(2)
-    if "epistemic" in made:
-        out["epistemic"] = made["epistemic"]
-    elif "epistemic_std" in made:
-        out["epistemic"] = made["epistemic_std"].max(2)
-    return out
-
-
 def add_scores(into: ScoreMaps, predictor: Predictor, batch: Images) -> None:
-    scores = _scores(predictor, batch)
+    """Fold the maps that tell strange pixels into ``into``, image by image."""
+    scores = strangeness(predictor, batch.made)
     for i in range(len(batch)):
         maps = {name: s[i] for name, s in scores.items()}
         into.add(maps, int(batch.keys[i]), int(batch.groups[i]))

@@ -12,6 +12,7 @@ from calibration.evaluation.unseen import Unseen
 from calibration.predictor import Predictor
 from posthoc.contract import Array
 from posthoc.data import open_table, to_rows
+from posthoc.folds import log_softmax
 
 Progress = Callable[[str, int, int], None]
 Spoil = Callable[[Mapping[str, Array], Array], Mapping[str, Array]]  # inputs, content hashes
@@ -115,3 +116,18 @@ def width(predictor: Predictor) -> int | None:
     """Classes of a classifier."""
     found = [s.shape[1] for s in predictor.manifest.outputs if s.name == "probs"]
     return found[0] if found else None
+
+
+def strangeness(predictor: Predictor, made: Mapping[str, Array]) -> dict[str, Array]:
+    """What tells strange rows (N) or pixels (N×P): the bundle's score, maximum softmax of the
+    frozen model, and the epistemic part."""
+    out: dict[str, Array] = {}
+    if "ood_score" in made:
+        out["hedged"] = made["ood_score"]
+    if LOGITS in made and predictor.manifest.task == "classification":
+        out["msp"] = -np.exp(log_softmax(made[LOGITS])).max(-1)
+    if "epistemic" in made:
+        out["epistemic"] = made["epistemic"]
+    elif "epistemic_std" in made:
+        out["epistemic"] = made["epistemic_std"].max(-1)
+    return out

@@ -9,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from hedged.commands import console
+from hedged.commands import console, options
 from hedged.commands.console import option
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ Each option is also a variable: HEDGED_COMPARE_SPLITS for --splits.
 
 
 def compare(
-    model: Annotated[
-        Path, typer.Argument(help="The frozen model: an ONNX file, module:factory (torch), or .pt2")
-    ],
+    model: options.Model,
     data: Annotated[
         list[str],
         option(
@@ -55,8 +53,8 @@ def compare(
             "name=PATH, are measured beside them and rank nothing"
         ),
     ],
-    task: Annotated[str, option(help="classification or regression")],
-    target: Annotated[str, option(help="Column of the labels; a,b for several outputs")],
+    task: options.Task,
+    target: options.Target,
     out: Annotated[
         Path, option("--out", "-o", help="Folder of comparison.json, modules.csv and scores.csv")
     ] = Path("comparison"),
@@ -86,44 +84,29 @@ def compare(
     prediction: Annotated[
         str, option(help="frozen, or module: one that changes the answer may be recommended")
     ] = "frozen",
-    inputs: Annotated[
-        list[str] | None,
-        option(help="INPUT=col,col (repeatable): what fills it; default: all other columns"),
-    ] = None,
-    classes: Annotated[
-        Path | None, option(help="File of class names in output order, one a line")
-    ] = None,
+    inputs: options.Inputs = None,
+    classes: options.Classes = None,
     group: Annotated[str | None, option(help="Column of groups: not an input")] = None,
-    id: Annotated[str | None, option("--id", help="Column of row ids")] = None,
-    split_by: Annotated[
-        str | None, option(help="Column whose equal values share a split; default: the row")
-    ] = None,
+    id: options.Id = None,
+    split_by: options.SplitBy = None,
     alpha: Annotated[str, option(help="Miss rate of the sets or intervals that are measured")] = (
         ".1"
     ),
     conformal: Annotated[
         str | None, option(help="What sets or intervals are made of, see hedged fit")
     ] = None,
-    checkpoint: Annotated[
-        Path | None, option(help="Weights of module:factory: .safetensors, or a state_dict's .pt")
-    ] = None,
-    preprocess: Annotated[
-        Path | None, option(help="ONNX file to run in front of the model")
-    ] = None,
-    output: Annotated[
-        str | None, option(help="Graph output to use, where there are several")
-    ] = None,
-    head: Annotated[
-        str | None, option(help="Graph node of the last linear layer; default: found")
-    ] = None,
+    checkpoint: options.Checkpoint = None,
+    preprocess: options.Preprocess = None,
+    example: options.Example = None,
+    trust_pickle: options.TrustPickle = False,
+    output: options.Output = None,
+    head: options.Head = None,
     seed: Annotated[int, option(help="Of the first re-split; the others follow")] = 0,
     workers: Annotated[int | None, option(min=1, help="Processes; default: one a core")] = None,
-    cache: Annotated[
-        Path | None, option(help="Folder of cached features; default: the XDG cache")
-    ] = None,
-    max_cache: Annotated[float | None, option(help="Largest cache, in GB")] = None,
-    batch_size: Annotated[int, option(help="Rows in one run of the model")] = 256,
-    device: Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    cache: options.CacheFolder = None,
+    max_cache: options.MaxCache = None,
+    batch_size: options.BatchSize = 256,
+    device: options.Device = "cpu",
     json: Annotated[bool, option("--json", help="Print everything as JSON")] = False,
 ) -> None:
     """Rank every module, scaling and score for a frozen model, and recommend one."""
@@ -131,11 +114,9 @@ def compare(
     from calibration.comparison.contest import Asked
     from calibration.comparison.tables import write_tables
     from calibration.fit_options import FitOptions
-    from calibration.material import Columns
     from hedged.commands.evaluate import named_sets
-    from hedged.commands.fit import options_record
 
-    options = options_record(
+    settings = options.record(
         FitOptions,
         task=task,
         method="none",
@@ -143,11 +124,10 @@ def compare(
         alphas=console.numbers(alpha, "--alpha"),
         seed=seed,
     ).model_copy(update={"prediction": _one_of(prediction, "--prediction", "frozen", "module")})
-    named = console.pairs(inputs or [], "--inputs")
     first, *others = named_sets(data).items()
     asked = Asked(
         methods=_names(methods),
-        scalings=_names(scaling),  # type: ignore[arg-type]
+        scalings=_names(scaling),
         scores=() if scores == "none" else _names(scores),
         by=by,
         splits=splits,
@@ -161,18 +141,15 @@ def compare(
         found = run(
             model,
             first[1],
-            options,
+            settings,
             asked,
-            columns=Columns(
-                target=target.split(","),
-                inputs={k: v.split(",") for k, v in named.items()} or None,
-                split_by=split_by,
-                group=group,
-                id=id,
-                classes=console.lines(classes),
+            columns=options.columns_of(
+                target, inputs, split_by=split_by, group=group, id=id, classes=classes
             ),
             checkpoint=checkpoint,
             preprocess=preprocess,
+            example=example,
+            trust_pickle=trust_pickle,
             output=output,
             head=head,
             cache_dir=cache,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hedged.commands import console
+from hedged.commands import console, options
 from hedged.commands.console import option
 
 _MORE = """The rows must be labelled and must not be those that the model was trained on. They are
@@ -30,27 +30,18 @@ Each option is also a variable: HEDGED_FIT_METHOD for --method.
 
 
 def fit(
-    model: Annotated[
-        Path, typer.Argument(help="The frozen model: an ONNX file, module:factory (torch), or .pt2")
-    ],
+    model: options.Model,
     data: Annotated[Path, option(help="Labelled rows: .parquet, a folder of them, .csv or .npz")],
-    task: Annotated[str, option(help="classification or regression")],
-    target: Annotated[str, option(help="Column of the labels; a,b for several outputs")],
+    task: options.Task,
+    target: options.Target,
     out: Annotated[Path, option("--out", "-o", help="Bundle folder to write")],
-    inputs: Annotated[
-        list[str] | None,
-        option(help="INPUT=col,col (repeatable): what fills it; default: all other columns"),
-    ] = None,
-    classes: Annotated[
-        Path | None, option(help="File of class names in output order, one a line")
-    ] = None,
+    inputs: options.Inputs = None,
+    classes: options.Classes = None,
     group: Annotated[
         str | None, option(help="Column of groups that are known beforehand: --given group")
     ] = None,
-    id: Annotated[str | None, option("--id", help="Column of row ids")] = None,
-    split_by: Annotated[
-        str | None, option(help="Column whose equal values share a split; default: the row")
-    ] = None,
+    id: options.Id = None,
+    split_by: options.SplitBy = None,
     split: Annotated[
         str, option(help="Shares of module, calibration, conformal and test rows")
     ] = ".3,.2,.25,.25",
@@ -164,41 +155,27 @@ def fit(
     prior_precision: Annotated[
         float | None, option(help="Of the posterior; short for --set prior_precision=P")
     ] = None,
-    head: Annotated[
-        str | None, option(help="Graph node of the last linear layer; default: found")
-    ] = None,
-    output: Annotated[
-        str | None, option(help="Graph output to use, where there are several")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, option(help="Weights of module:factory: .safetensors, or a state_dict's .pt")
-    ] = None,
-    example: Annotated[
-        Path | None, option(help=".npz of input rows, where the table does not show their types")
-    ] = None,
-    preprocess: Annotated[
-        Path | None, option(help="ONNX file to run in front of the model, fused into the bundle")
-    ] = None,
-    trust_pickle: Annotated[
-        bool, option("--trust-pickle", help="Load a .pt2 archive, which can run code")
-    ] = False,
+    head: options.Head = None,
+    output: options.Output = None,
+    checkpoint: options.Checkpoint = None,
+    example: options.Example = None,
+    preprocess: options.Preprocess = None,
+    trust_pickle: options.TrustPickle = False,
     name: Annotated[str | None, option(help="Model name; default: that of the file")] = None,
     version: Annotated[str, option(help="Version of the bundle")] = "1",
     seed: Annotated[
         int, option(help="Of the split and of fixed logit draws; a module's own: --set seed")
     ] = 0,
-    cache: Annotated[
-        Path | None, option(help="Folder of cached features; default: the XDG cache")
-    ] = None,
-    max_cache: Annotated[float | None, option(help="Largest cache, in GB")] = None,
-    batch_size: Annotated[int, option(help="Rows in one run of the model")] = 256,
-    device: Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    cache: options.CacheFolder = None,
+    max_cache: options.MaxCache = None,
+    batch_size: options.BatchSize = 256,
+    device: options.Device = "cpu",
     json: Annotated[bool, option("--json", help="Print the manifest as JSON")] = False,
 ) -> None:
     """Fit error bars for a frozen model and write one bundle."""
     from calibration import fit as fitting
     from calibration.fit_options import FitOptions
-    from calibration.material import ROLES, Columns
+    from calibration.material import ROLES
     from calibration.sampling import Sampling
 
     shares = console.numbers(split, "--split")
@@ -217,7 +194,7 @@ def fit(
     )
     if task == "regression" and max_error and tolerance is None:
         raise typer.BadParameter("--max-error of a regression needs --tolerance: what is wrong")
-    options = options_record(
+    asked = options.record(
         FitOptions,
         task=task,
         method=method or ("laplace" if weights is None else "weights"),
@@ -246,23 +223,17 @@ def fit(
     )
     sampling = None
     if weights is not None:
-        asked = {} if samples is None else {"samples": samples}
-        sampling = options_record(Sampling, weights=weights, curvature=curvature, **asked)
-    named = console.pairs(inputs or [], "--inputs")
-    columns = Columns(
-        target=target.split(","),
-        inputs={k: v.split(",") for k, v in named.items()} or None,
-        split_by=split_by,
-        group=group,
-        id=id,
-        classes=console.lines(classes),
+        drawn = {} if samples is None else {"samples": samples}
+        sampling = options.record(Sampling, weights=weights, curvature=curvature, **drawn)
+    columns = options.columns_of(
+        target, inputs, split_by=split_by, group=group, id=id, classes=classes
     )
     with console.progress() as report:
         bundle = fitting.fit(
             model,
             data,
             out,
-            options,
+            asked,
             name=name,
             version=version,
             fractions=dict(zip(ROLES, shares, strict=True)),
@@ -327,15 +298,3 @@ def _class(text: str | None, names: tuple[str, ...] | None) -> int | None:
         known = f"; there are {', '.join(names)}" if names else " (names need --classes)"
         raise typer.BadParameter(f"--mask {text} is no class{known}")
     return int(text)
-
-
-def options_record(model: Any, **values: Any) -> Any:
-    """The options record; a usage error that names the option for a value out of range."""
-    from pydantic import ValidationError
-
-    try:
-        return model(**values)
-    except ValidationError as e:
-        first = e.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise typer.BadParameter(f"--{option}: {first['msg']}") from None

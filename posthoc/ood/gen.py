@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from posthoc.contract import F64, Array, Features, Info, LinearHead, Paper, State
+from posthoc.contract import F64, Array, Info, LinearHead, Paper, State
 from posthoc.links import softmax
+from posthoc.ood.softmax import emit_others, init, merge, others, update
 
 INFO = Info(
     name="gen",
@@ -27,30 +28,14 @@ INFO = Info(
     ),
 )
 
+__all__ = ["INFO", "emit", "finish", "init", "merge", "score", "update"]
+
 if TYPE_CHECKING:
     from posthoc.graph import Fragment
 GAMMA = 0.1
 TOP = 100
 # Float32 holds no smaller number well, and its tenth root would still count (2.5e-4 a class).
 LEAST = 1e-36
-
-
-def init(n_classes: int, n_features: int) -> int:
-    """Nothing is fitted but the number of classes."""
-    del n_features
-    return n_classes
-
-
-def update(stats: int, batch: Features) -> int:
-    """Nothing to add."""
-    del batch
-    return stats
-
-
-def merge(a: int, b: int) -> int:
-    """The same number of classes."""
-    del b
-    return a
 
 
 def finish(stats: int, head: LinearHead | None = None) -> State:
@@ -64,7 +49,7 @@ def score(state: State, phi: Array | None, z: Array) -> F64:
     del phi
     p = -np.sort(-softmax(z), axis=1)
     rest = 1.0 - p
-    rest[:, 0] = p[:, 1:].sum(1)
+    rest[:, 0] = others(p)
     p, rest = p[:, : state.settings["top"]], rest[:, : state.settings["top"]]
     return np.asarray((np.maximum(p * rest, LEAST) ** state.settings["gamma"]).sum(1))
 
@@ -72,19 +57,15 @@ def score(state: State, phi: Array | None, z: Array) -> F64:
 def emit(g: Fragment, state: State, phi: str | None, z: str) -> str:
     """The same as a graph fragment; returns the name of a tensor of N."""
     del phi
-    p = g.op("Softmax", z, axis=-1)
     classes, top = state.settings["classes"], state.settings["top"]
-    # The same nodes as the head's own mask of the label, so that the runtime merges the two.
-    label = g.unsqueeze(g.op("ArgMax", z, axis=1, keepdims=0), 1)
-    first = g.op("Equal", label, g.const(range(classes), "int64"))
-    others = g.sum(g.op("Where", first, g.const(0.0), p), 1, keepdims=True)
+    p, first, beside = emit_others(g, z, classes)
     if top == classes:
-        rest = g.op("Where", first, others, g.op("Sub", g.const(1.0), p))
+        rest = g.op("Where", first, beside, g.op("Sub", g.const(1.0), p))
     else:
         p, _ = g.op2("TopK", p, g.const([top], "int64"), axis=-1)
         bounds = (g.const([1], "int64"), g.const([top], "int64"), g.const([1], "int64"))
         tail = g.op("Sub", g.const(1.0), g.op("Slice", p, *bounds))
-        rest = g.op("Concat", others, tail, axis=1)
+        rest = g.op("Concat", beside, tail, axis=1)
     product = g.op("Max", g.op("Mul", p, rest), g.const(LEAST))
     term = g.op("Pow", product, g.const(state.settings["gamma"]))
     return g.sum(term, 1)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from posthoc.contract import F64, Array, Features, Info, LinearHead, Paper, State
+from posthoc.contract import F64, Array, Info, LinearHead, Paper, State
 from posthoc.links import softmax
+from posthoc.ood.softmax import emit_others, init, merge, others, update
 
 INFO = Info(
     name="msp",
@@ -27,26 +28,10 @@ INFO = Info(
     ),
 )
 
+__all__ = ["INFO", "emit", "finish", "init", "merge", "score", "update"]
+
 if TYPE_CHECKING:
     from posthoc.graph import Fragment
-
-
-def init(n_classes: int, n_features: int) -> int:
-    """Nothing is fitted but the number of classes."""
-    del n_features
-    return n_classes
-
-
-def update(stats: int, batch: Features) -> int:
-    """Nothing to add."""
-    del batch
-    return stats
-
-
-def merge(a: int, b: int) -> int:
-    """The same number of classes."""
-    del b
-    return a
 
 
 def finish(stats: int, head: LinearHead | None = None) -> State:
@@ -58,13 +43,11 @@ def finish(stats: int, head: LinearHead | None = None) -> State:
 def score(state: State, phi: Array | None, z: Array) -> F64:
     """Score of N rows from their outputs N×C (float64 definition)."""
     del state, phi
-    return np.asarray(np.sort(softmax(z), axis=1)[:, :-1].sum(1))
+    return others(-np.sort(-softmax(z), axis=1))
 
 
 def emit(g: Fragment, state: State, phi: str | None, z: str) -> str:
     """The same as a graph fragment; returns the name of a tensor of N."""
     del phi
-    # The same nodes as the head's own mask of the label, so that the runtime merges the two.
-    label = g.unsqueeze(g.op("ArgMax", z, axis=1, keepdims=0), 1)
-    first = g.op("Equal", label, g.const(range(state.settings["classes"]), "int64"))
-    return g.sum(g.op("Where", first, g.const(0.0), g.op("Softmax", z, axis=-1)), 1)
+    _, _, beside = emit_others(g, z, state.settings["classes"])
+    return g.op("Squeeze", beside, g.const([1], "int64"))

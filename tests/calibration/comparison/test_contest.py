@@ -19,6 +19,7 @@ from calibration.comparison.tables import write_tables
 from calibration.fit_options import FitOptions
 from calibration.material import Columns, Material, prepare
 from calibration.proxies import HELD_OUT
+from calibration.strange import given_sets, labelled_sets
 from posthoc.contract import DataError, FitError, Task
 from tests.factory import CLASSES, COLUMNS, data, frozen_model
 
@@ -148,6 +149,38 @@ def test_further_labelled_sets_are_measured_and_rank_nothing(tmp_path: Path) -> 
         run(tmp_path, "classification", dataclasses.replace(asked, **bare))
 
 
+def test_a_sibling_of_a_row_is_no_further_row(tmp_path: Path) -> None:
+    first = pq.read_table(data(tmp_path / "data.parquet", "classification", 1500, 0))
+    later = pq.read_table(data(tmp_path / "later.parquet", "classification", 400, 9))
+    files = pa.array([f"f{i // 3}" for i in range(1500)])
+    pq.write_table(first.append_column("file", files), tmp_path / "data.parquet")
+    others = pa.array([f"f{i}" if i < 300 else f"g{i}" for i in range(400)])
+    pq.write_table(later.append_column("file", others), tmp_path / "later.parquet")
+    split = dataclasses.replace(columns("classification"), split_by="file")
+    pool = prepare(
+        frozen_model(tmp_path / "model.onnx", "classification"),
+        tmp_path / "data.parquet",
+        options=FitOptions(task="classification"),
+        columns=split,
+        cache_dir=tmp_path / "cache",
+    )
+    how = {"cache_dir": tmp_path / "cache"}
+    found, run = labelled_sets(pool, {"later": tmp_path / "later.parquet"}, "classification", how)
+    assert run == 400 and len(found[0].rows) == 100
+
+
+def test_a_further_cache_keeps_to_the_limit(tmp_path: Path) -> None:
+    far = strange(tmp_path / "far.parquet", 3000)
+    pool = material(tmp_path, "classification")
+    told: list[tuple[str, int, int]] = []
+    how = {"cache_dir": tmp_path / "c", "progress": lambda *seen: told.append(seen)}
+    found, _ = given_sets(pool, {"far": far}, "classification", how)
+    assert len(found[0].rows) == 3000 and told[-1] == ("far", 3000, 3000)
+    with pytest.raises(DataError, match="raise --max-cache"):
+        small = {"cache_dir": tmp_path / "d", "max_cache_bytes": 1000}
+        given_sets(pool, {"far": far}, "classification", small)
+
+
 def test_a_regression(tmp_path: Path) -> None:
     asked = Asked(methods=("laplace", "student_t"), by="crps", splits=2, workers=1)
     found = run(tmp_path, "regression", asked, conformal="absolute")
@@ -166,6 +199,7 @@ def test_a_regression(tmp_path: Path) -> None:
         ("classification", Asked(methods=("student_t",)), "is not a module for classification"),
         ("classification", Asked(methods=("abnn",)), "runs the network again"),
         ("classification", Asked(scalings=("beta",)), "is for two classes"),
+        ("classification", Asked(scalings=("svz",)), "unknown scaling 'svz'; there are auto"),
         ("regression", Asked(scalings=("ets",)), "has one factor"),
         ("classification", Asked(corrupt=("rain",)), "no corruption of tables is called 'rain'"),
     ],

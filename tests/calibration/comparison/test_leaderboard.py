@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from calibration.comparison.advice import advise
-from calibration.comparison.candidates import BASELINE, Candidate
+from calibration.comparison.candidates import BASELINE, Candidate, scalings
+from calibration.comparison.contest import _apart
 from calibration.comparison.leaderboard import standings
 from calibration.comparison.measure import Measured
 from calibration.comparison.scores import Told, ranked
@@ -136,3 +137,25 @@ def test_corrupted_sets_are_one_kind() -> None:
     kinds = {"noise 3": "corrupted", "blur 3": "corrupted"}
     (only,) = ranked([Told(0, {"gen": told})], kinds)
     assert only.mean is not None and only.mean.mean == pytest.approx((0.6 + (0.9 + 0.7) / 2) / 2)
+
+
+def test_mixtures_are_fitted_beside_their_members() -> None:
+    every = ["gen", "knn", "mds", "flow", "gen+mds", "rank:gen+vim", "vim"]
+    assert _apart(every) == [
+        ["gen", "mds", "gen+mds", "rank:gen+vim", "vim"],
+        ["knn"],
+        ["flow"],
+    ]
+    assert _apart(["gen", "knn"]) == [["gen"], ["knn"]]
+
+
+def test_families_are_those_that_the_classes_allow() -> None:
+    assert scalings("classification", 500, 2, None) == [
+        "temperature",
+        "ets",
+        "svs",
+        "beta",
+        "isotonic",
+    ]
+    assert scalings("classification", 500, 2, ["beta"]) == ["temperature", "beta"]
+    assert "sms" in scalings("classification", 500, 3, None)

@@ -30,7 +30,10 @@ def failing(shared: int, x: int) -> int:
 def test_every_task_is_done_once_and_told_of(workers: int) -> None:
     told: list[tuple[int, int]] = []
     tasks = [(x,) for x in range(5)]
-    done = lambda n, total: told.append((n, total))  # noqa: E731
+
+    def done(n: int, total: int) -> None:
+        told.append((n, total))
+
     found = list(pool.each(squared, 10, tasks, workers=workers, done=done))
     assert sorted(v for v, _ in found) == [0, 10, 40, 90, 160]
     assert ({os.getpid()} == {p for _, p in found}) == (workers == 1)

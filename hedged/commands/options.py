@@ -1,0 +1,84 @@
+"""Options that several commands take of a frozen model and a table, and what they make of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hedged.commands import console
+from hedged.commands.console import option
+
+if TYPE_CHECKING:
+    from calibration.material import Columns
+
+Model = Annotated[
+    Path, typer.Argument(help="The frozen model: an ONNX file, module:factory (torch), or .pt2")
+]
+Task = Annotated[str, option(help="classification or regression")]
+Target = Annotated[str, option(help="Column of the labels; a,b for several outputs")]
+Inputs = Annotated[
+    list[str] | None,
+    option(help="INPUT=col,col (repeatable): what fills it; default: all other columns"),
+]
+Classes = Annotated[Path | None, option(help="File of class names in output order, one a line")]
+Id = Annotated[str | None, option("--id", help="Column of row ids")]
+SplitBy = Annotated[
+    str | None, option(help="Column whose equal values share a split; default: the row")
+]
+Head = Annotated[str | None, option(help="Graph node of the last linear layer; default: found")]
+Output = Annotated[str | None, option(help="Graph output to use, where there are several")]
+Checkpoint = Annotated[
+    Path | None, option(help="Weights of module:factory: .safetensors, or a state_dict's .pt")
+]
+Example = Annotated[
+    Path | None, option(help=".npz of input rows, where the table does not show their types")
+]
+Preprocess = Annotated[
+    Path | None, option(help="ONNX file to run in front of the model, fused into the bundle")
+]
+TrustPickle = Annotated[
+    bool, option("--trust-pickle", help="Load a .pt2 archive, which can run code")
+]
+CacheFolder = Annotated[
+    Path | None, option(help="Folder of cached features; default: the XDG cache")
+]
+MaxCache = Annotated[float | None, option(help="Largest cache, in GB")]
+BatchSize = Annotated[int, option(help="Rows in one run of the model")]
+Device = Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")]
+
+
+def columns_of(
+    target: str,
+    inputs: list[str] | None,
+    *,
+    split_by: str | None,
+    group: str | None,
+    id: str | None,
+    classes: Path | None,
+) -> Columns:
+    """Which columns are what, as the options say it."""
+    from calibration.material import Columns
+
+    named = console.pairs(inputs or [], "--inputs")
+    return Columns(
+        target=target.split(","),
+        inputs={k: v.split(",") for k, v in named.items()} or None,
+        split_by=split_by,
+        group=group,
+        id=id,
+        classes=console.lines(classes),
+    )
+
+
+def record(model: Any, **values: Any) -> Any:
+    """The options record; a usage error that names the option for a value out of range."""
+    from pydantic import ValidationError
+
+    try:
+        return model(**values)
+    except ValidationError as e:
+        first = e.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise typer.BadParameter(f"--{option}: {first['msg']}") from None
