@@ -26,7 +26,7 @@ from posthoc.frozen import expose
 from posthoc.runtime import open_session
 
 COPIES = 1000  # of the user's rows, evenly taken: the network runs on each again, a kind a time
-SEVERITY = 3  # of 5, the middle: what is milder few scores tell, what is harsher all do
+SEVERITY = 3  # of 5, the middle
 BATCH = 64  # rows that the network runs on at once
 CORRUPTED, SHIFTED = "corrupted", "labelled"
 HALVES = {"choose": 0.5, "locked": 0.5}
