@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from calibration.compile import behind
 from calibration.head import Head
@@ -23,21 +24,25 @@ def milliseconds(
     """(the frozen graph alone, each head's fused graph) per row: the median of interleaved runs on
     the same rows of ``inputs``, at most ROWS."""
     frozen = material.frozen
-    sessions = {"": open_session(expose(frozen), threads=1)}
-    for name, head in heads.items():
-        sessions[name] = open_session(behind(head, frozen, material.link).model, threads=1)
+    bare = open_session(expose(frozen), threads=1)
     feed = {k: v[:ROWS] for k, v in inputs.items()}
-    started = time.perf_counter()
-    sessions[""].run(None, {k: v[:1] for k, v in feed.items()})
-    once = time.perf_counter() - started
+    once = _seconds(bare, {k: v[:1] for k, v in feed.items()})
     n = max(1, min(len(next(iter(feed.values()))), int(LONGEST / max(once, 1e-9))))
     feed = {k: v[:n] for k, v in feed.items()}
-    spent: dict[str, list[float]] = {name: [] for name in sessions}
-    for repeat in range(REPEATS + 1):
-        for name, session in sessions.items():
-            started = time.perf_counter()
-            session.run(None, feed)
-            if repeat:  # the first run warms up
-                spent[name].append(time.perf_counter() - started)
-    found = {name: 1000 * statistics.median(v) / n for name, v in spent.items()}
-    return found.pop(""), found
+    alone: list[float] = []
+    found: dict[str, float] = {}
+    for name, head in heads.items():  # one at a time: a session may hold hundreds of megabytes
+        fused = open_session(behind(head, frozen, material.link).model, threads=1)
+        _seconds(fused, feed)  # the first run warms up
+        spent = []
+        for _ in range(REPEATS):
+            alone.append(_seconds(bare, feed))
+            spent.append(_seconds(fused, feed))
+        found[name] = 1000 * statistics.median(spent) / n
+    return 1000 * statistics.median(alone) / n, found
+
+
+def _seconds(session: Any, feed: Mapping[str, Array]) -> float:
+    started = time.perf_counter()
+    session.run(None, dict(feed))
+    return time.perf_counter() - started
