@@ -28,6 +28,7 @@ NAMES = (
     "folds",
     "quantile",
     "risk",
+    "http",
 )
 
 

@@ -57,7 +57,7 @@ def compare(
         )
         strange, run = strange + copies, run + more
     found = contest(material, options, asked, methods, strange, kept, fractions, report)
-    bare, spent = _spent(material, data, found.heads)
+    bare, spent = _spent(material, data, found.heads, report)
     comparison = found.comparison
     table = tuple(
         s.model_copy(update={"ms_per_row": spent.get(s.name)}) for s in comparison.standings
@@ -91,8 +91,13 @@ class _Counting:
 
 
 def _spent(
-    material: Material, data: str | Path, heads: Mapping[str, Head]
+    material: Material, data: str | Path, heads: Mapping[str, Head], report: Progress
 ) -> tuple[float, dict[str, float]]:
     """Milliseconds a row: of the model alone, and of each candidate's fused graph."""
     items = material.usable[:: material.per][:ROWS] // material.per
-    return milliseconds(material, heads, raw_rows(material, data, items))
+    return milliseconds(
+        material,
+        heads,
+        raw_rows(material, data, items),
+        lambda done, total: report("latency", done, total),
+    )

@@ -122,6 +122,7 @@ def contest(
         outside=kept,
         beside=strange,
         keys=None if keys is None else keys[locked],
+        done=lambda done, total: report("final", done, total),
     )
     about = {s.name: s.about for s in strange}
     if any(HELD_OUT in s.auroc for s in scores):

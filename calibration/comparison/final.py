@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -32,10 +32,11 @@ def finals(
     outside: Mapping[str, Features],
     beside: Sequence[Strange],
     keys: Array | None,
+    done: Callable[[int, int], None],
 ) -> tuple[Final, ...]:
     """Each candidate on the locked rows, the baseline first. ``outside`` are strange rows that
     chose nothing, ``beside`` further sets: of these corrupted copies of locked rows, and labelled
-    rows, are measured too.
+    rows, are measured too. ``done`` is told how many of how many are done.
 
     They are fitted on the ``rest`` once more, split by the seed of ``options``. Intervals are of
     rows, or of the groups ``keys`` (N locked rows) that they come in.
@@ -47,7 +48,9 @@ def finals(
     labelled = {s.name: s.beside(locked) for s in beside if s.rows.y is not None}
     found: list[Final] = []
     base: dict[str, F64] | None = None
-    for candidate in dict.fromkeys([BASELINE, *candidates]):
+    order = list(dict.fromkeys([BASELINE, *candidates]))
+    for i, candidate in enumerate(order):
+        done(i, len(order))
         asked = options_of(candidate, options, options.seed)
         served = asked.model_copy(update={"ood": score or "none", "max_error": options.max_error})
         fitted = fit_head(rest.linear, parts, served, None, rest.train)
@@ -69,6 +72,7 @@ def finals(
                 ood=_told(fitted, test, strange, keys),
             )
         )
+    done(len(order), len(order))
     return tuple(found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from calibration.compile import behind
@@ -19,7 +19,10 @@ LONGEST = 0.1  # seconds of one run; fewer rows are taken where they would take 
 
 
 def milliseconds(
-    material: Material, heads: Mapping[str, Head], inputs: Mapping[str, Array]
+    material: Material,
+    heads: Mapping[str, Head],
+    inputs: Mapping[str, Array],
+    done: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[float, dict[str, float]]:
     """(the frozen graph alone, each head's fused graph) per row: the median of interleaved runs on
     the same rows of ``inputs``, at most ROWS."""
@@ -31,7 +34,9 @@ def milliseconds(
     feed = {k: v[:n] for k, v in feed.items()}
     alone: list[float] = []
     found: dict[str, float] = {}
-    for name, head in heads.items():  # one at a time: a session may hold hundreds of megabytes
+    for i, (name, head) in enumerate(
+        heads.items(), 1
+    ):  # one at a time: a session may hold hundreds of megabytes
         fused = open_session(behind(head, frozen, material.link).model, threads=1)
         _seconds(fused, feed)  # the first run warms up
         spent = []
@@ -39,6 +44,7 @@ def milliseconds(
             alone.append(_seconds(bare, feed))
             spent.append(_seconds(fused, feed))
         found[name] = 1000 * statistics.median(spent) / n
+        done(i, len(heads))
     return 1000 * statistics.median(alone) / n, found
 
 

@@ -1,0 +1,71 @@
+"""The load generator and the plain servers of the HTTP benchmark, for real."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from bench.http_sides import Question, plain_sides
+from bench.wrk import wrk
+from calibration.predictor import Predictor
+from posthoc.contract import HedgedError
+from tests.factory import tiny_bundle
+
+
+class Echo(BaseHTTPRequestHandler):
+    """200 for the expected body, else 400."""
+
+    protocol_version = "HTTP/1.1"
+    seen = 0
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        Echo.seen += 1
+        good = json.loads(body) == {"q": 'a "quoted" \\ word\n'}
+        self.send_response(200 if good and self.headers["x-side"] == "1" else 400)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def echo():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_wrk_sends_the_body_as_it_is_and_counts(echo):
+    Echo.seen = 0
+    body = json.dumps({"q": 'a "quoted" \\ word\n'}).encode()
+    found = wrk(echo, body, 2, 1, {"X-Side": "1"})
+    assert 0 < found.requests <= Echo.seen
+    assert 0 < found.p50 <= found.p99 < 1
+    assert found.per_second == pytest.approx(found.requests, rel=0.5)
+
+
+def test_an_answer_that_is_no_success_is_an_error(echo):
+    with pytest.raises(HedgedError, match="no success"):
+        wrk(echo, b'{"q": "other"}', 1, 1, {"X-Side": "1"})
+
+
+def test_every_side_of_ours_starts_and_answers_the_golden_row(tmp_path):
+    bundle = tiny_bundle(tmp_path / "b")
+    question = Question.of(bundle)
+    row = json.loads(question.plain)["x"]
+    with np.load(bundle / "golden.npz", allow_pickle=False) as data:
+        assert np.array_equal(np.float32(row), data["in/x"][:1])
+    assert question.path == f"/v2/models/{Predictor(bundle).manifest.name}/infer"
+    for side in plain_sides(question, tmp_path):
+        with side as standing:
+            assert standing.load(1, 1).requests > 0
