@@ -29,6 +29,7 @@ NAMES = (
     "quantile",
     "risk",
     "http",
+    "labels",
 )
 
 

@@ -97,7 +97,7 @@ def plain_sides(question: Question, folder: Path) -> Sides:
             ),
             [sys.executable, "-m", "hedged", "serve", str(bundle), "--port", str(port[0])],
             folder / "ours",
-            {"HEDGED_THREADS": "1", "HEDGED_DATA_DIR": str(folder / "ours")},
+            {"HEDGED_THREADS": "1", "HEDGED_DATA_DIR": str(folder / "ours"), "HEDGED_DRAIN_S": "0"},
         ),
         _server(
             Side("starlette", f"http://127.0.0.1:{port[1]}/", question.plain),
@@ -126,7 +126,7 @@ def _mlservers(question: Question, folder: Path) -> Sides:
         found.append(
             _server(
                 Side(side, f"http://127.0.0.1:{port[0]}/v2/models/peer/infer", question.tensors),
-                [python, "-m", "mlserver", "start", str(home)],
+                [python, "-c", "from mlserver.cli import main; main()", "start", str(home)],
                 home,
             )
         )

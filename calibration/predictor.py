@@ -26,6 +26,7 @@ from calibration.conformal.cells import UNKNOWN, Cells, group_index, named_codes
 from calibration.conformal.randomise import uniforms
 from calibration.shift.weighted import Weighted
 from calibration.shift.weighted import restored as weighted_again
+from posthoc.binding import choose_run
 from posthoc.contract import (
     F64,
     PREDICTIONS,
@@ -42,8 +43,9 @@ from posthoc.runtime import open_session
 class Predictor:
     """One verified bundle in one ONNX Runtime session. Thread-safe; holds no request state.
 
-    ``device`` is ``auto``, ``cpu``, ``cuda[:n]`` or ``tensorrt``; ``threads`` is the number of
-    intra-op threads on CPU (0: ONNX Runtime's default).
+    ``device`` is ``auto``, ``cpu``, ``cuda[:n]`` or ``tensorrt``, where inputs and answers go
+    through pinned memory; ``threads`` is the number of intra-op threads on CPU (0: ONNX Runtime's
+    default).
     """
 
     def __init__(self, bundle: Bundle | str | Path, *, device: str = "cpu", threads: int = 0):
@@ -60,6 +62,8 @@ class Predictor:
             for f in output_fields(self.manifest.task)
             if f in {s.name for s in self.manifest.outputs}
         )
+        graph_names = self.manifest.output_names
+        self._run = choose_run(self.session, {graph_names.get(f, f) for f in self.fields})
         scores = self.bundle.conformal_scores
         self._scores = scores["set" if self.manifest.task == "classification" else "interval"]
         self._risks = self._scores.ndim == 2  # n images × pixels, and not n rows
@@ -102,7 +106,7 @@ class Predictor:
                 given = np.asarray(value, dtype=np.float32)
                 feed[name] = given if given.ndim == rank else given[None]
         graph_names = [self.manifest.output_names.get(n, n) for n in names]
-        return dict(zip(names, self.session.run(graph_names, feed), strict=True))
+        return dict(zip(names, self._run(graph_names, feed), strict=True))
 
     def predict(self, inputs: Mapping[str, Array], *, alpha: float | None = None) -> Prediction:
         """The typed prediction for N rows, at level ``alpha`` (default: the bundle's first)."""

@@ -85,7 +85,7 @@ def main(demo: Path) -> None:
         Server(demo / "bundle", Path(folder), threads=2) as server,
     ):
         traffic(server, predictor, x, y)
-        shoot(server.url, "page", 1200, 900)
+        shoot(server.url, "page", 1200, 850)
 
 
 if __name__ == "__main__":

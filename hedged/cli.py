@@ -13,7 +13,20 @@ from typing import Annotated, Any
 
 import typer
 
-from hedged.commands import compare, control, demo, evaluate, fit, inspect, score, serve
+from hedged.commands import (
+    activate,
+    compare,
+    control,
+    demo,
+    evaluate,
+    fit,
+    inspect,
+    keys,
+    labels,
+    ledger,
+    score,
+    serve,
+)
 from posthoc.contract import HedgedError
 
 EXTRA = ("onnx", "onnxscript", "plotly", "torch")  # what serving does without
@@ -33,6 +46,10 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(inspect.verify)
 app.command("modules")(inspect.modules)
 app.command("serve")(serve.serve)
+app.command("activate")(activate.activate)
+app.command("keys")(keys.keys)
+app.command("labels")(labels.labels)
+app.command("ledger")(ledger.ledger)
 app.command("score")(score.score)
 app.command("control")(control.control)
 

@@ -6,6 +6,7 @@ The same object runs under BentoML (service.bento), under plain uvicorn
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,12 +17,18 @@ from starlette.applications import Starlette
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import instruments
+from service import instruments, logs
+from service.access import Access
+from service.bundles import is_bundle
+from service.connections import Connections, transport_of
 from service.core import Core
+from service.drain import Drain, Lifeline
 from service.errors import ServiceError
 from service.guard import Guard
 from service.joiner import EXPIRE_AFTER_S, Joiner
+from service.keys import Keys
 from service.ledger import Ledger, LedgerError
+from service.live import Watcher, announce
 from service.models import Model, load_models
 from service.routes import service_routes
 from service.rows import MAX_STORED_CLASSES
@@ -58,11 +65,22 @@ class Application:
             max_body_bytes_total=settings.max_body_bytes_total,
             max_answer_bytes_total=settings.max_answer_bytes_total,
             body_timeout=settings.request_timeout_s,
+            send_timeout=settings.send_timeout_s,
+            access=Access(routes, _keys(settings), open=settings.open).check,
+            log=logs.RequestLog(settings.log_requests, settings.log_slow_s),
         )
+        self._connections = Connections(
+            max(settings.request_timeout_s, settings.send_timeout_s),
+            lambda: instruments.count_rejected("client_silent"),
+        )
+        self.drained: ASGIApp = Drain(self.guarded, Lifeline.inherited())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # without it the router would answer 404 and 405 by itself
-        await self.guarded(scope, receive, send)
+        if scope["type"] == "http":
+            scope["hedged.transport"] = transport_of(send)
+            self._connections.learn(scope["hedged.transport"])
+        await self.drained(scope, receive, send)
 
     def running(self) -> Core:
         """The core. Raises ServiceError 503 before it can answer and after the end."""
@@ -72,25 +90,37 @@ class Application:
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
-        """Load and check every model, open the ledger, start joining labels; undo it at the end."""
-        settings = self.settings
-        models = load_models(settings.bundle_path, device=settings.device, threads=settings.threads)
+        """Load and check every model, open the ledger, start joining labels and watching for other
+        versions; undo it at the end."""
         async with AsyncExitStack() as stack:
-            ledger = Ledger.open(settings.ledger_url, spool_dir=settings.data_dir / "spool")
-            stack.callback(ledger.close)
-            for model in models.values():
-                _announce(model, ledger)
-            _start_earlier(models, ledger)
-            joiner = Joiner(ledger)
-            joiner.start()
-            stack.callback(joiner.stop)
-            self.core = Core(settings, models, ledger)
+            stack.push_async_callback(self._connections.stop)
+            self.core = self._begin(stack)
             stack.push_async_callback(self._stop)
             if self._beside is not None:
                 await stack.enter_async_context(self._beside.router.lifespan_context(self._beside))
+            if not is_bundle(self.settings.bundle_path):
+                watcher = Watcher(self.core)
+                watcher.start()
+                stack.push_async_callback(asyncio.to_thread, watcher.stop)
             gc.freeze()  # what was loaded stays: the collector need not walk it on a request
             self.core.ready = True
             yield
+
+    def _begin(self, stack: AsyncExitStack) -> Core:
+        # Not in the lifespan, whose variables would keep a model that is served no longer.
+        settings = self.settings
+        models = load_models(
+            settings.bundle_path, device=settings.device, threads=settings.model_threads
+        )
+        ledger = Ledger.open(settings.ledger_url, spool_dir=settings.data_dir / "spool")
+        stack.callback(ledger.close)
+        for model in models.values():
+            announce(model, ledger)
+        _start_earlier(models, ledger)
+        joiner = Joiner(ledger, retain_s=settings.retain_s)
+        joiner.start()
+        stack.callback(joiner.stop)
+        return Core(settings, models, ledger)
 
     async def _stop(self) -> None:
         if self.core is not None:
@@ -99,32 +129,17 @@ class Application:
 
 
 def create_app(settings: Settings | None = None) -> Application:
-    """The application over ``settings`` (default: the environment's)."""
-    return Application(load_settings() if settings is None else settings)
+    """The application over ``settings``. Default: the environment's, with its logs as JSON."""
+    if settings is None:
+        settings = load_settings()
+        logs.setup()
+    return Application(settings)
 
 
-def _announce(model: Model, ledger: Ledger) -> None:
-    """Start the model's series at 0 and tell the ledger how to read its labels."""
-    manifest, levels = model.predictor.manifest, list(model.levels.values())
-    instruments.register_model(
-        model.name,
-        model.version,
-        model.identity,
-        manifest.module.name,
-        levels,
-        model.task,
-        scored=model.task == "classification" and model.width <= MAX_STORED_CLASSES,
-        labels=model.dense is None,
-    )
-    ledger.register(
-        model.name,
-        model.version,
-        model.identity,
-        task=model.task,
-        width=model.width,
-        classes=model.classes,
-        levels=levels,
-    )
+def _keys(settings: Settings) -> Keys | None:
+    if settings.keys is None:
+        return None
+    return Keys(settings.keys, failed=instruments.count_keys_error)
 
 
 def _start_earlier(models: Mapping[str, Model], ledger: Ledger) -> None:

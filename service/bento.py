@@ -14,11 +14,12 @@ import orjson
 from bentoml.exceptions import BentoMLException
 
 from calibration.bundle import load_bundle
-from service import friendly
+from service import friendly, logs
 from service.app import Application
+from service.bundles import check_place, find_bundles
 from service.core import Core
+from service.drain import watched
 from service.errors import ServiceError
-from service.models import find_bundles
 from service.settings import load_settings
 
 _settings = load_settings()
@@ -29,6 +30,7 @@ class HedgedService(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml give
 
     def to_asgi(self, is_main: bool = True) -> Application:
         """Our application; BentoML's answers its native API and describes it."""
+        logs.setup()
         inner = super().to_asgi(is_main=is_main)
         self.application = Application(
             _settings,
@@ -63,8 +65,12 @@ class Hedged:
     @staticmethod
     def check() -> None:
         """Once, before any worker starts: say what is wrong while somebody is looking."""
-        for folder in find_bundles(_settings.bundle_path).values():
-            load_bundle(folder)
+        with watched():
+            path = _settings.bundle_path
+            for name, folder in find_bundles(path).items():
+                manifest = load_bundle(folder).manifest
+                if folder != path:
+                    check_place(name, folder, manifest)
 
     @bentoml.api  # type: ignore[untyped-decorator]
     async def predict(
@@ -77,7 +83,7 @@ class Hedged:
             wanted = friendly.read_predict({"rows": rows, "alpha": alpha}, served)
             names = friendly.default_outputs(served)
             answer = await core.predict(
-                served, wanted.inputs, outputs=names, text=names, alpha=wanted.alpha
+                served, wanted.inputs, outputs=names, text=names, alpha=wanted.options.alpha
             )
         except ServiceError as e:
             raise BentoMLException(e.message, error_code=HTTPStatus(e.status)) from None

@@ -52,7 +52,8 @@ class Core:
 
     def __init__(self, settings: Settings, models: Mapping[str, Model], ledger: Ledger) -> None:
         self.settings = settings
-        self.models = dict(models)
+        self.models: Mapping[str, Model] = dict(models)  # replaced as a whole, never changed
+        self.swap_errors: Mapping[str, str] = {}  # name → why its live version is not served
         self.ledger = ledger
         self.ready = False
         self.batcher = Batcher(
@@ -67,13 +68,14 @@ class Core:
 
     def model(self, name: str | None = None, version: str | None = None) -> Model:
         """The model of that name, or the only one. Raises ServiceError 404, or 400 when several."""
+        models = self.models
         if name is None:
-            if len(self.models) != 1:
-                raise invalid(f"several models are served; name one of {sorted(self.models)}")
-            return next(iter(self.models.values()))
-        if name not in self.models:
-            raise unknown_model(name, self.models)
-        model = self.models[name]
+            if len(models) != 1:
+                raise invalid(f"several models are served; name one of {sorted(models)}")
+            return next(iter(models.values()))
+        if name not in models:
+            raise unknown_model(name, models)
+        model = models[name]
         if version is not None and version != model.version:
             raise ServiceError(
                 404,
@@ -81,6 +83,16 @@ class Core:
                 f"model {name!r} is served in version {model.version!r}, not {shorten(version)!r}",
             )
         return model
+
+    def switch(self, model: Model) -> None:
+        """Serve ``model`` under its name from the next request on; what has begun ends on the
+        model it began with. From any thread, but one at a time."""
+        self.models = {**self.models, model.name: model}
+
+    def explain(self, name: str, error: str | None) -> None:
+        """Say why the live version of ``name`` is not served; None where it is. As `switch`."""
+        others = {n: text for n, text in self.swap_errors.items() if n != name}
+        self.swap_errors = others if error is None else {**others, name: error}
 
     async def predict(
         self,
@@ -107,7 +119,10 @@ class Core:
         with refusals(model, max((len(v) for v in inputs.values() if v.ndim), default=0)):
             specs, optional = model.predictor.inputs, model.predictor.optional
             most = self.settings.max_rows
-            feed = await self.parse.beside(given, lambda: validate(inputs, specs, most, optional))
+            loose = self.settings.nonfinite == "allow"
+            feed = await self.parse.beside(
+                given, lambda: validate(inputs, specs, most, optional, loose)
+            )
             rows = len(next(iter(feed.values())))
             names = _outputs(model, outputs)
             id, ids = row_ids(rows, id, ids)
@@ -229,13 +244,15 @@ def validate(
     specs: Sequence[TensorSpec],
     max_rows: int,
     optional: Sequence[TensorSpec] = (),
+    nonfinite: bool = False,
 ) -> dict[str, Array]:
     """The inputs in the model's dtypes, in the model's order, then the ``optional`` ones, at their
     defaults where they are not given.
 
     Raises ServiceError 400 for an unknown or missing input, another shape, inputs of different
     lengths, no row or more than ``max_rows``, a value that the dtype cannot hold, and a value that
-    is not finite, naming its row, and a ``u`` outside [0, 1].
+    is not finite, naming its row, and a ``u`` outside [0, 1]. With ``nonfinite`` the model's own
+    inputs may hold NaN and infinity, if they were sent as such.
     """
     names = [spec.name for spec in (*specs, *optional)]
     for name in inputs:
@@ -262,9 +279,13 @@ def validate(
         rows = len(value)
         if not 1 <= rows <= max_rows:
             raise invalid(f"{where} has {rows} rows; a request holds 1 to {max_rows}")
-        value = cast(value, np.dtype(spec.dtype), where)
+        sent, value = value, cast(value, np.dtype(spec.dtype), where)
         if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise invalid(f"row {first_row(~np.isfinite(value))} of {where} is not finite")
+            bad = ~np.isfinite(value)
+            if nonfinite and spec not in optional:
+                bad &= np.isfinite(sent)  # too large for the dtype
+            if bad.any():
+                raise invalid(f"row {first_row(bad)} of {where} is not finite")
         if spec in optional and spec.name == "u":
             outside = (value < 0) | (value > 1)
             if outside.any():

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
     REGISTRY,
     CollectorRegistry,
+    Gauge,
     Histogram,
     disable_created_metrics,
     generate_latest,
@@ -26,6 +27,7 @@ from posthoc.contract import Array
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _FEW = 4
+_MARKS = frozenset({"uq_model_info"})  # gauges that `unmark` is for
 
 # One set of series in both modes: across processes there is no *_created, so neither is there here.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -51,6 +53,24 @@ class BulkHistogram(Histogram):
             self._buckets[i].inc(int(hits[i]))
 
 
+def sample_names(prefix: str) -> Iterator[str]:
+    """The sample names of every metric that is registered under a prefix."""
+    for family in REGISTRY.collect():
+        if not family.name.startswith(prefix):
+            continue
+        ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+        yield from (family.name + end for end in ends.get(family.type, ("",)))
+
+
+def unmark(gauge: Gauge, *labels: str) -> None:
+    """Take the series with these labels out of a gauge whose series are 1 or not there."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        # The file of a process forgets nothing: `render` leaves out what is 0.
+        gauge.labels(*labels).set(0)
+    else:
+        gauge.remove(*labels)
+
+
 def render() -> bytes:
     """The exposition text of this process, or of all worker processes."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -72,7 +92,10 @@ class _Workers(Collector):
         # A worker that is starting, or was killed just then, has a file without a header.
         files = [str(f) for f in self._folder.glob("*.db") if _size(f)]
         merged: Iterable[Metric] = MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
-        return merged
+        for family in merged:
+            if family.name in _MARKS:
+                family.samples = [sample for sample in family.samples if sample.value]
+            yield family
 
 
 def _size(file: Path) -> int:

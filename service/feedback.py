@@ -1,47 +1,60 @@
-"""Labels as clients send them: one JSON object, a list of objects, or NDJSON."""
+"""Labels as clients send them: one JSON object, a list of objects, NDJSON, or a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from service.errors import ServiceError, invalid, shorten
 from service.ids import valid_id
 from service.labels import LabelItem
+from service.media import ARROW as ARROW
 from service.models import Model
 from service.tensors import kind, parse_json
 
 NDJSON = "application/x-ndjson"
+PARQUET = "application/vnd.apache.parquet"
+TABLES = frozenset({PARQUET, ARROW})
 _KEYS = frozenset({"id", "label", "model"})
 
 
 def parse_labels(
-    body: bytes, content_type: str, model: Callable[[str | None], Model], limit: int
+    body: bytes,
+    content_type: str,
+    model: Callable[[str | None], Model],
+    limit: int,
+    max_bytes: int,
 ) -> tuple[list[LabelItem], bool]:
     """Label items, and whether the body was a single object.
 
     ``model`` finds a served model by name (None: the only one). A class may be given by name or
     index, a regression target as a number or a list of K numbers; which of them fits is left to
     the ledger. Raises ServiceError 400 naming an item that is none of these, 413 for more than
-    ``limit`` items, and 422 where the model predicts maps: no map is kept that a label map could
-    be joined with. Then none of them counts.
+    ``limit`` items and for a table that unpacks to more than ``max_bytes``, and 422 where the
+    model predicts maps: no map is kept that a label map could be joined with. Then none of them
+    counts.
     """
     if content_type == NDJSON:
         lines = [line for line in body.splitlines() if line.strip()]
-        _check_count(len(lines), limit)
-        values = [parse_json(line, f"line {n}") for n, line in enumerate(lines, 1)]
+        check_count(len(lines), limit)
+        values: Iterable[Any] = [parse_json(line, f"line {n}") for n, line in enumerate(lines, 1)]
         single = False
+    elif content_type in TABLES:
+        from service.labeltable import parse_table  # it takes pyarrow, which is slow to import
+
+        values, single = parse_table(body, content_type, limit, max_bytes), False
     else:
         value = parse_json(body)
         single = not isinstance(value, list)
         values = [value] if single else value
-        _check_count(len(values), limit)
-    if not values:
-        raise invalid("no label was given")
-    return [
+        check_count(len(values), limit)
+    items = [
         _item(value, "the label" if single else f"label {n}", model)
         for n, value in enumerate(values)
-    ], single
+    ]
+    if not items:
+        raise invalid("no label was given")
+    return items, single
 
 
 def results(items: Sequence[LabelItem], outcomes: Sequence[str]) -> dict[str, Any]:
@@ -71,7 +84,8 @@ def status(outcomes: Sequence[str], single: bool) -> int:
     return 202 if {"pending", "spooled"} & set(outcomes) else 200
 
 
-def _check_count(count: int, limit: int) -> None:
+def check_count(count: int, limit: int) -> None:
+    """Raise ServiceError 413 for more labels than a request may hold."""
     if count > limit:
         raise ServiceError(413, "too_many_labels", f"{count} labels; a request holds {limit}")
 

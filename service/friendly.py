@@ -24,14 +24,21 @@ _HIDDEN_MAPS = _HIDDEN | {"set", "quantiles"}
 
 
 @dataclass(frozen=True, slots=True)
+class Options:
+    """What a request may say beside its rows."""
+
+    alpha: float | list[float] | None
+    id: str | None
+    outputs: list[str] | None
+
+
+@dataclass(frozen=True, slots=True)
 class PredictRequest:
     """A request of ``/v1/predict``, checked as far as that needs no model weights."""
 
     inputs: dict[str, Array]
-    alpha: float | list[float] | None
-    id: str | None
     ids: list[str] | None
-    outputs: list[str] | None
+    options: Options
 
 
 def parse_predict(body: bytes, model: Model) -> PredictRequest:
@@ -54,20 +61,24 @@ def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
     if (rows is None) == (tensors is None):
         raise invalid("give either 'rows' (objects by column name) or 'inputs' (tensors by name)")
     manifest = model.predictor.manifest
-    id, ids = _text(request.get("id"), "id"), _texts(request.get("ids"), "ids")
+    options = read_options(request)
+    ids = _texts(request.get("ids"), "ids")
     with refusals(model, _length(rows, tensors)):
         if rows is None:
             inputs = _tensors(tensors)
         else:
             inputs = _rows(rows, manifest.mapping, manifest.inputs)
             inputs |= _group_column(rows, model)
-            if id is None and ids is None:
+            if options.id is None and ids is None:
                 ids = _id_column(rows, manifest.mapping.id)
-    return PredictRequest(
-        inputs=inputs,
+    return PredictRequest(inputs, ids, options)
+
+
+def read_options(request: Mapping[str, Any]) -> Options:
+    """``alpha``, ``id`` and ``outputs`` of a request. Raises ServiceError 400 naming the key."""
+    return Options(
         alpha=_alpha(request.get("alpha")),
-        id=id,
-        ids=ids,
+        id=_text(request.get("id"), "id"),
         outputs=_texts(request.get("outputs"), "outputs"),
     )
 
@@ -182,8 +193,13 @@ def _group_column(rows: Sequence[Mapping[str, Any]], model: Model) -> dict[str, 
     for at, value in enumerate(named):
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             raise invalid(f"row {at}, column {column!r}: a group is a text or a whole number")
-    codes = model.predictor.group_codes(np.asarray(["" if v is None else str(v) for v in named]))
-    return {"group": np.where([v is None for v in named], UNKNOWN, codes)}
+    return {"group": group_codes(model, [None if v is None else str(v) for v in named])}
+
+
+def group_codes(model: Model, named: Sequence[str | None]) -> Array:
+    """The input ``group`` of rows whose group is named, or None."""
+    codes = model.predictor.group_codes(np.asarray(["" if v is None else v for v in named]))
+    return np.where([v is None for v in named], UNKNOWN, codes)
 
 
 def input_columns(mapping: TableMapping) -> list[str]:
@@ -205,19 +221,28 @@ def _input(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spec: Tens
     except ServiceError:
         _blame(values, columns)
         raise
+    return as_input(array, columns, spec)
+
+
+def as_input(array: Array, columns: Sequence[str], spec: TensorSpec) -> Array:
+    """One input from N×K×… values of its K columns, in the shape that ``spec`` wants.
+
+    Raises ServiceError 400 where they are too many or too few for it.
+    """
+    rows = len(array)
     tail = spec.shape[1:]
     free = sum(d < 0 for d in tail)
-    size = array.size // len(rows)
+    size = array.size // rows
     known = int(np.prod([d for d in tail if d > 0], dtype=np.int64))
     if free > 1:
         # Only the list's own shape can say how the free axes divide the values.
-        return array.reshape(len(rows), *(array.shape[2:] if len(columns) == 1 else (size,)))
+        return array.reshape(rows, *(array.shape[2:] if len(columns) == 1 else (size,)))
     if size != known if not free else (not known or size % known):
         raise invalid(
             f"columns {', '.join(columns)} hold {size} values a row; input {spec.name!r} takes "
             f"{'×'.join('any' if d < 0 else str(d) for d in tail) or 'one'}"
         )
-    return array.reshape(len(rows), *(size // known if d < 0 else d for d in tail))
+    return array.reshape(rows, *(size // known if d < 0 else d for d in tail))
 
 
 def _blame(values: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:

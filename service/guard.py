@@ -2,7 +2,8 @@
 
 A plain ASGI class around any application. It reads the body itself, counting what arrives, so
 that the application gets one whole body or none; it names the request, times it under its route's
-template, and turns whatever went wrong inside into one error shape.
+template, turns whatever went wrong inside into one error shape, and cuts off who does not take
+the answer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,8 +21,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import instruments
 from service.errors import ServiceError, error_body, is_oip, overloaded, shorten
 from service.ids import new_id, valid_id
+from service.logs import RequestLog
+from service.sender import Sender
 
-MEDIA_TYPES = ("application/json", "application/octet-stream", "application/x-ndjson")
+MEDIA_TYPES = (
+    "application/json",
+    "application/octet-stream",
+    "application/x-ndjson",
+    "application/vnd.apache.arrow.stream",
+    "application/vnd.apache.parquet",
+)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _DRAIN = 4  # a refused body is read on to this many times the limit
 OTHER = "other"  # the route label of every path that the application does not know
@@ -44,10 +53,15 @@ class Guard:
     The application finds the whole body in ``scope["hedged.body"]`` (and through ``receive``), the
     request's id in ``scope["hedged.request_id"]``, and in ``scope["hedged.reserve"]`` whom to tell
     the bytes of an answer before it is made: that raises ServiceError 503 where the answers of all
-    requests together would be more than ``max_answer_bytes_total``. Requests whose body is larger
-    than ``max_body_bytes``, takes longer than ``body_timeout`` seconds to arrive, is compressed, or
-    is of a media type outside ``media_types`` are refused before the application is called, and so
-    are those for whose body ``max_body_bytes_total`` of all bodies together leaves no room.
+    requests together would be more than ``max_answer_bytes_total``. It may put the served model's
+    name and the number of rows into ``scope["hedged.facts"]``, for the ``log``.
+
+    ``access`` is asked first, and raises ServiceError for who may not. Requests whose body is
+    larger than ``max_body_bytes``, takes longer than ``body_timeout`` seconds to arrive, is
+    compressed, or is of a media type outside ``media_types`` are refused before the application is
+    called, and so are those for whose body ``max_body_bytes_total`` of all bodies together leaves
+    no room. A client that has not taken its whole answer within ``send_timeout`` seconds is cut
+    off: dropped, where ``scope["hedged.transport"]`` is the connection.
     """
 
     def __init__(
@@ -58,7 +72,10 @@ class Guard:
         max_body_bytes_total: int | None = None,
         max_answer_bytes_total: int = sys.maxsize,
         body_timeout: float = 30.0,
+        send_timeout: float = 60.0,
         media_types: Sequence[str] = MEDIA_TYPES,
+        access: Callable[[Scope], None] | None = None,
+        log: RequestLog | None = None,
     ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
@@ -67,7 +84,10 @@ class Guard:
         self.held = 0  # bytes of the bodies of all requests that are not answered yet
         self.reserved = 0  # bytes of answers that are being made or sent
         self.body_timeout = body_timeout
+        self.send_timeout = send_timeout
         self.media_types = frozenset(media_types)
+        self.access = access
+        self.log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -82,6 +102,7 @@ class _Exchange:
     """One request and its response."""
 
     __slots__ = (
+        "code",
         "ended",
         "guard",
         "held",
@@ -98,8 +119,9 @@ class _Exchange:
         self.guard = guard
         self.scope = scope
         self.receive = receive
-        self.send_on = send
+        self.send_on = Sender(send, guard.send_timeout, scope.get("hedged.transport"))
         self.status = 0  # of the response, once it has begun
+        self.code: str | None = None  # of the error, if there is one
         self.ended = scope["method"] in _BODYLESS  # nothing of the body is still to come
         self.replayed = False
         self.held = 0  # bytes of this body
@@ -110,7 +132,10 @@ class _Exchange:
         start = time.perf_counter()
         self.scope["hedged.request_id"] = self.request_id
         self.scope["hedged.reserve"] = self.reserve
+        self.scope["hedged.facts"] = {}
         try:
+            if self.guard.access is not None:
+                self.guard.access(self.scope)
             self.scope["hedged.body"] = b"" if self.ended else await self.read_body()
             await self.guard.app(self.scope, self.replay, self.send)
         except ServiceError as e:
@@ -125,7 +150,24 @@ class _Exchange:
             self.guard.held -= self.held
             self.guard.reserved -= self.reserved
             seconds = time.perf_counter() - start
-            instruments.observe_request(_route(self.scope), str(self.status or 499), seconds)
+            status = self.status or 499
+            instruments.observe_request(_route(self.scope), str(status), seconds)
+            if self.guard.log is not None and self.guard.log.wants(status, seconds):
+                self.write_log(self.guard.log, status, seconds)
+
+    def write_log(self, log: RequestLog, status: int, seconds: float) -> None:
+        log.write(
+            status,
+            seconds,
+            code=self.code,
+            method=shorten(self.scope["method"]),
+            route=_route(self.scope),
+            request_id=self.request_id,
+            caller=self.scope.get("hedged.caller"),
+            bytes_in=self.held,
+            bytes_out=self.send_on.sent,
+            **self.scope["hedged.facts"],
+        )
 
     async def read_body(self) -> bytes:
         """The whole body. Raises ServiceError 408, 413, 415, or 499 when the client went away."""
@@ -212,7 +254,12 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": self.headers(message.get("headers", ()))}
-        await self.send_on(message)
+        try:
+            await self.send_on(message)
+        except ServiceError as e:
+            self.status, self.code = e.status, e.code
+            instruments.count_rejected(e.code)
+            raise
 
     def headers(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The application's headers, the request's id, and what a browser must be told."""
@@ -227,6 +274,7 @@ class _Exchange:
 
     async def refuse(self, error: ServiceError) -> None:
         """Answer with an error, unless an answer has begun or nobody is there to read it."""
+        self.code = self.code or error.code
         if self.status or error.status == 499:
             return
         instruments.count_rejected(error.code)
@@ -242,8 +290,10 @@ class _Exchange:
         ]
         if not self.ended:
             headers.append((b"connection", b"close"))
-        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        start = {"type": "http.response.start", "status": error.status, "headers": headers}
+        with contextlib.suppress(ServiceError):  # the client does not take even this
+            await self.send(start)
+            await self.send({"type": "http.response.body", "body": body})
 
 
 def _request_id(scope: Scope) -> str:

@@ -7,12 +7,11 @@ window, across workers, replicas and restarts. Works in one process and, when
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import Metric
+from prometheus_client import Counter, Gauge, Histogram
 
 from calibration.metrics.totals import (
     BIN_EDGES,
@@ -23,7 +22,7 @@ from calibration.metrics.totals import (
 )
 from posthoc.contract import Array
 from service.exposition import CONTENT_TYPE as CONTENT_TYPE
-from service.exposition import BulkHistogram
+from service.exposition import BulkHistogram, sample_names, unmark
 from service.exposition import render as render
 
 OUTCOMES = ("answered", "abstained", "rejected")
@@ -38,7 +37,7 @@ FEEDBACK_RESULTS = (
     "expired",
 )
 ALL = "all"  # the bin of regression rows, which have no confidence
-UNKNOWN = "unknown"  # the model of labels that name none of ours
+UNKNOWN = "unknown"  # the model of what names none of ours
 MAX_FOREIGN_LEVELS = 16
 
 _MV = ("model", "version")
@@ -114,10 +113,20 @@ STAGE_DURATION = Histogram(
 BATCH_ROWS = Histogram("uq_batch_rows", "Rows in one run of the model.", buckets=_ROWS)
 QUEUE_ROWS = Gauge("uq_queue_rows", "Rows waiting for the device.", multiprocess_mode="livesum")
 REJECTED = Counter("uq_rejected_total", "Requests turned away, by reason.", ("reason",))
+KEYS_ERRORS = Counter(
+    "uq_keys_reload_errors_total", "Changes of the file of keys that could not be read."
+)
 MODEL_INFO = Gauge(
     "uq_model_info",
     "1 while the bundle is served.",
     (*_MV, "sha256", "method", "task"),
+    multiprocess_mode="livemax",
+)
+SWAPS = Counter("uq_swaps_total", "Bundles that became live, by each worker.", ("model", "result"))
+DEVICE_INFO = Gauge(
+    "uq_device_info",
+    "1 for the ONNX Runtime provider that runs the models.",
+    ("provider",),
     multiprocess_mode="livemax",
 )
 LEDGER_QUEUE_ROWS = Gauge(
@@ -133,15 +142,7 @@ LEDGER_SPOOLED = Counter(
 )
 
 
-def _sample_names(families: Iterable[Metric]) -> Iterable[str]:
-    for family in families:
-        if not family.name.startswith("uq_"):
-            continue
-        ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
-        yield from (family.name + end for end in ends.get(family.type, ("",)))
-
-
-METRIC_NAMES: frozenset[str] = frozenset(_sample_names(REGISTRY.collect()))
+METRIC_NAMES: frozenset[str] = frozenset(sample_names("uq_"))
 """Every sample name that ``render`` may give; rules, alerts and dashboards use no other."""
 
 
@@ -231,7 +232,24 @@ def register_model(
     ``labels`` nothing that labels move has one.
     """
     start_series(model, version, levels, task, scored=scored, labels=labels)
+    for result in ("ok", "failed"):
+        SWAPS.labels(model, result)
     MODEL_INFO.labels(model, version, identity, method, task).set(1)
+
+
+def set_provider(provider: str) -> None:
+    """Announce the provider that a model of this process really runs on."""
+    DEVICE_INFO.labels(provider).set(1)
+
+
+def retire_model(model: str, version: str, identity: str, method: str, task: str) -> None:
+    """Say that this process serves a bundle no longer; labels for it still count."""
+    unmark(MODEL_INFO, model, version, identity, method, task)
+
+
+def count_swap(model: str, result: str) -> None:
+    """A bundle that became live ("ok") or was refused ("failed"); "unknown" for no model yet."""
+    SWAPS.labels(model if model in _models else UNKNOWN, result).inc()
 
 
 def start_series(
@@ -343,6 +361,11 @@ def set_queue_rows(n: int) -> None:
 def count_rejected(reason: str) -> None:
     """One request turned away."""
     REJECTED.labels(reason).inc()
+
+
+def count_keys_error() -> None:
+    """A changed file of keys that could not be read."""
+    KEYS_ERRORS.inc()
 
 
 def count_rejected_rows(model: str, version: str, n: int) -> None:

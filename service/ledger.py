@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from posthoc.contract import Array, Task
-from service import instruments, store
+from service import instruments, migrations, removal, store
 from service.labels import Joined, LabelItem, Totals, merge_totals, totals_of
 from service.rows import Served, Source, compact
 from service.schema import (
     LedgerError,
-    create_tables,
     is_away,
     ledger_key,
     ledger_url,
@@ -43,6 +42,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["LabelItem", "Ledger", "LedgerError"]
 
+_SAME_TIME_S = 1.0  # labels spooled within it count as of one time
 _OPEN_S = 30.0  # how long processes that open one file together may stand in each other's way
 
 
@@ -57,7 +57,7 @@ class Ledger:
         self._relaxed = relaxed(engine)
         self._spool = spool
         self._writer = Writer(self._apply, spool, max_queue_rows, max_queue_bytes)
-        self._created = False
+        self._current = False  # whether its tables are known to be those of today
         # SQLite has one writer: threads of this process queue here and not in busy-waits.
         self._writing = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
         self._keys: dict[Source, int] = {}
@@ -128,7 +128,7 @@ class Ledger:
             None if levels is None else tuple(levels),
         )
         try:
-            self._apply({"source": source, "rows": []})
+            self._apply([{"source": source, "rows": []}])
         except SQLAlchemyError as e:
             if not is_away(e):
                 raise LedgerError(f"{model} {version} could not be registered ({short(e)})") from e
@@ -236,13 +236,14 @@ class Ledger:
             with self._transaction(read=True) as conn:
                 served = store.served_counts(conn, model, since)
                 images = store.image_means(conn, model, since)
+                oldest = store.oldest(conn, model, since)
                 for page in store.joined_pages(conn, model, since):
                     for key, part in totals_of(page).items():
                         totals[key] = merge_totals(totals[key], part) if key in totals else part
                 feedback = store.feedback_counts(conn, model)
         except SQLAlchemyError as e:
             raise LedgerError(f"the ledger's store cannot be read ({short(e)}); try again") from e
-        return summary_of(served, totals, feedback, since, images)
+        return summary_of(served, totals, feedback, since, images, oldest)
 
     def forget(self, id: str, model: str | None = None) -> int:
         """Erase a prediction and its label; the number of predictions erased.
@@ -255,17 +256,30 @@ class Ledger:
             raise LedgerError("the ledger's store is away, nothing can be erased; try again later")
         try:
             with self._transaction() as conn:
-                return store.forget(conn, id, model)
+                return removal.forget(conn, id, model)
         except SQLAlchemyError as e:
             raise LedgerError(f"the prediction could not be erased ({short(e)}); try again") from e
 
-    def expire(self, older_than_seconds: float) -> int:
-        """Remove labels that waited longer for a prediction that never came; how many."""
+    def expire(self, older_than_seconds: float, limit: int = store.CHUNK) -> int:
+        """Remove up to ``limit`` labels that waited longer for a prediction that never came.
+
+        Returns how many; fewer than ``limit`` were all.
+        """
         with self._transaction() as conn:
-            models = store.expire(conn, time.time() - older_than_seconds)
+            models = removal.expire(conn, time.time() - older_than_seconds, limit)
         for model, n in Counter(models).items():
             instruments.count_feedback(model, "expired", n)
         return len(models)
+
+    def purge(self, older_than_seconds: float, limit: int = store.CHUNK) -> int:
+        """Remove up to ``limit`` predictions that are older, with their labels.
+
+        Returns how many; fewer than ``limit`` were all. A prediction stays while its label waits
+        for a joiner.
+        """
+        # What a power failure brings back is removed again.
+        with self._transaction(durable=False) as conn:
+            return removal.purge(conn, time.time() - older_than_seconds, limit)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until everything recorded so far is written or spooled; False on timeout."""
@@ -282,19 +296,25 @@ class Ledger:
         self._spool.close()
         self._engine.dispose()
 
-    def _apply(self, entry: Entry) -> None:
-        """One entry in one transaction."""
-        if "items" in entry:
-            self._insert_labels([LabelItem(*item) for item in entry["items"]], entry["time"])
-            return
-        source: Source = entry["source"]
+    def _apply(self, entries: Sequence[Entry]) -> None:
+        """Entries in one transaction: predictions first, so that their labels find them."""
+        served = [entry for entry in entries if "items" not in entry]
+        sent = _labels_together(entry for entry in entries if "items" in entry)
+        keys: dict[Source, int] = {}
+        results = []
         # A label or a bundle must survive a power failure; the last predictions need not.
-        with self._transaction(durable=not entry["rows"]) as conn:
-            key = self._keys.get(source) or store.bundle_key(conn, source)
-            if entry["rows"]:
-                store.insert_predictions(conn, key, entry["rows"], of_images=source.images)
-        self._keys[source] = key  # only now is it committed
-        instruments.LEDGER_WRITTEN.inc(len(entry["rows"]))
+        with self._transaction(durable=bool(sent) or not all(e["rows"] for e in served)) as conn:
+            for entry in served:
+                source: Source = entry["source"]
+                key = self._keys.get(source) or keys.get(source)
+                keys[source] = key = key or store.bundle_key(conn, source)
+                if entry["rows"]:
+                    store.insert_predictions(conn, key, entry["rows"], of_images=source.images)
+            results = [store.insert_labels(conn, items, received) for items, received in sent]
+        self._keys |= keys  # only now are they committed
+        instruments.LEDGER_WRITTEN.inc(sum(len(entry["rows"]) for entry in served))
+        for (items, _), result in zip(sent, results, strict=True):
+            _count_results(items, result)
 
     def _insert_labels(self, items: Sequence[LabelItem], now: float) -> list[str]:
         with self._transaction() as conn:
@@ -330,9 +350,9 @@ class Ledger:
 
     @contextmanager
     def _transaction(self, *, read: bool = False, durable: bool = True) -> Iterator[sa.Connection]:
-        if not self._created:
-            create_tables(self._engine)
-            self._created = True
+        if not self._current:
+            migrations.upgrade(self._engine)
+            self._current = True
         lock = nullcontext() if read else self._writing
         engine = self._reader if read else self._engine if durable else self._relaxed
         with lock, engine.begin() as conn:
@@ -355,6 +375,19 @@ class Ledger:
                     ) from e
                 log.warning("the ledger's store does not answer yet: %s", short(e))
                 return
+
+
+def _labels_together(entries: Iterable[Entry]) -> list[tuple[list[LabelItem], float]]:
+    """Labels and when they came; those of about the same time in one list of at most CHUNK."""
+    out: list[tuple[list[LabelItem], float]] = []
+    for entry in entries:
+        items = [LabelItem(*item) for item in entry["items"]]
+        room = bool(out) and len(out[-1][0]) + len(items) <= store.CHUNK
+        if room and 0 <= entry["time"] - out[-1][1] < _SAME_TIME_S:
+            out[-1][0].extend(items)
+        else:
+            out.append((items, entry["time"]))
+    return out
 
 
 def _count_results(items: Sequence[LabelItem], results: Sequence[str]) -> None:

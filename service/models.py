@@ -1,9 +1,7 @@
-"""Bundles on disk → models that answer: found, verified, checked on golden rows, warmed."""
+"""Bundles → models that answer: verified, checked on golden rows, warmed."""
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.bundle import MANIFEST, DenseRecord, parse_manifest
+from calibration.bundle import DenseRecord
 from calibration.metrics.totals import level_name
 from calibration.predictor import Predictor
 from posthoc.contract import Array, BundleError, Task, TensorSpec, output_fields
+from service.bundles import check_place, find_bundles, is_bundle
 from service.images import summarised
 from service.protocol import has_datatype
 from service.sizes import Sizes, measure
 
-ACTIVE = "active.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_log = logging.getLogger("hedged.models")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,60 +85,25 @@ class Model:
         return self.predictor.run(feed, outputs=outputs, q_hat=feed["q_hat"])
 
 
-def find_bundles(path: Path) -> dict[str, Path]:
-    """Name → bundle folder, of one bundle or of a root ``ROOT/<name>/<version>/``.
-
-    ``ROOT/<name>/active.json`` (``{"version": "…"}``) says which version is live; it may be left
-    out while there is one version. Raises BundleError for a folder that holds no bundle, and
-    where the live version is not said or not there.
-    """
-    if (path / MANIFEST).is_file():
-        manifest = parse_manifest((path / MANIFEST).read_bytes(), path)
-        return {manifest.name: path}
-    if not path.is_dir():
-        raise BundleError(f"{path}: no such folder; give a bundle or a root of bundles")
-    found = {
-        folder.name: folder / _live_version(folder)
-        for folder in sorted(path.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-    }
-    if not found:
-        raise BundleError(f"{path} holds no bundle: neither {MANIFEST} nor <name>/<version>/")
-    return found
-
-
-def _live_version(folder: Path) -> str:
-    # A fit writes into a hidden folder beside the versions, and may have been killed there.
-    found = (p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
-    versions = sorted(name for name in found if not name.startswith("."))
-    active = folder / ACTIVE
-    if not active.is_file():
-        if len(versions) != 1:
-            raise BundleError(
-                f"{folder} holds {len(versions)} versions and no {ACTIVE}; write "
-                f'{{"version": "…"}} into {active} to name the live one'
-                f"{', or remove the others' if versions else ''}"
-            )
-        return versions[0]
-    try:
-        version = json.loads(active.read_text("utf-8"))["version"]
-    except (ValueError, KeyError, TypeError):
-        raise BundleError(f'{active} must be {{"version": "…"}}') from None
-    if version not in versions:
-        raise BundleError(f"{active} names version {version!r}; there are {', '.join(versions)}")
-    return str(version)
-
-
 def load_models(path: Path, *, device: str, threads: int) -> dict[str, Model]:
     """Every live model at ``path``, by name. Raises BundleError or ModelError, see `load_model`."""
-    models = {}
-    for name, folder in find_bundles(path).items():
-        models[name] = load_model(folder, device=device, threads=threads)
-        if models[name].name != name:
-            raise BundleError(
-                f"{folder} is a bundle of {models[name].name!r} and lies in the folder of {name!r}"
-            )
-    return models
+    found = find_bundles(path)
+    if is_bundle(path):
+        return {name: load_model(path, device=device, threads=threads) for name in found}
+    return {
+        name: load_live(name, folder, device=device, threads=threads)
+        for name, folder in found.items()
+    }
+
+
+def load_live(name: str, folder: Path, *, device: str, threads: int) -> Model:
+    """The model in ``ROOT/<name>/<version>/``, which must be what its place says.
+
+    Raises what `check_place` and `load_model` raise.
+    """
+    model = load_model(folder, device=device, threads=threads)
+    check_place(name, folder, model.predictor.manifest)
+    return model
 
 
 def load_model(path: Path, *, device: str, threads: int) -> Model:
@@ -166,7 +128,7 @@ def load_model(path: Path, *, device: str, threads: int) -> Model:
         and spec.shape[:1] == (-1,)
         and has_datatype(spec.dtype)
     )
-    model = Model(
+    return Model(
         name=manifest.name,
         version=manifest.version,
         predictor=predictor,
@@ -174,8 +136,6 @@ def load_model(path: Path, *, device: str, threads: int) -> Model:
         levels={alpha: level_name(alpha) for alpha in manifest.alphas},
         sizes=measure(predictor, (*manifest.outputs, *frozen_outputs)),
     )
-    _log.info("serving %s %s (%s)", model.name, model.version, model.identity[:12])
-    return model
 
 
 def threshold_rows(model: Model, alpha: float, rows: int) -> Array:

@@ -30,6 +30,7 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     **{f"FP{8 * n}": np.dtype(f"<f{n}") for n in (2, 4, 8)},
 }
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+_NUMBERS = ", ".join(DATATYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +240,10 @@ def _name(entry: Any, group: str) -> str:
 
 def _datatype(entry: Mapping[str, Any], where: str) -> np.dtype[Any]:
     name = entry.get("datatype")
+    if name == "BYTES":  # what numpy clients send for an array of objects or texts
+        raise invalid(f"{where}: BYTES are texts, and models here take numbers; send {_NUMBERS}")
     if not isinstance(name, str) or name not in DATATYPES:
-        raise invalid(
-            f"{where}: datatype {shorten(str(name))!r} is not one of {', '.join(DATATYPES)}"
-        )
+        raise invalid(f"{where}: datatype {shorten(str(name))!r} is not one of {_NUMBERS}")
     return DATATYPES[name]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -13,20 +14,29 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from service import feedback, friendly, instruments, parsing, protocol
+from posthoc.contract import Array
+from posthoc.runtime import provider_name
+from service import feedback, friendly, instruments, media, parsing, protocol
 from service.core import Core
 from service.errors import ServiceError, overloaded, shorten
+from service.examples import example_request
 from service.ids import valid_id
 from service.ledger import LedgerError
 from service.models import Model
+from service.openapi import document
 
 T = TypeVar("T")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 _PAGES = {
     "index.html": "text/html; charset=utf-8",
+    "docs.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
 }
+_PARTS = (
+    *("api.js", "charts.js", "docs.css", "docs.js", "dom.js", "figures.css"),
+    *("metrics.js", "panel.js", "traffic.js", "try.js"),
+)
 
 
 def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
@@ -49,6 +59,7 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         binary = wanted.outputs
         if binary is None:
             binary = {spec.name: wanted.binary for spec in model.outputs}
+        _note_rows(request, wanted.inputs)
         answer = await core.predict(
             model,
             wanted.inputs,
@@ -76,27 +87,35 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
     async def predict(request: Request) -> Response:
         core, model = _find(running(), request)
         body = request.scope["hedged.body"]
-        wanted = await core.parse(
-            body,
-            parsing.most_values(
-                model.predictor.inputs, core.settings.max_rows, core.settings.max_body_bytes
-            ),
-            lambda: friendly.parse_predict(body, model),
+        given = media.media_type(request.headers["content-type"])
+        sent = media.ARROW if given == media.ARROW else media.JSON
+        asked = media.preferred(
+            request.headers.getlist("accept"), (media.JSON, media.ARROW), default=sent
         )
-        outputs = wanted.outputs or friendly.default_outputs(model)
+        wanted = await (_from_arrow if sent == media.ARROW else _from_json)(core, model, body)
+        options = wanted.options
+        outputs = options.outputs or friendly.default_outputs(model)
+        _note_rows(request, wanted.inputs)
         answer = await core.predict(
             model,
             wanted.inputs,
             outputs=outputs,
-            text=outputs,
-            alpha=wanted.alpha,
-            id=wanted.id,
+            text=() if asked == media.ARROW else outputs,
+            alpha=options.alpha,
+            id=options.id,
             ids=wanted.ids,
             reserve=request.scope["hedged.reserve"],
             disconnected=_watch(request),
         )
-        encoded = await core.parse.beside(answer.nbytes, lambda: friendly.encode_predict(answer))
-        return Response(encoded, media_type="application/json")
+        encode = friendly.encode_predict
+        if asked == media.ARROW:
+            encode = (await _arrow()).encode_predict
+        encoded = await core.parse.beside(answer.nbytes, lambda: encode(answer))
+        return Response(encoded, media_type=asked)
+
+    async def example(request: Request) -> Response:
+        _, model = _find(running(), request)
+        return _json(example_request(model))
 
     async def labels(request: Request) -> Response:
         core = running()
@@ -106,7 +125,11 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         items, single = await core.parse(
             body,
             parsing.most_labels(limit, width),
-            lambda: feedback.parse_labels(body, media_type, core.model, limit),
+            lambda: feedback.parse_labels(
+                body, media_type, core.model, limit, core.settings.max_body_bytes
+            ),
+            # A table bounds itself, and has commas anywhere.
+            json=0 if media_type in feedback.TABLES else None,
         )
         outcomes = await _in_ledger(asyncio.to_thread(core.ledger.add_labels, items))
         if single and outcomes[0] == "invalid":
@@ -141,8 +164,8 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         )
 
     async def model_metadata(request: Request) -> Response:
-        _, model = _find(running(), request)
-        return _json(describe(model))
+        core, model = _find(running(), request)
+        return _json(describe(model, core.swap_errors.get(model.name)))
 
     async def model_ready(request: Request) -> Response:
         core, model = _find(running(), request)
@@ -151,18 +174,33 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
     async def live(_: Request) -> Response:
         return _json({"live": True})
 
-    async def ready(_: Request) -> Response:
+    async def ready(request: Request) -> Response:
+        if request.scope.get("hedged.draining"):
+            raise overloaded("the server is stopping; use another", "draining")
         return _json({"ready": running().ready})
 
     async def metrics(_: Request) -> Response:
         text = await asyncio.to_thread(instruments.render)
         return Response(text, headers={"content-type": instruments.CONTENT_TYPE})
 
+    async def described(_: Request) -> Response:
+        core = running()
+        return _json(document(core.models, core.settings, version=_version(), parts=_PARTS))
+
+    parts = {name: _page(name) for name in _PARTS}
+
+    async def part(request: Request) -> Response:
+        name = request.path_params["part"]
+        if name not in parts:
+            raise ServiceError(404, "not_found", f"the live page has no part {shorten(name)!r}")
+        return await parts[name](request)
+
     return [
         Route("/v2/models/{name}/infer", infer, methods=["POST"]),
         Route("/v2/models/{name}/versions/{version}/infer", infer, methods=["POST"]),
         Route("/v1/predict", predict, methods=["POST"]),
         Route("/v1/models/{name}/predict", predict, methods=["POST"]),
+        Route("/v1/models/{name}/example", example),
         Route("/v1/labels", labels, methods=["POST"]),
         Route("/v1/calibration", calibration),
         Route("/v1/predictions/{id}", forget, methods=["DELETE"]),
@@ -176,14 +214,20 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         Route("/livez", live),
         Route("/readyz", ready),
         Route("/metrics", metrics),
+        Route("/openapi.json", described),
         Route("/", _page("index.html")),
+        Route("/docs", _page("docs.html")),
         Route("/page.css", _page("page.css")),
         Route("/page.js", _page("page.js")),
+        Route("/page/{part}", part),
     ]
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """A model's metadata: the protocol's own keys, and under ``parameters`` what we add."""
+def describe(model: Model, swap_error: str | None = None) -> dict[str, Any]:
+    """A model's metadata: the protocol's own keys, and under ``parameters`` what we add.
+
+    ``swap_error`` says why it is still this version, where another should be served.
+    """
     manifest = model.predictor.manifest
     return {
         "name": model.name,
@@ -195,12 +239,16 @@ def describe(model: Model) -> dict[str, Any]:
             "identity": model.identity,
             "task": model.task,
             "method": manifest.module.name,
+            "provider": provider_name(model.predictor.session),
             "prediction": manifest.prediction,
             "conformal": manifest.conformal.method,
             "levels": list(model.levels.values()),
+            "ood_alpha": None if manifest.ood is None else manifest.ood.alpha,
+            "max_error": None if manifest.abstain is None else manifest.abstain.max_error,
             "columns": friendly.input_columns(manifest.mapping),
             "classes": None if model.classes is None else list(model.classes),
             "dense": None if model.dense is None else model.dense.model_dump(),
+            "swap_error": swap_error,
         },
     }
 
@@ -222,7 +270,34 @@ async def _in_ledger(answer: Awaitable[T]) -> T:
 
 def _find(core: Core, request: Request) -> tuple[Core, Model]:
     params = request.path_params
-    return core, core.model(params.get("name"), params.get("version"))
+    model = core.model(params.get("name"), params.get("version"))
+    request.scope["hedged.facts"]["model"] = model.name
+    return core, model
+
+
+def _note_rows(request: Request, inputs: Mapping[str, Array]) -> None:
+    """For the log."""
+    rows = max((len(value) for value in inputs.values() if value.ndim), default=0)
+    request.scope["hedged.facts"]["rows"] = rows
+
+
+async def _from_json(core: Core, model: Model, body: bytes) -> friendly.PredictRequest:
+    settings = core.settings
+    limit = parsing.most_values(model.predictor.inputs, settings.max_rows, settings.max_body_bytes)
+    return await core.parse(body, limit, lambda: friendly.parse_predict(body, model))
+
+
+async def _from_arrow(core: Core, model: Model, body: bytes) -> friendly.PredictRequest:
+    arrow, settings = await _arrow(), core.settings
+    rows, values = settings.max_rows, settings.max_body_bytes
+    return await core.parse.beside(
+        len(body), lambda: arrow.parse_predict(body, model, rows, values)
+    )
+
+
+async def _arrow() -> Any:
+    """The module that reads and writes Arrow, loaded on first use and beside the loop."""
+    return await asyncio.to_thread(import_module, "service.arrow")
 
 
 def _watch(request: Request) -> Callable[[], Coroutine[Any, Any, None]]:
@@ -244,6 +319,7 @@ def _page(name: str) -> Handler:
     body = files("service.page").joinpath(name).read_bytes()
 
     async def page(_: Request) -> Response:
-        return Response(body, headers={"content-type": _PAGES[name], "cache-control": "no-cache"})
+        kind = _PAGES.get(name, _PAGES["page.css" if name.endswith(".css") else "page.js"])
+        return Response(body, headers={"content-type": kind, "cache-control": "no-cache"})
 
     return page

@@ -12,16 +12,19 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError as SqlDataError
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from posthoc.contract import HedgedError
 
 BUSY_TIMEOUT_MS = 5000
-_ADVISORY_LOCK = 0x68656467  # "hedg": serialises CREATE TABLE IF NOT EXISTS between replicas
+LEDGER_LOCK = 0x68656467  # "hedg": PostgreSQL's advisory lock of whoever makes or changes tables
 
 
 class LedgerError(HedgedError):
     """A ledger that cannot be opened, or that can take nothing at the moment."""
+
+
+class RevisionError(LedgerError):
+    """A ledger that is newer than this code, or tables that are not a ledger's."""
 
 
 metadata = sa.MetaData()
@@ -194,22 +197,11 @@ def relaxed(engine: sa.Engine) -> sa.Engine:
     return engine.execution_options(relaxed=True)
 
 
-def create_tables(engine: sa.Engine) -> None:
-    """Make what is missing; safe when several processes do it at once."""
-    with engine.begin() as conn:
-        if conn.dialect.name == "postgresql":
-            conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
-        for table in metadata.sorted_tables:
-            conn.execute(CreateTable(table, if_not_exists=True))
-            for index in sorted(table.indexes, key=lambda i: str(i.name)):
-                conn.execute(CreateIndex(index, if_not_exists=True))
-
-
 def is_away(error: Exception) -> bool:
     """Whether a failure lies with the store, so that the same rows may succeed later."""
     if isinstance(error, IntegrityError | SqlDataError):
         return False
-    return isinstance(error, DBAPIError | PoolTimeoutError)
+    return isinstance(error, DBAPIError | PoolTimeoutError | RevisionError)
 
 
 def short(error: Exception) -> str:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from posthoc.contract import HedgedError, ModelError
 from posthoc.runtime import CPU, CUDA, TENSORRT, choose_providers
+from service.addresses import is_loopback
+from service.keys import KeysError, read_keys
 
 PREFIX = "HEDGED_"
 LEDGER_FILE = "hedged-ledger.sqlite"
 # Variables that are not ours: HEDGED_<COMMAND>_<OPTION>, and the paths of other tools.
 COMMANDS = (
     *("compare", "control", "demo", "fit", "evaluate"),
-    *("inspect", "verify", "modules", "serve", "score"),
+    *("inspect", "verify", "modules", "serve", "activate", "score", "keys", "labels", "ledger"),
 )
 _TOOLS = frozenset({"CONFIG", "ASSETS"})
 
@@ -35,6 +37,15 @@ def _device(value: str) -> str:
     return value
 
 
+def _keys(path: Path | None) -> Path | None:
+    if path is not None:
+        try:
+            read_keys(path)
+        except KeysError as e:
+            raise ValueError(str(e)) from None
+    return path
+
+
 class Settings(BaseSettings):
     """Settings of one server; each field is ``HEDGED_<NAME>`` in the environment."""
 
@@ -46,11 +57,17 @@ class Settings(BaseSettings):
         default=None,
         description="One bundle, or ROOT of ROOT/<name>/<version>/ and ROOT/<name>/active.json",
     )
+    poll_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="Seconds between two looks at a ROOT for other live versions",
+    )
     device: Annotated[str, AfterValidator(_device)] = Field(
         default="cpu", description="auto, cpu, cuda, cuda:N or tensorrt"
     )
     threads: int = Field(
-        default=0, ge=0, description="Intra-op threads on the CPU; 0 is one per core"
+        default=0, ge=0, description="Intra-op threads of a worker; 0 shares the cores out"
     )
     workers: int = Field(default=1, ge=1, le=256, description="Server processes, a model copy each")
     data_dir: Path = Field(
@@ -59,6 +76,19 @@ class Settings(BaseSettings):
     ledger: str | None = Field(
         default=None,
         description=f"SQLAlchemy URL or file path of the ledger; default DATA_DIR/{LEDGER_FILE}",
+    )
+    keys: Annotated[Path | None, AfterValidator(_keys)] = Field(
+        default=None,
+        description="File of API keys (hedged keys add); with it every request needs one",
+    )
+    open: bool = Field(
+        default=False, description="Without keys: answer other machines, too, whoever they are"
+    )
+    retention_days: float = Field(
+        default=90.0,
+        ge=0,
+        le=36_500,
+        description="Days for which the ledger keeps predictions and their labels; 0 is for ever",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=3000, ge=0, le=65535, description="Port to listen on")
@@ -89,6 +119,51 @@ class Settings(BaseSettings):
         le=86_400,
         description="Seconds to receive a body, and seconds from then to the answer",
     )
+    send_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds in which a client must take its whole answer, else it is cut off",
+    )
+    nonfinite: Literal["reject", "allow"] = Field(
+        default="reject",
+        description="NaN and infinity in inputs: reject, or allow for models that take them",
+    )
+    log_requests: Literal["errors", "all", "none"] = Field(
+        default="errors",
+        description="Requests logged on stderr: errors (failed or slow), all or none",
+    )
+    log_slow_s: float = Field(
+        default=1.0, ge=0, description="Seconds from which a request counts as slow in the log"
+    )
+
+    drain_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=3600,
+        description="Seconds for which `hedged serve` answers on after SIGTERM, no longer ready",
+    )
+
+    @field_validator("host")
+    @classmethod
+    def _guarded(cls, host: str, info: ValidationInfo) -> str:
+        """Beyond this machine there must be keys, or the word that there need be none."""
+        if "keys" not in info.data or "open" not in info.data:
+            return host  # wrong themselves, and named
+        if is_loopback(host) or info.data["keys"] is not None or info.data["open"]:
+            return host
+        raise ValueError(
+            f"{host} can be reached from other machines and there are no keys: set {PREFIX}KEYS "
+            f"to a file of them (hedged keys add FILE NAME), or {PREFIX}OPEN=true to answer anybody"
+        )
+
+    @property
+    def model_threads(self) -> int:
+        """Threads of the model in each worker; 0 is ONNX Runtime's own choice, one per core."""
+        if self.threads or self.workers == 1:
+            return self.threads
+        # Workers that each had a thread per core would wait for one another.
+        return max(1, (os.cpu_count() or 1) // self.workers)
 
     @property
     def max_body_bytes_total(self) -> int:
@@ -99,6 +174,11 @@ class Settings(BaseSettings):
     def max_answer_bytes_total(self) -> int:
         """Most bytes of answers that are computed, written or sent at once; beyond it 503."""
         return 4 * self.max_answer_bytes
+
+    @property
+    def retain_s(self) -> float | None:
+        """Seconds for which the ledger keeps a prediction; None is for ever."""
+        return self.retention_days * 86_400 or None
 
     @property
     def ledger_url(self) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import threading
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
+_TOGETHER, _TOGETHER_BYTES = 200, 1 << 20  # entries replayed at once
 
 
 class SpoolFullError(OSError):
@@ -77,19 +80,27 @@ class Spool:
                     self._sealed.append(segment)
                     self._bytes += os.fstat(segment.fd).st_size
 
-    def replay(self, apply: Callable[[Entry], None]) -> None:
-        """Give every entry to ``apply``, oldest first, and remove what was applied.
+    def replay(self, apply: Callable[[list[Entry]], None], seconds: float = math.inf) -> None:
+        """Give the entries to ``apply``, a few at a time and oldest first; remove what was applied.
 
-        An exception from ``apply`` ends the replay; that entry comes first the next time.
+        An exception from ``apply`` ends the replay, and so does the time; the next one goes on
+        with the same entries.
         """
+        end = time.monotonic() + seconds
         while (segment := self._next()) is not None:
             with os.fdopen(os.dup(segment.fd), "rb") as f:
                 f.seek(segment.done)
-                for line in f:
-                    if (entry := _entry(line, segment.path)) is not None:
-                        apply(entry)
-                    segment.done += len(line)
-            self._remove(segment)
+                while lines := _some(f):
+                    found = (_entry(line, segment.path) for line in lines)
+                    if entries := [entry for entry in found if entry is not None]:
+                        apply(entries)
+                    segment.done += sum(map(len, lines))
+                    if time.monotonic() >= end:
+                        break
+                else:
+                    self._remove(segment)
+            if time.monotonic() >= end:
+                return
 
     def close(self) -> None:
         """Release the segments; whatever is left in them is adopted by the next process."""
@@ -144,6 +155,18 @@ def _lock(path: Path) -> _Segment | None:
         os.close(fd)
         return None
     return _Segment(path, fd)
+
+
+def _some(lines: Iterable[bytes]) -> list[bytes]:
+    """The next lines, as many as one transaction should take."""
+    found: list[bytes] = []
+    size = 0
+    for line in lines:
+        found.append(line)
+        size += len(line)
+        if len(found) == _TOGETHER or size >= _TOGETHER_BYTES:
+            break
+    return found
 
 
 def _entry(line: bytes, path: Path) -> Entry | None:

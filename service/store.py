@@ -364,7 +364,8 @@ def image_means(
 
 
 def feedback_counts(conn: sa.Connection, model: str | None) -> dict[str, dict[str, int]]:
-    """Model -> result -> labels, with ``joined`` and ``waiting`` as they are now."""
+    """Model -> result -> labels; ``joined`` counts those that a purge removed, too, and
+    ``waiting`` is as it is now."""
     out: dict[str, dict[str, int]] = defaultdict(dict)
     for r in conn.execute(sa.select(feedback).order_by(feedback.c.model, feedback.c.result)):
         out[r.model][r.result] = r.n
@@ -377,18 +378,19 @@ def feedback_counts(conn: sa.Connection, model: str | None) -> dict[str, dict[st
     return {m: out[m] for m in sorted(out) if model in (None, m)}
 
 
-def forget(conn: sa.Connection, id: str, model: str | None) -> int:
-    """Erase a prediction and its label; how many predictions there were."""
-    erased = []
-    for table in (labels, predictions, images):
-        chosen = [table.c.id == id, *_only(table, model, None)]
-        erased.append(int(conn.execute(sa.delete(table).where(*chosen)).rowcount))
-    return sum(erased[1:])
-
-
-def expire(conn: sa.Connection, before: float) -> list[str]:
-    """Remove labels received before a time that never found their prediction; their models."""
-    old = sa.and_(labels.c.joined.is_(None), labels.c.received < before)
-    models = list(conn.execute(sa.delete(labels).where(old).returning(labels.c.model)).scalars())
-    count_feedback(conn, Counter((m, "expired") for m in models))
-    return models
+def oldest(
+    conn: sa.Connection, model: str | None, since: float | None
+) -> dict[tuple[str, str, Task], float]:
+    """(model, version, task) -> when the oldest prediction was made that is there and counts."""
+    out: dict[tuple[str, str, Task], float] = {}
+    for key, s in sources(conn).items():
+        if model not in (None, s.model):
+            continue
+        for table in (predictions, images):
+            stmt = sa.select(sa.func.min(table.c.time)).where(table.c.bundle == key)
+            if since is not None:
+                stmt = stmt.where(table.c.time >= since)
+            found, name = conn.execute(stmt).scalar(), (s.model, s.version, s.task)
+            if found is not None:
+                out[name] = min(found, out.get(name, found))
+    return out

@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from calibration.metrics.calibration_error import debiased_ece
 from calibration.metrics.totals import BIN_LABELS, ClassificationTotals, RegressionTotals
 from posthoc.contract import Task
 from service.labels import Totals
@@ -20,11 +23,14 @@ def summary_of(
     feedback: Mapping[str, Mapping[str, int]],
     since: float | None,
     images: Mapping[Key, tuple[int, Mapping[str, float]]],
+    oldest: Mapping[Key, float],
 ) -> dict[str, Any]:
     """The answer of ``GET /v1/calibration``.
 
-    ``models`` has one object per model and version that predicted: ``served``, ``labelled``,
+    ``models`` has one object per model and version that predicted: ``oldest`` (seconds since the
+    epoch of the oldest prediction that is kept and counted here), ``served``, ``labelled``,
     ``label_coverage``, ``coverage`` by level, and for classification ``accuracy``, ``ece``,
+    ``debiased_ece``, ``ece_noise_floor`` (below it an ``ece`` may be chance, see `noise_floor`),
     ``log_loss``, ``brier``, ``expected_accuracy`` (mean confidence of all served rows, which
     needs no label) and ``bins``; for regression ``rmse``, ``mae``, ``crps``, ``log_loss``.
     Of a dense model ``served`` counts images, ``expected_accuracy`` is of pixels, and ``images``
@@ -36,6 +42,7 @@ def summary_of(
     for (model, version, task), bins in served.items():
         found = totals.get((model, version))
         head: dict[str, Any] = {"model": model, "version": version, "task": task}
+        head["oldest"] = oldest.get((model, version, task))
         if not bins and (model, version, task) in images:
             models.append(head | _images(*images[model, version, task]))
         elif task == "classification":
@@ -45,6 +52,23 @@ def summary_of(
             values = found if isinstance(found, RegressionTotals) else RegressionTotals()
             models.append(head | _counts(bins, values.n) | _regression(values))
     return {"since": since, "models": models, "feedback": {m: dict(c) for m, c in feedback.items()}}
+
+
+def noise_floor(totals: ClassificationTotals) -> float:
+    """The ECE that a perfectly calibrated model would hardly exceed on as many labels.
+
+    With n labels of mean confidence c in a bin, correct - confidence is about normal with
+    variance n c (1 - c); its absolute value has mean sqrt(2/pi) and variance 1 - 2/pi in units of
+    that. The floor is the mean of the sum over bins plus three standard deviations, over all
+    labels, as the alert on the counters has it. nan for no labels.
+    """
+    if not totals.n:
+        return math.nan
+    filled = totals.count > 0
+    n, confidence = totals.count[filled], totals.confidence_sum[filled]
+    variance = np.maximum(confidence - confidence**2 / n, 0)
+    mean = np.sqrt(2 / math.pi * variance).sum()
+    return float(mean + 3 * math.sqrt((1 - 2 / math.pi) * variance.sum())) / totals.n
 
 
 def _images(served: int, means: Mapping[str, float]) -> dict[str, Any]:
@@ -69,6 +93,8 @@ def _classification(
         "accuracy": _number(totals.accuracy),
         "expected_accuracy": _ratio(sum(c for _, c in bins.values()), served),
         "ece": _number(totals.ece),
+        "debiased_ece": _number(debiased_ece(totals)),
+        "ece_noise_floor": _number(noise_floor(totals)),
         "log_loss": _number(totals.log_loss),
         "brier": _number(totals.brier),
         "coverage": _levels(totals),

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from posthoc.contract import HedgedError
 from service import instruments
 from service.rows import Served, Source, from_json, rows_of, to_json
-from service.schema import is_away, short
+from service.schema import RevisionError, is_away, short
 from service.spool import Entry, Spool
 
 log = logging.getLogger(__name__)
@@ -22,19 +22,20 @@ log = logging.getLogger(__name__)
 _LINGER_S = 0.02  # one wake-up serves many small requests
 _WRITE_ROWS = 1000  # rows per transaction
 _RETRY_S = 1.0  # between looks at a store that is away
+_REPLAY_S = 0.5  # then what is queued is looked after: it must not fill up meanwhile
 
 Item = Served | Source
 
 
 class Writer:
-    """A bounded queue in front of ``apply``, which writes one entry in one transaction.
+    """A bounded queue in front of ``apply``, which writes entries in one transaction.
 
     An entry is ``{"source": Source, "rows": [...]}``; those found in the spool may also be
     ``{"items": [...], "time": t}``, which are labels.
     """
 
     def __init__(
-        self, apply: Callable[[Entry], None], spool: Spool, max_rows: int, max_bytes: int
+        self, apply: Callable[[Sequence[Entry]], None], spool: Spool, max_rows: int, max_bytes: int
     ) -> None:
         self._apply = apply
         self._spool = spool
@@ -103,7 +104,7 @@ class Writer:
         """The next batch, empty when only the spool wants a look; None at the end."""
         with self._changed:
             while not (self._queue or self._closing or self._hurry):
-                self._changed.wait(_RETRY_S if self._spool.pending else None)
+                self._changed.wait(self._until_replay() if self._spool.pending else None)
                 if self._spool.pending:
                     break
             self._changed.wait_for(
@@ -126,7 +127,7 @@ class Writer:
         n = len(entry["rows"])
         if not self._spool.pending:
             try:
-                self._apply(entry)
+                self._apply([entry])
                 return
             except Exception as e:  # a thread that dies would stop the writing of all others
                 instruments.LEDGER_WRITE_ERRORS.inc()
@@ -142,23 +143,31 @@ class Writer:
             log.error("predictions fit neither the ledger nor its spool: %s", e)
             instruments.LEDGER_DROPPED.inc(n)
 
+    def _until_replay(self) -> float:
+        return max(0.0, self._next_replay - time.monotonic())
+
     def _replay(self) -> None:
         try:
-            self._spool.replay(self._apply_again)
+            self._spool.replay(self._apply_again, _REPLAY_S)
             self._spool.adopt()
-        except SQLAlchemyError as e:
+        except (SQLAlchemyError, RevisionError) as e:
             instruments.LEDGER_WRITE_ERRORS.inc()
             log.debug("the ledger's store is still away: %s", short(e))
             self._next_replay = time.monotonic() + _RETRY_S
 
-    def _apply_again(self, entry: Entry) -> None:
+    def _apply_again(self, entries: Sequence[Entry]) -> None:
         try:
-            self._apply(entry if "items" in entry else _unpacked(entry))
+            self._apply([_unpacked(entry) for entry in entries])
         except Exception as e:
             if is_away(e):
                 raise
+            if len(entries) > 1:  # only the wrong one is lost
+                for entry in entries:
+                    self._apply_again([entry])
+                return
             # It would stand in the way of every entry after it for ever.
             log.exception("a spooled entry was refused by the ledger")
+            (entry,) = entries
             instruments.LEDGER_DROPPED.inc(len(entry.get("rows") or entry.get("items") or [entry]))
 
 
@@ -199,6 +208,8 @@ def _prediction_entries(batches: Sequence[Served]) -> Iterator[Entry]:
 
 
 def _unpacked(entry: Entry) -> Entry:
+    if "items" in entry:
+        return entry
     source = dict(entry["source"])
     for name in ("classes", "levels"):
         if (names := source.get(name)) is not None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
+import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from hedged.commands.console import err
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 _MORE = """Each flag is also a variable, and so are the settings that have no flag (HEDGED_MAX_ROWS,
 …): see the README. `bentoml serve service.bento:svc` reads the same variables.
@@ -43,7 +50,7 @@ def serve(
         str | None, setting("HEDGED_DEVICE", "auto, cpu, cuda[:n] or tensorrt; default cpu")
     ] = None,
     threads: Annotated[
-        int | None, setting("HEDGED_THREADS", "Threads of the model; default one per core")
+        int | None, setting("HEDGED_THREADS", "Threads of each model; default its share of cores")
     ] = None,
     ledger: Annotated[
         str | None, setting("HEDGED_LEDGER", "SQLAlchemy URL or SQLite file; default in data-dir")
@@ -53,6 +60,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve bundles over HTTP, with labels, metrics and a live page."""
+    from hedged.supervisor import supervise
     from service.settings import load_settings
 
     given = {
@@ -67,6 +75,9 @@ def serve(
     }
     os.environ.update({f"HEDGED_{k}": str(v) for k, v in given.items() if v is not None})
     settings = load_settings()
+    address = free_address(settings.host, settings.port)
+    for line in describe(settings):
+        err.print(line, soft_wrap=True, markup=False)
     # BentoML keeps its metric files under its home and empties them at every start, so two
     # servers must not share one.
     home = settings.data_dir.resolve() / ".bentoml"
@@ -75,11 +86,63 @@ def serve(
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
     command = [
         sys.executable, "-m", "bentoml", "serve", "service.bento:svc",
-        "--host", settings.host, "--port", str(settings.port),
-        "--timeout-graceful-shutdown", "30",
+        "--host", address, "--port", str(settings.port),
+        # What has begun is answered, however long its own limit lets it take.
+        "--timeout-graceful-shutdown", str(math.ceil(max(30, settings.request_timeout_s))),
     ]  # fmt: skip
-    # In place of this process, so that signals reach the server itself.
-    os.execv(sys.executable, command)
+    code = supervise(
+        command,
+        drain_s=settings.drain_s,
+        workers=settings.workers,
+        say=lambda line: err.print(f"hedged: {line}", soft_wrap=True, markup=False),
+    )
+    raise typer.Exit(code)
+
+
+def free_address(host: str, port: int) -> str:
+    """The IP address of ``host``, where nobody listens on ``port`` yet. Raises HedgedError."""
+    from posthoc.contract import HedgedError
+
+    try:
+        family, kind, _, _, name = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server's own does
+            s.bind(name)
+    except OSError as e:  # no such name, too
+        raise HedgedError(
+            f"cannot listen on {host}:{port} ({e.strerror}); see --host, --port"
+        ) from e
+    return str(name[0])
+
+
+def describe(settings: Settings) -> list[str]:
+    """What is to be served and how, a line each.
+
+    Raises BundleError, ModelError and LedgerError as the workers would, where the bundles, the
+    device or the ledger cannot be what the settings say.
+    """
+    from calibration.bundle import MANIFEST, parse_manifest
+    from posthoc.runtime import planned_provider
+    from service.bundles import find_bundles
+    from service.schema import ledger_url
+
+    path = settings.bundle_path
+    models = {
+        name: parse_manifest((folder / MANIFEST).read_bytes(), folder).version
+        for name, folder in find_bundles(path).items()
+    }
+    if settings.keys is not None:
+        access = f"API keys of {settings.keys}"
+    else:
+        access = "no keys: " + ("anybody" if settings.open else "this machine only")
+    return [
+        f"address  http://{settings.host}:{settings.port}",
+        f"models   {', '.join(f'{name} {version}' for name, version in models.items())} in {path}",
+        f"device   {settings.device}, {planned_provider(settings.device)}; "
+        f"workers: {settings.workers}, threads of each: {settings.model_threads or 'one per core'}",
+        f"ledger   {ledger_url(settings.ledger_url).render_as_string(hide_password=True)}",
+        f"access   {access}",
+    ]
 
 
 serve.__doc__ = f"{serve.__doc__}\n\n{_MORE}"

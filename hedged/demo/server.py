@@ -37,6 +37,7 @@ class Server:
         environment |= {
             "HEDGED_THREADS": str(threads),
             "HEDGED_WORKERS": str(workers),
+            "HEDGED_DRAIN_S": "0",  # its only client is the one that stops it
             "HEDGED_DATA_DIR": str(folder.resolve()),
             "BENTOML_HOME": str(folder.resolve() / "bentoml"),
         }

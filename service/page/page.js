@@ -1,302 +1,207 @@
-"use strict";
+/* The live page: polls the server and hands what it says to the sections. */
+
+import { Away, get, get_text, key, Refused } from "./page/api.js";
+import { element } from "./page/dom.js";
+import { History, read, snapshot } from "./page/metrics.js";
+import { panel } from "./page/panel.js";
+import { traffic } from "./page/traffic.js";
+import { try_it } from "./page/try.js";
 
 const REFRESH_MS = 5000;
-const SVG = "http://www.w3.org/2000/svg";
+const FIRST_MS = 1500; // the second poll, with which rates begin
+const LEDGER_MS = 2500; // by then /v1/calibration counts what was just predicted
+const $ = (id) => document.getElementById(id);
 
-/* Numbers as people read them; null is "no rows yet". */
-const count = (n) => Number(n).toLocaleString("en");
-const number = (v, digits = 3) => (v === null || v === undefined ? "–" : v.toFixed(digits));
-const percent = (v, digits = 1) =>
-  v === null || v === undefined ? "–" : `${(100 * v).toFixed(digits)} %`;
-const seconds = (v) =>
-  v === null ? "–" : v < 0.0995 ? `${(1000 * v).toFixed(1)} ms` : `${v.toFixed(2)} s`;
+const history = new History();
+const draw_traffic = traffic($("traffic"));
+let shown = null; // {id, update}: the panel that is built
+let chosen = wanted_model();
+let polls = 0;
+let paused = false;
+let busy = false;
+let again = false;
+let last = null; // Date of the last whole answer
 
-function element(name, attributes = {}, ...children) {
-  const node = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children.filter((child) => child !== null));
-  return node;
+/* Only what changed is written: a screen reader speaks each change. */
+function say(node, words, hidden = !words) {
+  if (node.textContent !== words) node.textContent = words;
+  node.hidden = hidden;
 }
 
-function shape(name, attributes, text) {
-  const node = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
+const clock = (date) => date.toLocaleTimeString([], { hour12: false });
 
-async function get(path) {
-  const answer = await fetch(path, { cache: "no-store" });
-  if (!answer.ok) throw new Error(`${path} answered ${answer.status}`);
-  return answer;
-}
-
-/* Samples of the exposition text: [{name, labels, value}]. */
-function samples(text) {
-  const found = [];
-  for (const line of text.split("\n")) {
-    const parts = /^(\w+)(?:\{(.*)\})? (\S+)$/.exec(line);
-    if (!parts) continue;
-    const labels = {};
-    for (const [, key, value] of (parts[2] || "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)) {
-      labels[key] = value;
-    }
-    found.push({ name: parts[1], labels, value: Number(parts[3]) });
+function wanted_model() {
+  try {
+    return decodeURIComponent(location.hash.replace(/^#model=/, ""));
+  } catch {
+    return "";
   }
-  return found;
 }
 
-function total(all, name, labels) {
-  const wanted = Object.entries(labels);
-  return all
-    .filter((s) => s.name === name && wanted.every(([key, value]) => s.labels[key] === value))
-    .reduce((sum, s) => sum + s.value, 0);
+function state(kind, words) {
+  $("state").className = kind;
+  say($("state"), words, false);
 }
 
-/* A quantile of prediction latency from histogram buckets, linear inside a bucket. */
-function latency(all, q) {
-  const buckets = new Map();
-  for (const s of all) {
-    const predicts = /\/(infer|predict)$/.test(s.labels.route || "");
-    if (s.name !== "uq_request_duration_seconds_bucket" || !predicts) continue;
-    buckets.set(s.labels.le, (buckets.get(s.labels.le) || 0) + s.value);
+function show_updated() {
+  const words = last ? `${paused ? "figures of" : "updated"} ${clock(last)}` : "";
+  say($("updated"), words, false);
+}
+
+/* A promise's value, or what it was refused with; no answer at all is thrown on. */
+async function part(promise) {
+  try {
+    return { value: await promise, refusal: null };
+  } catch (error) {
+    if (error instanceof Away) throw error;
+    return { value: null, refusal: error };
   }
-  const edges = [...buckets].map(([le, n]) => [le === "+Inf" ? Infinity : Number(le), n]);
-  edges.sort((a, b) => a[0] - b[0]);
-  const all_rows = edges.length ? edges[edges.length - 1][1] : 0;
-  let [low, below] = [0, 0];
-  for (const [high, upto] of edges) {
-    if (all_rows && upto >= q * all_rows) {
-      if (high === Infinity) return low;
-      return low + ((high - low) * (q * all_rows - below)) / (upto - below);
-    }
-    [low, below] = [high, upto];
-  }
-  return null;
 }
 
-function tiles(pairs) {
-  const list = element("dl");
-  for (const [term, value, note] of pairs) {
-    const small = note ? element("small", {}, note) : null;
-    list.append(element("div", {}, element("dt", {}, term), element("dd", {}, value, small)));
+function show_models(names) {
+  const select = $("model");
+  if (!names.includes(chosen)) chosen = names[0] || "";
+  const before = [...select.options].map((o) => o.value);
+  if (before.join("\n") !== names.join("\n")) {
+    select.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
   }
-  return list;
+  select.value = chosen;
+  $("choice").hidden = names.length < 2;
 }
 
-function table(head, rows) {
-  const body = rows.map((row) => element("tr", {}, ...row.map((v) => element("td", {}, v))));
-  return element(
-    "table",
-    {},
-    element("thead", {}, element("tr", {}, ...head.map((v) => element("th", { scope: "col" }, v)))),
-    element("tbody", {}, ...body),
-  );
+function show_panel(meta) {
+  const id = `${meta.name} ${meta.versions[0]} ${meta.parameters.identity}`;
+  if (shown && shown.id === id) return;
+  shown = { id, update: panel($("panel"), meta) };
+  show_try(meta);
 }
 
-/* Bars of accuracy by confidence bin against the diagonal; below, how many labels each rests on. */
-function reliability(bins) {
-  const [left, top, size, strip] = [34, 8, 240, 34];
-  const bottom = top + size;
-  const svg = shape("svg", {
-    viewBox: `0 0 ${left + size + 8} ${bottom + strip + 44}`,
-    role: "img",
-    "aria-label": "Accuracy by confidence; the table below holds the same numbers",
-  });
-  for (const tick of [0, 0.25, 0.5, 0.75, 1]) {
-    const y = bottom - tick * size;
-    svg.append(shape("line", { class: "grid", x1: left, x2: left + size, y1: y, y2: y }));
-    svg.append(shape("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, String(tick)));
-    const x = left + tick * size;
-    const label = { x, y: bottom + strip + 20, "text-anchor": "middle" };
-    svg.append(shape("text", label, String(tick)));
+/* The form of a model; where its example is refused, the reason. */
+async function show_try(meta) {
+  const told = () => {
+    refresh();
+    setTimeout(refresh, LEDGER_MS);
+  };
+  try {
+    await try_it($("try"), meta, told);
+  } catch (error) {
+    if (meta.name !== chosen) return;
+    $("try").replaceChildren(
+      element("h2", { id: "try-title" }, "Try it"),
+      element("p", { class: "note" }, `No example is to be had: ${error.message}.`),
+    );
+    $("try").hidden = false;
   }
-  const width = size / bins.length;
-  const most = Math.max(1, ...bins.map((b) => b.served));
-  bins.forEach((b, k) => {
-    const x = left + k * width + 1;
-    if (b.labelled) {
-      const height = b.accuracy * size;
-      svg.append(
-        shape("rect", { class: "bar", x, y: bottom - height, width: width - 2, height }),
-      );
-    }
-    for (const [kind, n] of [["empty", b.served], ["bar", b.labelled]]) {
-      const height = (n / most) * (strip - 6);
-      const y = bottom + strip - height;
-      svg.append(shape("rect", { class: kind, x, y, width: width - 2, height }));
-    }
-  });
-  svg.append(
-    shape("line", { class: "ideal", x1: left, y1: bottom, x2: left + size, y2: top }),
-    shape("text", { x: left + size / 2, y: bottom + strip + 38, "text-anchor": "middle" }, "confidence"),
-  );
-  const filled = bins.filter((b) => b.served);
-  const rows = filled.map((b) => [
-    `${(Number(b.bin) - 0.05).toFixed(2)}–${b.bin}`,
-    percent(b.confidence),
-    percent(b.accuracy),
-    count(b.labelled),
-    percent(b.label_coverage, 0),
+}
+
+const asks_key = (error) => error instanceof Refused && (error.status === 401 || error.status === 403);
+
+function ask_key(refusal) {
+  const given = Boolean(key.get());
+  const title = given ? "The key that was given does not open everything" : "This server asks for a key";
+  say($("key-title"), title, false);
+  say($("key-why"), `${refusal.path}: ${refusal.message}`, false);
+  $("key").hidden = false;
+}
+
+function use_key() {
+  $("key").hidden = true;
+  $("forget").hidden = !key.get();
+  shown = null; // the form below may have been refused its example
+  refresh();
+}
+
+async function poll() {
+  const server = await part(get("/v2"));
+  if (!server.value) return { ready: false, fresh: false, refusals: [server.refusal] };
+  show_models(server.value.models);
+  say($("server"), server.value.version === "unknown" ? "" : server.value.version, false);
+  const path = `/v2/models/${encodeURIComponent(chosen)}`;
+  const [meta, calibration, metrics] = await Promise.all([
+    part(chosen ? get(path) : Promise.resolve(null)),
+    part(get("/v1/calibration")),
+    part(get_text("/metrics")),
   ]);
-  return element(
-    "figure",
-    {},
-    element("h3", {}, "Reliability"),
-    svg,
-    element("figcaption", { class: "note" }, "Accuracy by confidence; on the dashed line it is calibrated. Below: predictions, and in colour those with labels."),
-    element(
-      "details",
-      {},
-      element("summary", {}, "The numbers"),
-      table(["bin", "confidence", "accuracy", "labels", "labelled"], rows),
-    ),
-  );
-}
-
-/* What the ledger keeps of images: means over them, of maps that no label can be joined with. */
-function of_images(live) {
-  const means = live.images;
-  const pairs = [];
-  if (live.expected_accuracy !== null) {
-    pairs.push(["Expected accuracy", percent(live.expected_accuracy), "mean confidence of pixels"]);
+  const all = metrics.value === null ? null : read(metrics.value);
+  if (meta.value) {
+    show_panel(meta.value);
+    shown.update(calibration.value && calibration.value.models, all, calibration.refusal?.message);
   }
-  if (means.set_size !== undefined) pairs.push(["Set size", number(means.set_size, 2), "mean of pixels"]);
-  if (means.std !== undefined) pairs.push(["Deviation", number(means.std), "mean std of pixels"]);
-  return pairs;
-}
-
-/* One bar per level: the share of labelled rows whose set or interval held the truth. */
-function coverage(levels, sets) {
-  const [left, row, size] = [44, 34, 200];
-  const entries = Object.entries(levels).sort((a, b) => a[0] - b[0]);
-  const svg = shape("svg", {
-    viewBox: `0 0 ${left + size + 52} ${entries.length * row + 8}`,
-    role: "img",
-    "aria-label": "Coverage by level; the table below holds the same numbers",
-  });
-  entries.forEach(([level, c], k) => {
-    const y = k * row + 8;
-    const at = left + level * size;
-    const share = c.coverage ?? 0;
-    svg.append(
-      shape("text", { x: left - 6, y: y + 14, "text-anchor": "end" }, percent(Number(level), 0)),
-      shape("rect", { class: "empty", x: left, y, width: size, height: 18 }),
-      shape("rect", { class: "bar", x: left, y, width: share * size, height: 18 }),
-      shape("line", { class: "level", x1: at, x2: at, y1: y - 3, y2: y + 21 }),
-      shape("text", { x: left + size + 6, y: y + 14 }, percent(c.coverage)),
-    );
-  });
-  const rows = entries.map(([level, c]) => [
-    percent(Number(level), 0),
-    percent(c.coverage),
-    count(c.labelled),
-    number(c.mean_size, 2),
-  ]);
-  const what = sets ? "set" : "interval";
-  return element(
-    "figure",
-    {},
-    element("h3", {}, "Coverage"),
-    entries.length ? svg : element("p", { class: "note" }, "No labelled predictions yet."),
-    element("figcaption", { class: "note" }, `Share of truths inside the ${what}; the mark is the level that was promised.`),
-    entries.length ? table(["level", "covered", "labels", `mean ${what} ${sets ? "size" : "width"}`], rows) : null,
-  );
-}
-
-function card(name, version, meta, live, metrics) {
-  const key = { model: name, version };
-  const served = total(metrics, "uq_predictions_total", key);
-  const flagged = total(metrics, "uq_ood_total", key);
-  const abstained = total(metrics, "uq_predictions_total", { ...key, outcome: "abstained" });
-  const p = meta.parameters;
-  const inputs = meta.inputs.map((i) => `${i.name} ${i.datatype}[${i.shape.map((d) => (d < 0 ? "N" : d)).join(", ")}]`);
-  const classes = p.classes ? ` · ${p.classes.length} classes` : "";
-  const facts = `${p.task}${classes} · ${p.method} · ${p.conformal} at ${p.levels.join(", ")} · ${inputs.join(", ")} · ${p.identity.slice(0, 12)}`;
-  const maps = Boolean(p.dense);
-  const of_labels = maps ? "images" : live ? `${count(live.labelled)} labelled, ${percent(live.label_coverage)}` : "no labels yet";
-  const pairs = [["Predictions", count(live ? live.served : served), of_labels]];
-  if (maps) {
-    pairs.push(...(live && live.images ? of_images(live) : []));
-  } else if (live && live.task === "classification") {
-    pairs.push(
-      ["Accuracy", percent(live.accuracy), `expected ${percent(live.expected_accuracy)}`],
-      ["Calibration error", number(live.ece), "ECE, biased upward at few labels"],
-      ["Log loss", number(live.log_loss), `Brier ${number(live.brier)}`],
-    );
-  } else if (live) {
-    pairs.push(
-      ["RMSE", number(live.rmse), `MAE ${number(live.mae)}`],
-      ["CRPS", number(live.crps), "in units of the target"],
-    );
-  }
-  for (const [field, title, rows] of [
-    ["ood", "Out of distribution", flagged],
-    ["abstain", "Abstained", abstained],
-  ]) {
-    if (!meta.outputs.some((o) => o.name === field)) continue;
-    pairs.push([title, percent(served ? rows / served : null), `of ${maps && field === "ood" ? "pixels" : maps ? "images" : "rows"} since the start`]);
-  }
-  pairs.push(
-    ["Latency, median", seconds(latency(metrics, 0.5)), `p99 ${seconds(latency(metrics, 0.99))}`],
-  );
-  const charts = live && !maps
-    ? element(
-        "div",
-        { class: "charts" },
-        live.bins ? reliability(live.bins) : null,
-        coverage(live.coverage || {}, live.task === "classification"),
-      )
-    : null;
-  return element(
-    "section",
-    { "aria-label": `${name} ${version}` },
-    element("h2", {}, `${name} · version ${version}`),
-    element("p", { class: "facts" }, facts),
-    tiles(pairs),
-    charts,
-  );
-}
-
-/* Redrawing must not close what a reader has opened, nor move the keyboard's focus. */
-function replace(main, cards) {
-  const open = [...main.querySelectorAll("details")].map((d) => d.open);
-  const focus = [...main.querySelectorAll("summary")].indexOf(document.activeElement);
-  main.replaceChildren(...cards);
-  main.querySelectorAll("details").forEach((d, k) => (d.open = Boolean(open[k])));
-  if (focus >= 0) main.querySelectorAll("summary")[focus]?.focus();
+  const now = all && snapshot(all, performance.now());
+  if (now) history.add(now);
+  const store = calibration.value ? "here" : calibration.refusal.status === 503 ? "away" : "unknown";
+  draw_traffic(all, now, history, store);
+  const refusals = [meta, calibration, metrics].map((p) => p.refusal).filter(Boolean);
+  return { ready: true, fresh: Boolean(calibration.value || all), refusals };
 }
 
 async function refresh() {
-  const status = document.getElementById("status");
+  if (busy) {
+    again = true;
+    return;
+  }
+  busy = true;
   try {
-    const [server, calibration, text] = await Promise.all([
-      get("/v2").then((r) => r.json()),
-      get("/v1/calibration").then((r) => r.json()),
-      get("/metrics").then((r) => r.text()),
-    ]);
-    const metrics = samples(text);
-    const cards = [];
-    for (const name of server.models) {
-      const meta = await get(`/v2/models/${encodeURIComponent(name)}`).then((r) => r.json());
-      for (const version of meta.versions) {
-        const live = calibration.models.find((m) => m.model === name && m.version === version);
-        cards.push(card(name, version, meta, live || null, metrics));
-      }
-    }
-    replace(document.getElementById("models"), cards);
-    status.className = "";
-    status.textContent = `Ready · updated ${new Date().toLocaleTimeString()}`;
+    const { ready, fresh, refusals } = await poll();
+    const locked = refusals.find(asks_key);
+    if (locked) ask_key(locked);
+    else $("key").hidden = true;
+    polls += 1;
+    if (fresh) last = new Date();
+    if (locked) state("warn", "Locked");
+    else if (!ready) state("warn", "Not ready");
+    else if (refusals.length) state("warn", "Some figures are missing");
+    else if (paused) state("warn", "Paused");
+    else state("good", "Live");
+    const missing = refusals.filter((r) => !asks_key(r)).map((r) => `${r.path}: ${r.message}`);
+    if (!fresh && last) missing.push(`These figures are of ${clock(last)}`);
+    say($("stale"), missing.join(". "));
   } catch (error) {
-    status.className = "down";
-    status.textContent = `Not reachable: ${error.message}`;
+    state("bad", "Not reachable");
+    const reason = error instanceof Away ? error.message : `the page failed (${error.message})`;
+    say($("stale"), last ? `These figures are of ${clock(last)}: ${reason}. Trying again.` : `Nothing to show: ${reason}. Trying again.`);
+    if (!(error instanceof Away)) console.error(error);
+  }
+  $("forget").hidden = !key.get();
+  $("pause").hidden = false;
+  show_updated();
+  busy = false;
+  if (again) {
+    again = false;
+    refresh();
   }
 }
 
 async function keep_fresh() {
-  if (!document.hidden) await refresh();
-  setTimeout(keep_fresh, REFRESH_MS);
+  if (!document.hidden && !paused) await refresh();
+  setTimeout(keep_fresh, polls === 1 ? FIRST_MS : REFRESH_MS);
 }
 
-document.addEventListener("visibilitychange", () => document.hidden || refresh());
+$("pause").addEventListener("click", () => {
+  paused = !paused;
+  $("pause").setAttribute("aria-pressed", String(paused));
+  if (paused) state("warn", "Paused");
+  else refresh();
+  show_updated();
+});
+
+$("model").addEventListener("change", () => {
+  chosen = $("model").value;
+  location.replace(`#model=${encodeURIComponent(chosen)}`);
+  refresh();
+});
+
+$("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key.set($("key-value").value.trim());
+  $("key-value").value = "";
+  use_key();
+});
+
+$("forget").addEventListener("click", () => {
+  key.forget();
+  use_key();
+});
+
+document.addEventListener("visibilitychange", () => document.hidden || paused || refresh());
 keep_fresh();

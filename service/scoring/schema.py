@@ -14,6 +14,7 @@ Fields = Mapping[str, Array]
 
 PREFIX = "uq_"
 ROW = "row"
+_NAMES = pa.string()
 
 DESCRIPTIONS = {
     "row": "index of the row in its source file, from 0",
@@ -78,10 +79,11 @@ def output_schema(
     return schema
 
 
-def field_types(manifest: Manifest) -> dict[str, pa.DataType]:
-    """Arrow type of each prediction field that the bundle gives, in order."""
+def field_types(manifest: Manifest, names: pa.DataType = _NAMES) -> dict[str, pa.DataType]:
+    """Arrow type of each prediction field that the bundle gives, in order; ``names`` is that of a
+    class name."""
     specs = {s.name: s for s in manifest.outputs}
-    label = pa.int64() if manifest.classes is None else pa.string()
+    label = pa.int64() if manifest.classes is None else names
     types: dict[str, pa.DataType] = {}
     for name, (dtype, axes) in output_fields(manifest.task).items():
         if name not in specs:
@@ -115,24 +117,42 @@ def to_table(
     schema: pa.Schema, manifest: Manifest, kept: pa.RecordBatch, rows: Array, fields: Fields
 ) -> pa.Table:
     """A table of `output_schema`: ``rows`` are indices in the source, one for each answer."""
+    columns = field_columns(manifest, fields).values()
+    return pa.Table.from_arrays(
+        [pa.array(rows, pa.int64()), *kept.columns, *columns], schema=schema
+    )
+
+
+def field_columns(
+    manifest: Manifest, fields: Fields, names: pa.DataType = _NAMES
+) -> dict[str, pa.Array]:
+    """The columns of those ``fields`` that are prediction fields, in the types of `field_types`."""
     named = manifest.classes is not None and manifest.dense is None
-    classes = pa.array(manifest.classes, pa.string()) if named else None
-    columns: list[pa.Array] = [pa.array(rows, pa.int64()), *kept.columns]
-    for name, kind in field_types(manifest).items():
+    classes = pa.array(manifest.classes, names) if named else None
+    columns: dict[str, pa.Array] = {}
+    for name, kind in field_types(manifest, names).items():
         if name not in fields:
             continue
         values = fields[name]
         if isinstance(kind, pa.FixedShapeTensorType):
             flat = pa.array(_flat(values, kind.value_type))
             rows_of = pa.FixedSizeListArray.from_arrays(flat, type=kind.storage_type)
-            columns.append(pa.ExtensionArray.from_storage(kind, rows_of))
+            columns[name] = pa.ExtensionArray.from_storage(kind, rows_of)
         elif name == "set" and values.ndim == 2:
-            columns.append(_sets(values, kind, classes))
+            columns[name] = _sets(values, kind, classes)
         elif name == "label" and classes is not None:
-            columns.append(_nested(values, kind, classes))
+            columns[name] = _nested(values, kind, classes)
         else:
-            columns.append(_nested(values, kind, None))
-    return pa.Table.from_arrays(columns, schema=schema)
+            columns[name] = _nested(values, kind, None)
+    return columns
+
+
+def nested_column(values: Array) -> pa.Array:
+    """An array N×… as numbers, or as fixed-size lists of them."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    for size in reversed(values.shape[1:]):
+        kind = pa.list_(kind, size)
+    return _nested(values, kind, None)
 
 
 def error_table(source: str, rows: Sequence[int], reasons: Sequence[str]) -> pa.Table:

@@ -17,8 +17,9 @@ import pytest
 import uvicorn
 
 from service.app import create_app
+from service.bundles import write_active
 from service.settings import Settings
-from tests.factory import tiny_bundle
+from tests.factory import tiny_bundle, version_of
 from tests.service.maps import dense_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,27 @@ def classifier(tmp_path_factory) -> Path:
 def regressor(tmp_path_factory) -> Path:
     """A bundle with input ``x`` float32 [N,3] and one output."""
     return tiny_bundle(tmp_path_factory.mktemp("served") / "regressor", "regression")
+
+
+@pytest.fixture(scope="session")
+def other_classifier(tmp_path_factory) -> Path:
+    """A bundle of the same inputs and classes as ``classifier`` whose answers differ."""
+    return tiny_bundle(tmp_path_factory.mktemp("served") / "other", method="none")
+
+
+@pytest.fixture
+def versions(classifier, other_classifier, tmp_path) -> Callable[[str], Path]:
+    """Makes a root of one model, versions 1 and 2, of which 1 is live. Metrics are of the process,
+    so each test has a name of its own."""
+
+    def make(name: str) -> Path:
+        root = tmp_path / "root"
+        version_of(classifier, root, name, "1")
+        version_of(other_classifier, root, name, "2")
+        write_active(root / name, "1")
+        return root
+
+    return make
 
 
 @pytest.fixture(scope="session")

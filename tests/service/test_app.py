@@ -174,13 +174,14 @@ def test_a_poisoned_request_among_many_fails_alone(server, x):
     assert codes == [400 if k == 17 else 200 for k in range(64)]
 
 
-def test_random_addresses_leave_the_metrics_as_they_were(server):
+@pytest.mark.parametrize("requests", [300, pytest.param(3000, marks=pytest.mark.long)])
+def test_random_addresses_leave_the_metrics_as_they_were(server, requests):
     rng = np.random.default_rng(0)
     for method in ("GET", "POST", "DELETE", "BREW"):
         server.client.request(method, "/nowhere", headers={"content-type": "application/json"})
     server.client.get("/metrics")
     before = len(server.client.get("/metrics").text.splitlines())
-    for k in range(300):
+    for k in range(requests):
         noise = rng.bytes(6).hex()
         server.client.request(
             ["GET", "POST", "DELETE", "BREW"][k % 4],

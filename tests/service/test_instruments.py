@@ -246,6 +246,7 @@ instruments.observe_stage("model", 0.01)
 instruments.observe_batch(20)
 instruments.count_rejected("invalid")
 instruments.set_queue_rows(1)
+instruments.set_provider("CPUExecutionProvider")
 instruments.LEDGER_QUEUE_ROWS.set(1)
 text = instruments.render()
 names = {name for name, _ in Exposition(text.decode()).samples if name.startswith("uq_")}

@@ -80,6 +80,15 @@ def test_what_a_stock_client_sends_is_read(name, binary):
     assert parsed.outputs == {"label": binary}
 
 
+@pytest.mark.parametrize("binary", [False, True])
+def test_texts_are_refused_by_name(binary):
+    tensor = InferInput("x", [2], "BYTES")
+    tensor.set_data_from_numpy(np.array([b"one", b"two"], object), binary_data=binary)
+    body, length = _get_inference_request([tensor], "", None, 0, False, False, 0, None, None)
+    with pytest.raises(ServiceError, match="input 'x': BYTES are texts, and models here take num"):
+        parse_infer(bytes(body), None if length is None else str(length), SPECS)
+
+
 def test_booleans():
     json_form = message(datatype="BOOL", shape=[2], data=[True, False])
     np.testing.assert_array_equal(parse(json_form).inputs["x"], [True, False])
@@ -131,7 +140,7 @@ def test_raw_form():
         (b"{}", "'inputs'"),
         (b'{"inputs":[]}', "'inputs'"),
         (b'{"inputs":[7]}', "'name'"),
-        (orjson.dumps(message(datatype="BYTES")), "BYTES"),
+        (orjson.dumps(message(datatype="BYTES", data=["a"] * 6)), "'x': BYTES are texts"),
         (orjson.dumps(message(datatype="fp32")), "fp32"),
         (orjson.dumps(message(shape=[3])), r"shape \[6\] does not fill shape \[3\]"),
         (orjson.dumps(message(shape=[-3, -2])), "'shape'"),

@@ -132,3 +132,49 @@ def test_a_long_body_is_refused_before_it_is_parsed_and_a_wide_one_is_answered(s
     labels = server.client.post("/v1/labels", json=[{"id": "a", "label": 1}] * 30_000)
     assert labels.status_code == 202
     assert labels.json()["counts"] == {"duplicate": 29_999, "pending": 1}
+
+
+DEEP = 100_000
+NESTED = {
+    "lists": b"[" * DEEP + b"]" * DEEP,
+    "objects": b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+    "open": b"[" * DEEP,
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize(
+    ("path", "around"),
+    [
+        ("/v1/predict", b'{"inputs":{"x":%s}}'),
+        ("/v1/predict", b'{"rows":[{"a":%s}]}'),
+        ("/v1/predict", b"%s"),
+        ("/v1/models/tiny/predict", b'{"alpha":%s}'),
+        ("/v2/models/tiny/infer", b'{"inputs":[{"name":"x","data":%s}]}'),
+        ("/v2/models/tiny/versions/1/infer", b'{"parameters":%s}'),
+        ("/v1/labels", b'{"id":"a","label":%s}'),
+        ("/v1/labels", b"%s"),
+    ],
+)
+def test_json_of_any_depth_is_refused(server, path, around, name):
+    body = around.replace(b"%s", NESTED[name])
+    for media_type in ("application/json", *(["application/x-ndjson"] * path.endswith("labels"))):
+        answer = server.client.post(path, content=body, headers={"content-type": media_type})
+        assert answer.status_code in (400, 413), answer.text
+    assert healthy(server)
+
+
+def test_rank_is_bounded(server):
+    nested = 0
+    for _ in range(17):
+        nested = [nested]
+    answer = server.client.post("/v1/predict", json={"inputs": {"x": nested}})
+    assert answer.status_code == 400
+    assert "nested deeper than 16 levels" in answer.text
+    tensor = {"name": "x", "datatype": "FP32", "data": [0]}
+    for shape in ([1] * 17, [2**41], [2**31, 2**31, 0]):
+        body = {"inputs": [{**tensor, "shape": shape}]}
+        answer = server.client.post("/v2/models/tiny/infer", json=body)
+        assert answer.status_code == 400
+        assert "at most 16 sizes, of at most 2^40 values" in answer.text
+    assert healthy(server)

@@ -8,6 +8,7 @@ import pytest
 from typer.main import get_command
 
 from hedged.cli import app
+from service.keys import add_key
 from service.settings import COMMANDS, Settings, SettingsError, load_settings
 
 
@@ -73,3 +74,21 @@ def test_variables_of_the_command_line_are_not_ours(monkeypatch):
         with monkeypatch.context() as m, pytest.raises(SettingsError, match=f"setting {typo};"):
             m.setenv(typo, "1")
             load_settings()
+
+
+def test_beyond_this_machine_there_must_be_keys_or_the_word(monkeypatch, tmp_path):
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        monkeypatch.setenv("HEDGED_HOST", host)
+        assert load_settings().host == host
+    for host in ("0.0.0.0", "::", "10.0.0.1", "machine.example"):
+        monkeypatch.setenv("HEDGED_HOST", host)
+        with pytest.raises(SettingsError, match=r"HEDGED_HOST: .*HEDGED_KEYS .*HEDGED_OPEN"):
+            load_settings()
+        with monkeypatch.context() as m:
+            m.setenv("HEDGED_OPEN", "true")
+            assert load_settings().host == host
+    monkeypatch.setenv("HEDGED_KEYS", str(tmp_path / "keys.json"))
+    with pytest.raises(SettingsError, match=r"^HEDGED_KEYS: .*hedged keys add"):
+        load_settings()
+    add_key(tmp_path / "keys.json", "a", ["predict"])
+    assert load_settings().host == "machine.example"

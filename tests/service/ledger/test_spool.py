@@ -17,7 +17,7 @@ class AwayError(Exception):
 
 def entries(spool: Spool) -> list[int]:
     found: list[int] = []
-    spool.replay(lambda entry: found.append(entry["n"]))
+    spool.replay(lambda some: found.extend(entry["n"] for entry in some))
     return found
 
 
@@ -32,25 +32,42 @@ def test_entries_come_back_in_order_and_once(tmp_path):
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-def test_a_failed_replay_goes_on_where_it_stopped(tmp_path):
+def test_a_failed_replay_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_TOGETHER", 2)
     spool = Spool(tmp_path, "k")
-    for n in range(4):
+    for n in range(6):
         spool.append({"n": n})
-    seen: list[int] = []
+    seen: list[list[int]] = []
 
-    def apply(entry):
-        if entry["n"] == 2 and len(seen) == 2:
+    def apply(entries):
+        found = [entry["n"] for entry in entries]
+        if found[0] == 2 and len(seen) == 1:
             raise AwayError
-        seen.append(entry["n"])
-        if entry["n"] == 1:
-            spool.append({"n": 4})  # arrives while the replay runs
+        seen.append(found)
+        if found[0] == 0:
+            spool.append({"n": 6})  # arrives while the replay runs
 
     with pytest.raises(AwayError):
         spool.replay(apply)
     assert spool.pending
-    seen.append(-1)
+    seen.append([-1])
     spool.replay(apply)
-    assert seen == [0, 1, -1, 2, 3, 4]
+    assert seen == [[0, 1], [-1], [2, 3], [4, 5], [6]]
+
+
+def test_a_replay_ends_in_time_and_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_TOGETHER_BYTES", 8)
+    spool = Spool(tmp_path, "k")
+    for n in range(5):
+        spool.append({"n": n})
+    seen: list[int] = []
+    for _ in range(4):
+        spool.replay(lambda some: seen.extend(entry["n"] for entry in some), 0)
+        assert spool.pending
+    spool.append({"n": 5})
+    spool.replay(lambda some: seen.extend(entry["n"] for entry in some))
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert not spool.pending
 
 
 def test_a_torn_last_line_is_left_out(tmp_path):

@@ -43,7 +43,7 @@ def two(ledger):
 
 def send(ledger: Ledger, *labels: tuple[str, object]) -> list[str]:
     body = json.dumps([{"id": id, "label": label} for id, label in labels]).encode()
-    items, _ = parse_labels(body, "application/json", lambda _: SERVED, 10)
+    items, _ = parse_labels(body, "application/json", lambda _: SERVED, 10, 1000)
     return ledger.add_labels(items)
 
 

@@ -1,0 +1,1 @@
+"""One page for each revision of the ledger's tables."""

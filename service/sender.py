@@ -1,0 +1,68 @@
+"""Sends an answer as fast as its client takes it, and gives up on one that does not."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Message, Send
+
+from service.errors import ServiceError
+
+PIECE = 256 << 10  # bytes of an answer that are handed to the server at once
+_LITTLE = 8 << 10  # bytes: a server that waits for its client holds more
+
+
+class Sender:
+    """The ``send`` of one response, bounded: all of it is taken within ``timeout`` seconds of its
+    start, or ``transport``, the connection, is dropped and ServiceError 499 raised.
+
+    A server that is handed a large answer at once keeps it for as long as the client likes. In
+    pieces, it holds one or two.
+    """
+
+    __slots__ = ("_by", "_send", "_timeout", "_transport", "sent")
+
+    def __init__(
+        self, send: Send, timeout: float, transport: asyncio.Transport | None = None
+    ) -> None:
+        self._send = send
+        self._timeout = timeout
+        self._transport = transport
+        self._by: float | None = None  # on the loop's clock, once the response has begun
+        self.sent = 0  # bytes of the body that the server has taken
+
+    async def __call__(self, message: Message) -> None:
+        """Send one message of the response."""
+        if self._by is None:
+            self._by = asyncio.get_running_loop().time() + self._timeout
+        body: bytes = message.get("body", b"")
+        if len(body) <= PIECE and not self._holds():  # most answers: a timeout costs 10 µs
+            await self._send(message)
+            self.sent += len(body)
+            return
+        try:
+            async with asyncio.timeout_at(self._by):
+                if len(body) > PIECE:
+                    await self._pieces(message["type"], body)
+                    message, body = {**message, "body": b""}, b""
+                await self._send(message)
+                self.sent += len(body)
+        except TimeoutError:
+            await self._drop()
+            raise ServiceError(499, "client_slow", "the client does not take its answer") from None
+
+    def _holds(self) -> bool:
+        """Whether bytes from before wait for the client: only then may a small message."""
+        return self._transport is not None and self._transport.get_write_buffer_size() > _LITTLE
+
+    async def _pieces(self, kind: str, body: bytes) -> None:
+        for at in range(0, len(body), PIECE):
+            piece = body[at : at + PIECE]
+            await self._send({"type": kind, "body": piece, "more_body": True})
+            self.sent += len(piece)
+
+    async def _drop(self) -> None:
+        # A server that closes waits until the client takes what it has been handed.
+        if self._transport is not None:
+            self._transport.abort()
+            await asyncio.sleep(0)  # uvicorn notices before it is told that this is over
