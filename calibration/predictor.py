@@ -126,8 +126,10 @@ class Predictor:
             return self._q_default[alpha]
         n = len(self._scores)
         if conformal_rank(n, alpha) > n:
+            # 1 / alpha may be infinite; as many rows nobody has.
+            needed = math.ceil(round(min(1 / alpha, 1e15), 9)) - 1
             raise DataError(
-                f"alpha {alpha} needs at least {math.ceil(round(1 / alpha, 9)) - 1} conformal "
+                f"alpha {alpha} needs at least {needed} conformal "
                 f"{'images' if self._risks else 'rows'} and this bundle holds {n}"
             )
         if self._risks:

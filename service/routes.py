@@ -290,9 +290,9 @@ async def _from_json(core: Core, model: Model, body: bytes) -> friendly.PredictR
 async def _from_arrow(core: Core, model: Model, body: bytes) -> friendly.PredictRequest:
     arrow, settings = await _arrow(), core.settings
     rows, values = settings.max_rows, settings.max_body_bytes
-    return await core.parse.beside(
-        len(body), lambda: arrow.parse_predict(body, model, rows, values)
-    )
+    # Beside the loop whatever its size: a short header may describe very much.
+    size = max(len(body), parsing.LARGE + 1)
+    return await core.parse.beside(size, lambda: arrow.parse_predict(body, model, rows, values))
 
 
 async def _arrow() -> Any:

@@ -205,6 +205,15 @@ def test_whole_numbers_keep_their_value():
         arrow._input({"s": [signed], "u": [unsigned + np.uint64(1 << 63)]}, ("s", "u"), spec)
 
 
+def test_what_is_not_finite_goes_in_where_it_may(served):
+    """The tiny model has no answer to it, which is another refusal than that of the input."""
+    body = second([1.0, np.nan, *[0.0] * 5])
+    assert post(served(nonfinite="reject"), body).status_code == 400
+    answer = post(served(nonfinite="allow"), body)
+    assert answer.status_code == 422
+    assert "row 1: the model's" in answer.json()["error"]["message"]
+
+
 def test_the_readmes_few_lines(server, capsys):
     pattern = r"test_the_readmes_few_lines -->\n```python\n(.*?)```"
     (block,) = re.findall(pattern, README.read_text("utf-8"), re.S)

@@ -48,6 +48,7 @@ REQUESTS = {
     "bad id": ({"rows": as_rows(BAD), "id": "a b"}, "'a b'"),
     "long id": ({"rows": as_rows(BAD), "id": "x" * 127}, "128"),
     "alpha": ({"rows": as_rows(BAD), "alpha": 1.5}, "alpha"),
+    "tiny alpha": ({"rows": as_rows(BAD), "alpha": 5e-324}, "needs at least .* conformal rows"),
     "alphas": ({"rows": as_rows(BAD), "alpha": [0.1]}, "1 values of alpha"),
     "alpha text": ({"rows": as_rows(BAD), "alpha": "0.1"}, "alpha"),
 }  # fmt: skip
