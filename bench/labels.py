@@ -4,9 +4,9 @@
 last label is answered, which is when it is on disk; ``joined_per_second`` until
 ``/v1/calibration`` counts them, whose answers may be two seconds old. ``cli_rows_per_second`` is of
 `hedged labels` on a Parquet file beside the running server, the start of Python included.
-``ratio_p50_with_ledger`` is the median time of a prediction of one
-row through the whole application with the ledger over that without it, in one process and in turn
-(both count and export metrics). The model is the small tabular one of `bench.http`.
+``ratio_p50_with_ledger`` is the median time of a prediction of one row through the whole
+application with the ledger over that without it, in one process and in turn (both count and export
+metrics). The model is the small tabular one of `bench.http`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from posthoc.contract import Array, Task
-from service import instruments, migrations, removal, store
+from service import instruments, metrics, migrations, removal, store
 from service.labels import Joined, LabelItem, Totals, merge_totals, totals_of
 from service.rows import Served, Source, compact
 from service.schema import (
@@ -165,7 +165,7 @@ class Ledger:
             kept, width = compact(fields)
         except (TypeError, ValueError):
             log.exception("a batch of %s is no prediction", model)
-            instruments.LEDGER_DROPPED.inc(len(ids))
+            metrics.LEDGER_DROPPED.inc(len(ids))
             return False
         return self._queue(
             Served(model, version, identity, ids, kept, width, level, group, time.time())
@@ -193,7 +193,7 @@ class Ledger:
     def _queue(self, served: Served) -> bool:
         if self._writer.put(served):
             return True
-        instruments.LEDGER_DROPPED.inc(len(served.ids))
+        metrics.LEDGER_DROPPED.inc(len(served.ids))
         return False
 
     def add_labels(self, items: Sequence[LabelItem]) -> list[str]:
@@ -312,7 +312,7 @@ class Ledger:
                     store.insert_predictions(conn, key, entry["rows"], of_images=source.images)
             results = [store.insert_labels(conn, items, received) for items, received in sent]
         self._keys |= keys  # only now are they committed
-        instruments.LEDGER_WRITTEN.inc(sum(len(entry["rows"]) for entry in served))
+        metrics.LEDGER_WRITTEN.inc(sum(len(entry["rows"]) for entry in served))
         for (items, _), result in zip(sent, results, strict=True):
             _count_results(items, result)
 
@@ -328,7 +328,7 @@ class Ledger:
             try:
                 return self._insert_labels(items, now)
             except SQLAlchemyError as e:
-                instruments.LEDGER_WRITE_ERRORS.inc()
+                metrics.LEDGER_WRITE_ERRORS.inc()
                 if not is_away(e):
                     raise LedgerError(f"the labels could not be stored ({short(e)})") from e
                 log.warning("the ledger's store is away, spooling labels: %s", short(e))
@@ -343,7 +343,7 @@ class Ledger:
             self._spool.append({"items": kept, "time": now})
         except OSError as e:
             raise LedgerError(f"labels fit neither the ledger nor its spool: {e}") from e
-        instruments.LEDGER_SPOOLED.inc(len(kept))
+        metrics.LEDGER_SPOOLED.inc(len(kept))
         _count_results(items, results)
         self._writer.wake()
         return results

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from sqlalchemy.exc import SQLAlchemyError
 
 from posthoc.contract import HedgedError
-from service import instruments
+from service import metrics
 from service.rows import Served, Source, from_json, rows_of, to_json
 from service.schema import RevisionError, is_away, short
 from service.spool import Entry, Spool
@@ -120,7 +120,7 @@ class Writer:
                 self._bytes -= _bytes_in(batch[-1])
             self._rows -= rows
             self._busy = True
-            instruments.LEDGER_QUEUE_ROWS.set(self._rows)
+            metrics.LEDGER_QUEUE_ROWS.set(self._rows)
             return batch
 
     def _keep(self, entry: Entry) -> None:
@@ -130,18 +130,18 @@ class Writer:
                 self._apply([entry])
                 return
             except Exception as e:  # a thread that dies would stop the writing of all others
-                instruments.LEDGER_WRITE_ERRORS.inc()
+                metrics.LEDGER_WRITE_ERRORS.inc()
                 if not is_away(e):
                     log.exception("the ledger refused %d predictions", n)
-                    instruments.LEDGER_DROPPED.inc(n)
+                    metrics.LEDGER_DROPPED.inc(n)
                     return
                 log.warning("the ledger's store is away, spooling: %s", short(e))
         try:
             self._spool.append({"source": asdict(entry["source"]), "rows": to_json(entry["rows"])})
-            instruments.LEDGER_SPOOLED.inc(n)
+            metrics.LEDGER_SPOOLED.inc(n)
         except OSError as e:
             log.error("predictions fit neither the ledger nor its spool: %s", e)
-            instruments.LEDGER_DROPPED.inc(n)
+            metrics.LEDGER_DROPPED.inc(n)
 
     def _until_replay(self) -> float:
         return max(0.0, self._next_replay - time.monotonic())
@@ -151,7 +151,7 @@ class Writer:
             self._spool.replay(self._apply_again, _REPLAY_S)
             self._spool.adopt()
         except (SQLAlchemyError, RevisionError) as e:
-            instruments.LEDGER_WRITE_ERRORS.inc()
+            metrics.LEDGER_WRITE_ERRORS.inc()
             log.debug("the ledger's store is still away: %s", short(e))
             self._next_replay = time.monotonic() + _RETRY_S
 
@@ -168,7 +168,7 @@ class Writer:
             # It would stand in the way of every entry after it for ever.
             log.exception("a spooled entry was refused by the ledger")
             (entry,) = entries
-            instruments.LEDGER_DROPPED.inc(len(entry.get("rows") or entry.get("items") or [entry]))
+            metrics.LEDGER_DROPPED.inc(len(entry.get("rows") or entry.get("items") or [entry]))
 
 
 def _rows_in(item: Item) -> int:
@@ -201,7 +201,7 @@ def _prediction_entries(batches: Sequence[Served]) -> Iterator[Entry]:
                 yield from _prediction_entries([one])
             return
         log.exception("a batch of %s is no prediction", batches[0].model)
-        instruments.LEDGER_DROPPED.inc(_rows_in(batches[0]))
+        metrics.LEDGER_DROPPED.inc(_rows_in(batches[0]))
         return
     for source, rows in found:
         yield {"source": source, "rows": rows}

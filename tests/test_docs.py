@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from calibration import bundle
 from hedged.cli import app
-from service import instruments
+from service import metrics
 from service.core import Core
 from service.routes import service_routes
 from service.scoring.errors import Interrupted
@@ -59,7 +59,7 @@ def test_every_metric_is_listed_and_no_other() -> None:
         assert f"`{name}`" in section("Metrics")
         kind = next(iter(metric.describe())).type
         names |= {name + end for end in ends.get(kind, ("",))}
-    assert names == instruments.METRIC_NAMES
+    assert names == metrics.METRIC_NAMES
 
 
 def test_every_route_is_listed_and_no_other() -> None:

@@ -23,8 +23,8 @@ from calibration.metrics.totals import (
     update_classification,
     update_regression,
 )
-from service import instruments
-from service.instruments import BulkHistogram
+from service import instruments, metrics
+from service.exposition import BulkHistogram
 from tests.service.streams import (
     IDENTITY,
     LEVEL,
@@ -85,9 +85,9 @@ def test_every_series_of_a_bundle_starts_at_zero():
         found = x.values(f"uq_interval_{name}_total", **labels)
         assert {dict(k)["level"]: v for k, v in found.items()} == {LEVEL: 0, "0.95": 0}
     found = x.values("uq_predictions_total", **labels)
-    assert {dict(k)["outcome"] for k in found} == set(instruments.OUTCOMES)
+    assert {dict(k)["outcome"] for k in found} == set(metrics.OUTCOMES)
     found = x.values("uq_feedback_total", model="starts")
-    assert {dict(k)["result"] for k in found} == set(instruments.FEEDBACK_RESULTS)
+    assert {dict(k)["result"] for k in found} == set(metrics.FEEDBACK_RESULTS)
     for name in ("log_loss_sum", "brier_sum", "ood", "expected_correct"):
         assert x.total(f"uq_{name}_total", **labels) == 0
     assert x.total("uq_set_size_count", **labels) == 0
@@ -234,7 +234,7 @@ def test_requests_stages_batches_and_queues():
 
 CHILD = """
 import numpy as np
-from service import instruments
+from service import instruments, metrics
 from tests.service.streams import *
 stream, values = classification(20), regression(20)
 instruments.register_model("m", "1", IDENTITY, "laplace", [LEVEL], "classification")
@@ -247,10 +247,10 @@ instruments.observe_batch(20)
 instruments.count_rejected("invalid")
 instruments.set_queue_rows(1)
 instruments.set_provider("CPUExecutionProvider")
-instruments.LEDGER_QUEUE_ROWS.set(1)
+metrics.LEDGER_QUEUE_ROWS.set(1)
 text = instruments.render()
 names = {name for name, _ in Exposition(text.decode()).samples if name.startswith("uq_")}
-assert names == instruments.METRIC_NAMES, names ^ instruments.METRIC_NAMES
+assert names == metrics.METRIC_NAMES, names ^ metrics.METRIC_NAMES
 import sys
 sys.stdout.buffer.write(text)
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.instruments import METRIC_NAMES
+from service.metrics import METRIC_NAMES
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "prometheus"
 
