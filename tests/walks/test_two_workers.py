@@ -1,4 +1,4 @@
-"""Two real server processes, 2,000 labelled predictions: the counters of ``/metrics`` give numpy's
+"""Two real server processes, 10,000 labelled predictions: the counters of ``/metrics`` give numpy's
 calibration figures to 1e-9, whichever worker answered what."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from calibration.predictor import Predictor
 from hedged.demo.server import Server
 from tests.factory import rows
 
-N, BATCH = 2000, 20
+N, BATCH = 10_000, 100
 
 
 @pytest.fixture(scope="module")
