@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/hedged demo --out demo
 
 test: $(VENV)/.dev apt lint
-	$(PY) -m pytest -q -m "not long and not gpu"
+	$(PY) -m pytest -q -m "not long and not gpu" -n auto --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.dev apt
 	$(PY) -m pytest -q -m "long"

@@ -1,4 +1,5 @@
-"""Bundles that many tests read and none changes: fitted once a session by the real fit."""
+"""Bundles that many tests read and none changes, fitted once a session by the real fit; and the
+order in which several processes take the tests."""
 
 from __future__ import annotations
 
@@ -7,6 +8,26 @@ from pathlib import Path
 import pytest
 
 from tests.factory import tiny_bundle
+
+# Files whose tests take minutes, the longest first: begun last, one process would end long after
+# the others.
+LONGEST = (
+    "test_readme.py",
+    "walks/test_magika.py",
+    "walks/test_demo.py",
+    "bench/test_dense.py",
+    "service/test_drain.py",
+    "bench/test_bayescap.py",
+    "service/test_page.py",
+    "hedged/test_compare.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of LONGEST first; all others as they were found."""
+    root = Path(__file__).parent
+    order = {root / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")
