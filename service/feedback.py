@@ -8,7 +8,7 @@ from typing import Any
 from service.errors import ServiceError, invalid, shorten
 from service.ids import valid_id
 from service.labels import LabelItem
-from service.media import ARROW as ARROW
+from service.media import ARROW
 from service.models import Model
 from service.tensors import kind, parse_json
 

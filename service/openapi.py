@@ -139,7 +139,7 @@ def _labels(models: Mapping[str, Model]) -> Iterable[_Operation]:
         media.JSON: taken,
         feedback.NDJSON: {"schema": {"type": "string", "description": "a Label a line"}},
         feedback.PARQUET: {"schema": _bytes("columns id, label and model")},
-        feedback.ARROW: {"schema": _bytes("columns id, label and model")},
+        media.ARROW: {"schema": _bytes("columns id, label and model")},
     }
     answers = {media.JSON: {"schema": reference("LabelResults")}}
     yield _Operation(
