@@ -18,7 +18,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from hedged.cli import app
 from posthoc import registry
 from posthoc.contract import PREDICTIONS, output_fields
-from service import metrics
+from service import metrics as registered
 from service.scoring.schema import DESCRIPTIONS
 from service.settings import PREFIX, Settings
 
@@ -76,7 +76,7 @@ def metric_families() -> dict[str, MetricWrapperBase]:
     """The service's metrics by the name under which their samples appear, less the suffix of a
     histogram."""
     found = {}
-    for value in vars(metrics).values():
+    for value in vars(registered).values():
         if isinstance(value, MetricWrapperBase):
             family = next(iter(value.describe()))
             found[family.name + ("_total" if family.type == "counter" else "")] = value
