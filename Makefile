@@ -11,11 +11,13 @@ APT := chromium prometheus wrk
 demo: $(VENV)/.demo
 	$(VENV)/bin/hedged demo --out demo
 
+# A process a core; what they share is a file of tests.
+SHARED := -n auto --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev apt lint
-	$(PY) -m pytest -q -m "not long and not gpu" -n auto --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -q -m "not long and not gpu" $(SHARED)
 
 test-long: $(VENV)/.dev apt
-	$(PY) -m pytest -q -m "long"
+	$(PY) -m pytest -q -m "long" $(SHARED)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -53,7 +53,7 @@ def test_fit_inspect_and_verify_for_a_person(
     assert "over all calibrations, this one's between" in inspected.out
     verified = call("verify", bundle)
     assert verified.code == 0
-    assert "golden rows reproduce" in verified.out.replace("\n", " ")
+    assert "golden rows reproduce" in " ".join(verified.out.split())
     as_json = call("inspect", bundle, "--json")
     assert as_json.json["identity"] == load_bundle(bundle).identity
     assert call("verify", bundle, "--json").json == {

@@ -19,8 +19,10 @@ from service.settings import Settings
 from tests.service.conftest import BentoServer, Server
 from tests.service.helpers import poll
 from tests.service.maps import CLASSES, SIZE, images
+from tests.service.pages import browser, tab, visit
 from tests.service.streams import Exposition
-from tests.service.test_page import visit
+
+__all__ = ["browser", "tab", "visit"]
 
 
 @pytest.fixture(scope="module")
@@ -221,21 +223,18 @@ def test_labels_of_maps_are_refused_and_say_what_to_do(server):
     assert forgotten() == 404
 
 
-def test_the_page_shows_images(server, tmp_path):
-    url = f"http://127.0.0.1:{server.port}/"
-    text, _, console = visit(url, tmp_path / "empty")
-    assert console == []
-    assert "Predictions 0 images" in text
+def test_the_page_shows_images(server, visit):
+    page = visit(server)
+    page.shows("Predictions 0")
     body = {"inputs": {"x": images(3, 12).tolist()}}
     answers = server.client.post("/v1/predict", json=body).json()["predictions"]
     poll(
         lambda: server.client.get("/v1/calibration").json()["models"][0]["served"], lambda n: n == 3
     )
-    text, _, console = visit(url, tmp_path / "full")
-    assert console == []
-    assert "Predictions 3 images" in text
+    page.shows("Predictions 3 images")
     mean = np.mean([a["confidence"] for a in answers])
-    assert f"Expected accuracy {100 * mean:.1f} %" in text
+    page.shows(f"Expected accuracy {100 * mean:.1f} %")
+    assert page.console == []
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
