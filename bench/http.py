@@ -43,7 +43,7 @@ def run(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hedged-bench-") as folder:
         small, large = _bundles(Path(folder))
         found = _measured(small, Path(folder) / "small", quick)
-        reported = _measured(large, Path(folder) / "large", quick, rounds=1)
+        reported = _measured(large, Path(folder) / "large", quick, rounds=1, tail=1000)
     most = max(CONNECTIONS)
     mlserver = max(
         found["sides"][name][str(most)]["per_second"] for name in ("mlserver", "mlserver batching")
@@ -81,7 +81,9 @@ def _bundles(folder: Path) -> tuple[Path, Path]:
     return small, large
 
 
-def _measured(bundle: Path, folder: Path, quick: bool, rounds: int = 3) -> dict[str, Any]:
+def _measured(
+    bundle: Path, folder: Path, quick: bool, rounds: int = 3, tail: int = 20_000
+) -> dict[str, Any]:
     """Every figure of one bundle."""
     seconds, rounds = (1.0, 1) if quick else (4.0, rounds)
     folder.mkdir()
@@ -111,14 +113,14 @@ def _measured(bundle: Path, folder: Path, quick: bool, rounds: int = 3) -> dict[
                     by = loads.setdefault(side.name, {}).setdefault(connections, [])
                     by.append(side.load(connections, seconds))
         burst = {s.name: _burst(s, quick) for s in found if s.name in ("ours", "bentoml")}
-        tail = _tail(found[0], 2000 if quick else 20_000)
+        end = _tail(found[0], 1000 if quick else tail)
     return {
         "in_process": in_process,
         "sides": {
             name: {str(c): _summary(runs) for c, runs in by.items()} for name, by in loads.items()
         },
         "burst": burst,
-        "tail": tail,
+        "tail": end,
     }
 
 
@@ -130,6 +132,7 @@ def _summary(runs: Sequence[Load]) -> dict[str, float]:
         "high": max(rates),
         "p50_s": median(r.p50 for r in runs),
         "p99_s": median(r.p99 for r in runs),
+        "errors": sum(r.errors for r in runs),
         "rounds": len(runs),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 
@@ -65,6 +66,16 @@ def test_a_store_that_stops_under_load_costs_nothing(
         stop_and_count(server, postgres, seconds)
 
 
+def start(postgres) -> None:
+    """Start the store again. The clients take the cores, and what starts it waits ten seconds."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return postgres.ensure_postgres_running()
+        except subprocess.TimeoutExpired:
+            assert time.monotonic() < deadline
+
+
 def stop_and_count(server: Server, postgres, seconds: float) -> None:
     dropped = metric("uq_ledger_dropped_total")
     clients = [Client(server.port, f"c{n}-", n) for n in range(3)]
@@ -78,18 +89,20 @@ def stop_and_count(server: Server, postgres, seconds: float) -> None:
             lambda now: all(b >= a + more for a, b in zip(before, now, strict=True)),
         )
 
-    answered(40)
-    postgres.stop()
-    until = time.monotonic() + seconds
-    answered(40)
-    while time.monotonic() < until:
-        answered(ROWS)
-    postgres.ensure_postgres_running()
-    answered(40)
-    for client in clients:
-        client.ended.set()
-    for client in clients:
-        client.join(60)
+    try:
+        answered(40)
+        postgres.stop()
+        until = time.monotonic() + seconds
+        answered(40)
+        while time.monotonic() < until:
+            answered(ROWS)
+        start(postgres)
+        answered(40)
+    finally:
+        for client in clients:
+            client.ended.set()
+        for client in clients:
+            client.join(60)
     assert [c.failed for c in clients] == [[], [], []]
     assert all("spooled" in c.outcomes for c in clients)
     right = {id: hit for c in clients for id, hit in c.right.items()}
