@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import tempfile
@@ -46,7 +47,7 @@ def wrk(
     seconds: float,
     headers: Mapping[str, str] | None = None,
 ) -> Load:
-    """POST ``body`` (text) to ``url`` on ``connections`` connections for about ``seconds``.
+    """POST ``body`` (text) to ``url`` on ``connections`` connections for ``seconds``, rounded up.
 
     Raises HedgedError where wrk cannot run, and where more than one answer in a hundred was no 2xx.
     """
@@ -63,7 +64,7 @@ def wrk(
                 "wrk",
                 "-t1",
                 f"-c{connections}",
-                f"-d{seconds:g}s",
+                f"-d{math.ceil(seconds)}s",
                 "--timeout",
                 "60s",
                 "-s",
