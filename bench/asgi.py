@@ -18,7 +18,7 @@ _HEADERS = [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")]
 async def running(bundle: Path, data_dir: Path) -> AsyncIterator[Application]:
     """The application of a bundle, one thread of the model, between its start and its end."""
     app = create_app(Settings(bundles=bundle, data_dir=data_dir, threads=1))
-    async with app.guarded.app.lifespan_context(app):  # type: ignore[attr-defined]
+    async with app.lifespan():
         yield app
 
 

@@ -18,32 +18,25 @@ after a burst over that before it, ``p99_over_p50_c1`` over at least 20,000 requ
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import suite
-from bench.http_sides import Question, Side, sides
-from bench.material import magika_columns, magika_files
+from bench.http_sides import Question, Side, magika, sides, tabular
 from bench.peers import Worker
 from bench.wrk import Load
-from calibration.fit import fit
-from calibration.fit_options import FitOptions
-from calibration.material import Columns
 
 CONNECTIONS = (1, 16, 64)
-SET = "magic"
 
 
 def run(quick: bool) -> dict[str, Any]:
     """Latency and throughput of every side on both models."""
     with tempfile.TemporaryDirectory(prefix="hedged-bench-") as folder:
-        small, large = _bundles(Path(folder))
-        found = _measured(small, Path(folder) / "small", quick)
-        reported = _measured(large, Path(folder) / "large", quick, rounds=1, tail=1000)
+        at = Path(folder)
+        found = _measured(tabular(at), at / "small", quick)
+        reported = _measured(magika(at), at / "large", quick, rounds=1, tail=1000)
     most = max(CONNECTIONS)
     mlserver = max(
         found["sides"][name][str(most)]["per_second"] for name in ("mlserver", "mlserver batching")
@@ -61,26 +54,6 @@ def run(quick: bool) -> dict[str, Any]:
     }
 
 
-def _bundles(folder: Path) -> tuple[Path, Path]:
-    """Bundles of the small tabular model and of magika."""
-    chosen = suite.find(SET)
-    files = suite.files_of(chosen)
-    options = FitOptions(task="classification")
-    columns = Columns(target=chosen.target)
-    small = folder / "tabular"
-    fit(files.model, files.data, small, options, columns=columns, cache_dir=folder / "cache")
-    magika, large = magika_files(), folder / "magika"
-    fit(
-        magika.model,
-        magika.data,
-        large,
-        options,
-        columns=magika_columns(),
-        cache_dir=folder / "cache",
-    )
-    return small, large
-
-
 def _measured(
     bundle: Path, folder: Path, quick: bool, rounds: int = 3, tail: int = 20_000
 ) -> dict[str, Any]:
@@ -90,10 +63,8 @@ def _measured(
     question = Question.of(bundle)
     metrics = folder / "metrics"
     metrics.mkdir()
-    with (
-        _environment({"PROMETHEUS_MULTIPROC_DIR": str(metrics)}),
-        Worker.here("bench.http_ours") as inside,
-    ):
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    with Worker.here("bench.http_ours", environ=environ) as inside:
         in_process = inside.call(
             "overhead",
             bundle=str(bundle),
@@ -104,16 +75,16 @@ def _measured(
         )
     loads: dict[str, dict[int, list[Load]]] = {}
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(side) for side in sides(question, folder)]
-        for side in found:
+        standing = [stack.enter_context(side) for side in sides(question, folder)]
+        for side in standing:
             side.load(4, 1.0)  # warm
         for _ in range(rounds):
             for connections in CONNECTIONS:
-                for side in found:
+                for side in standing:
                     by = loads.setdefault(side.name, {}).setdefault(connections, [])
                     by.append(side.load(connections, seconds))
-        burst = {s.name: _burst(s, quick) for s in found if s.name in ("ours", "bentoml")}
-        end = _tail(found[0], 1000 if quick else tail)
+        burst = {s.name: _burst(s, quick) for s in standing if s.name in ("ours", "bentoml")}
+        end = _tail(standing[0], 1000 if quick else tail)
     return {
         "in_process": in_process,
         "sides": {
@@ -151,14 +122,3 @@ def _tail(side: Side, requests: int) -> dict[str, float]:
     rate = side.load(1, 1.0).per_second
     found = side.load(1, 1.2 * requests / rate + 1)
     return {"requests": found.requests, "p50_s": found.p50, "p99_s": found.p99}
-
-
-@contextlib.contextmanager
-def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    saved = {k: os.environ.get(k) for k in more}
-    os.environ.update(more)
-    try:
-        yield
-    finally:
-        for key, value in saved.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})

@@ -18,13 +18,36 @@ from typing import Any, Self
 
 import numpy as np
 
+from bench import suite
+from bench.material import Files, magika_columns, magika_files
 from bench.peers import ROOT, environment
 from bench.wrk import Load, wrk
+from calibration.fit import fit
+from calibration.fit_options import FitOptions
+from calibration.material import Columns
 from calibration.predictor import Predictor
 from posthoc.contract import Array, HedgedError
 
 FIELDS = ("label", "probs", "confidence", "set", "ood", "abstain")
-START_S = 120
+SET = "magic"  # ten columns
+START_S = 120  # MLServer imports much
+
+
+def tabular(folder: Path) -> Path:
+    """A bundle of a small tabular model, so that servers and not the model are measured."""
+    chosen = suite.find(SET)
+    return _fitted(suite.files_of(chosen), Columns(target=chosen.target), folder, "tabular")
+
+
+def magika(folder: Path) -> Path:
+    """A bundle of magika."""
+    return _fitted(magika_files(), magika_columns(), folder, "magika")
+
+
+def _fitted(files: Files, columns: Columns, folder: Path, name: str) -> Path:
+    options, cache = FitOptions(task="classification"), folder / "cache"
+    fit(files.model, files.data, folder / name, options, columns=columns, cache_dir=cache)
+    return folder / name
 
 
 @dataclass(frozen=True, slots=True)

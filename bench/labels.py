@@ -12,7 +12,6 @@ metrics). The model is the small tabular one of `bench.http`.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,13 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench import suite
-from bench.http_sides import Question, plain_sides
+from bench.http_sides import Question, plain_sides, tabular
 from bench.peers import ROOT, Worker
 from bench.timing import Times
-from calibration.fit import fit
-from calibration.fit_options import FitOptions
-from calibration.material import Columns
 from calibration.predictor import Predictor
 
 _REQUEST = 4_000  # rows of a request for predictions
@@ -44,13 +39,7 @@ def run(quick: bool) -> dict[str, Any]:
     """Rates and the ratio; more of each where there is time."""
     with tempfile.TemporaryDirectory(prefix="hedged-bench-") as name:
         folder = Path(name)
-        chosen = suite.find("magic")
-        files, bundle = suite.files_of(chosen), folder / "bundle"
-        options = FitOptions(task="classification")
-        columns = Columns(target=chosen.target)
-        cache = folder / "cache"
-        fit(files.model, files.data, bundle, options, columns=columns, cache_dir=cache)
-        question = Question.of(bundle)
+        question = Question.of(tabular(folder))
         ratio = _ratio(question, folder, 5 if quick else 20)
         (folder / "server").mkdir()
         with plain_sides(question, folder / "server")[0] as server:
@@ -63,20 +52,17 @@ def run(quick: bool) -> dict[str, Any]:
 def _ratio(question: Question, folder: Path, rounds: int) -> dict[str, Any]:
     metrics = folder / "metrics"
     metrics.mkdir()
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)  # of the child
-    try:
-        with Worker.here("bench.labels_ours") as worker:
-            found = worker.call(
-                "ratio",
-                bundle=str(question.bundle),
-                folder=str(folder),
-                path=question.path,
-                body=question.infer.decode(),
-                rounds=rounds,
-                calls=1000,
-            )
-    finally:
-        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    with Worker.here("bench.labels_ours", environ=environ) as worker:
+        found = worker.call(
+            "ratio",
+            bundle=str(question.bundle),
+            folder=str(folder),
+            path=question.path,
+            body=question.infer.decode(),
+            rounds=rounds,
+            calls=1000,
+        )
     on, off = Times(tuple(found["on"])), Times(tuple(found["off"]))
     pairs = [a / b for a, b in zip(on.seconds, off.seconds, strict=True)]
     return {

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -219,11 +219,18 @@ def _run(peer: Peer, command: Sequence[str]) -> None:
 class Worker:
     """A module of ``bench`` that serves tasks (`bench.worker.serve`), as a child process.
 
-    ``threads`` limits every numerical library in it. Use it as a context manager: the process ends
-    with it.
+    ``threads`` limits every numerical library in it, ``environ`` is more of its environment. Use it
+    as a context manager: the process ends with it.
     """
 
-    def __init__(self, python: Path | str, module: str, *, threads: int = 1):
+    def __init__(
+        self,
+        python: Path | str,
+        module: str,
+        *,
+        threads: int = 1,
+        environ: Mapping[str, str] | None = None,
+    ):
         limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         self._module = module
         self._child = subprocess.Popen(
@@ -231,15 +238,22 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env={**os.environ, **dict.fromkeys(limits, str(threads)), "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                **dict.fromkeys(limits, str(threads)),
+                "PYTHONPATH": str(ROOT),
+                **(environ or {}),
+            },
             text=True,
             encoding="utf-8",
         )
 
     @classmethod
-    def here(cls, module: str, *, threads: int = 1) -> Self:
+    def here(
+        cls, module: str, *, threads: int = 1, environ: Mapping[str, str] | None = None
+    ) -> Self:
         """A worker in the environment of this process."""
-        return cls(sys.executable, module, threads=threads)
+        return cls(sys.executable, module, threads=threads, environ=environ)
 
     def __enter__(self) -> Self:
         return self

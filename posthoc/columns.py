@@ -217,6 +217,13 @@ def is_text(kind: Any) -> bool:
     )
 
 
+def is_list(kind: Any) -> bool:
+    """Whether a type is lists, of one length or of several."""
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
 def find(batch: Any, name: str, role: str) -> Any:
     """A column of a record batch by name; DataError listing what there is."""
     at: int = batch.schema.get_field_index(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -61,6 +62,13 @@ def choose_providers(device: str, available: Sequence[str]) -> list[Provider]:
     if kind == "tensorrt":
         return [(TENSORRT, {"device_id": 0}), *([(CUDA, cuda)] if CUDA in available else []), CPU]
     return [(CUDA, cuda), CPU]
+
+
+def core_count() -> int:
+    """Cores that this process may use: fewer than there are where it is confined to some."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def usable_providers() -> list[str]:

@@ -11,7 +11,6 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.routing import Route, Router
@@ -60,7 +59,7 @@ class Application:
         ]
         # A bare router: every failure reaches the guard, which alone shapes errors.
         self.guarded: ASGIApp = Guard(
-            Router(routes, redirect_slashes=False, lifespan=self._lifespan),
+            Router(routes, redirect_slashes=False, lifespan=lambda _: self.lifespan()),
             max_body_bytes=settings.max_body_bytes,
             max_body_bytes_total=settings.max_body_bytes_total,
             max_answer_bytes_total=settings.max_answer_bytes_total,
@@ -89,9 +88,9 @@ class Application:
         return self.core
 
     @asynccontextmanager
-    async def _lifespan(self, _: Any) -> AsyncIterator[None]:
+    async def lifespan(self) -> AsyncIterator[None]:
         """Load and check every model, open the ledger, start joining labels and watching for other
-        versions; undo it at the end."""
+        versions; undo it at the end. A server enters it by ASGI's protocol."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._connections.stop)
             self.core = self._begin(stack)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from posthoc.columns import decoded, is_text
+from posthoc.columns import decoded, is_list, is_text
 from posthoc.contract import Array, TensorSpec
 from service import ipc
 from service.core import Answer, refusals
@@ -173,7 +173,7 @@ def _is_numeric(kind: pa.DataType) -> bool:
     elif pa.types.is_decimal(kind):
         return True
     depth = 0
-    while _is_list(kind):
+    while is_list(kind):
         kind, depth = kind.value_type, depth + 1
     return depth < MAX_RANK and _is_number(kind)
 
@@ -181,12 +181,6 @@ def _is_numeric(kind: pa.DataType) -> bool:
 def _is_number(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
 
 
@@ -205,7 +199,7 @@ def _values(column: pa.Array, name: str, start: int) -> Array:
         if column.null_count:
             at = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
             raise invalid(f"row {start + at // each}, column {name!r} is null")
-        if not _is_list(column.type):
+        if not is_list(column.type):
             break
         lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
         odd = lengths != lengths[0]

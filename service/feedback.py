@@ -8,12 +8,10 @@ from typing import Any
 from service.errors import ServiceError, invalid, shorten
 from service.ids import valid_id
 from service.labels import LabelItem
-from service.media import ARROW
+from service.media import ARROW, NDJSON, PARQUET
 from service.models import Model
 from service.tensors import kind, parse_json
 
-NDJSON = "application/x-ndjson"
-PARQUET = "application/vnd.apache.parquet"
 TABLES = frozenset({PARQUET, ARROW})
 _KEYS = frozenset({"id", "label", "model"})
 

@@ -18,19 +18,13 @@ from collections.abc import Callable, Iterable, Sequence
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import instruments
+from service import instruments, media
 from service.errors import ServiceError, error_body, is_oip, overloaded, shorten
 from service.ids import new_id, valid_id
 from service.logs import RequestLog
 from service.sender import Sender
 
-MEDIA_TYPES = (
-    "application/json",
-    "application/octet-stream",
-    "application/x-ndjson",
-    "application/vnd.apache.arrow.stream",
-    "application/vnd.apache.parquet",
-)
+MEDIA_TYPES = (media.JSON, media.BINARY, media.NDJSON, media.ARROW, media.PARQUET)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _DRAIN = 4  # a refused body is read on to this many times the limit
 OTHER = "other"  # the route label of every path that the application does not know
@@ -214,7 +208,7 @@ class _Exchange:
         # site can post unasked.
         if sent is None and is_oip(self.scope["path"]):
             return
-        media_type = (sent or b"").split(b";", 1)[0].strip().lower().decode("latin-1")
+        media_type = media.media_type((sent or b"").decode("latin-1"))
         if media_type not in self.guard.media_types:
             raise ServiceError(
                 415,

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from service.errors import invalid, shorten
 
+_STREAM = "Arrow IPC stream"
 _CONTINUES = 0xFFFFFFFF
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # what a message holds, and the fields of each, by number
 _ENDIANNESS, _DATA, _DELTA, _COMPRESSION = 0, 1, 2, 3
@@ -30,7 +31,7 @@ def read_schema(body: bytes, columns: int) -> pa.Schema:
     no such stream, for compressed buffers, delta dictionaries, big-endian numbers, and headers too
     large for the columns.
     """
-    with _refusing():
+    with refusing(_STREAM):
         _check(body, _METADATA + _PER_COLUMN * columns)
         with pa.ipc.open_stream(body) as reader:
             schema = reader.schema
@@ -44,19 +45,20 @@ def read_batches(body: bytes, columns: list[int]) -> Iterator[pa.RecordBatch]:
     ``columns`` are the indices of those that are decoded, at least one. Raises ServiceError 400.
     """
     options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=columns)
-    with _refusing(), pa.ipc.open_stream(body, options=options) as reader:
+    with refusing(_STREAM), pa.ipc.open_stream(body, options=options) as reader:
         for batch in reader:
             batch.validate(full=True)
             yield batch
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def refusing(what: str) -> Iterator[None]:
+    """Around the decoding of a body: whatever it raises says that the body is no ``what``."""
     try:
         yield
     # Names that are not UTF-8, sizes that do not fit: Arrow's own exceptions are not all it raises.
-    except (pa.ArrowException, OSError, ValueError, KeyError, struct.error) as e:
-        raise invalid(f"the body is no Arrow IPC stream: {shorten(str(e), 200)}") from None
+    except (pa.ArrowException, OSError, ValueError, LookupError, struct.error) as e:
+        raise invalid(f"the body is no {what}: {shorten(str(e), 200)}") from None
 
 
 def _check(body: bytes, most: int) -> None:
@@ -69,7 +71,7 @@ def _check(body: bytes, most: int) -> None:
             return
         mark, size = struct.unpack_from("<Ii", body, at)
         if mark != _CONTINUES:
-            raise invalid("the body is no Arrow IPC stream (the file format is another one)")
+            raise invalid(f"the body is no {_STREAM} (the file format is another one)")
         if size == 0:
             if at + 8 != len(body):
                 raise invalid(f"{len(body) - at - 8} bytes follow the end of the Arrow stream")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posthoc.columns import is_list, is_text
 from posthoc.contract import DataError
 from service import ipc
 from service.errors import ServiceError, invalid, shorten
-from service.feedback import PARQUET, check_count
+from service.feedback import check_count
+from service.media import PARQUET
 
 KEYS = ("id", "label", "model")
 _BATCH = 10_000  # rows of Parquet decoded at a time
+_FILE = "Parquet file that can be read"
 _THRIFT = 1 << 20  # of a Parquet footer: characters of a text, elements of a list
 
 
@@ -50,11 +52,11 @@ def parse_table(
 def fault_of(role: str, kind: pa.DataType) -> str | None:
     """What is wrong with a column of this type as ``id``, ``label`` or ``model``."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    text, whole = _is_text(plain), pa.types.is_integer(plain)
+    text, whole = is_text(plain), pa.types.is_integer(plain)
     if role == "label":
-        if _is_list(plain):
+        if is_list(plain):
             plain = plain.value_type
-        text = text and not _is_list(kind)
+        text = text and not is_list(kind)
         good = text or pa.types.is_integer(plain) or pa.types.is_floating(plain)
         wanted = "class names, numbers or lists of numbers"
     else:
@@ -73,7 +75,7 @@ def cells(column: pa.Array, most: int) -> list[Any]:
     else:
         values = column.to_pylist()
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if _is_text(kind) and sum(len(v) for v in values if v is not None) > most:
+    if is_text(kind) and sum(len(v) for v in values if v is not None) > most:
         raise DataError(f"the texts of a column take more than {most} characters")
     if pa.types.is_floating(kind):
         return [int(v) if v is not None and v.is_integer() else v for v in values]
@@ -100,7 +102,7 @@ def _objects(
 
 def _parquet(body: bytes, limit: int, max_bytes: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     bounds = {"thrift_string_size_limit": _THRIFT, "thrift_container_size_limit": _THRIFT}
-    with _refusing():
+    with ipc.refusing(_FILE):
         with pq.ParquetFile(pa.BufferReader(body), **bounds) as file:
             found = file.metadata
         check_count(found.num_rows, limit)
@@ -121,32 +123,11 @@ def _parquet(body: bytes, limit: int, max_bytes: int) -> tuple[pa.Schema, Iterat
 
 
 def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    with _refusing():
+    with ipc.refusing(_FILE):
         for batch in file.iter_batches(_BATCH, use_threads=False):
             batch.validate(full=True)
             yield batch
 
 
-@contextmanager
-def _refusing() -> Iterator[None]:
-    try:
-        yield
-    # Of a damaged footer Arrow raises more than its own exceptions.
-    except (pa.ArrowException, OSError, ValueError, LookupError) as e:
-        raise invalid(
-            f"the body is no Parquet file that can be read: {shorten(str(e), 200)}"
-        ) from None
-
-
 def _too_large(message: str) -> ServiceError:
     return ServiceError(413, "too_many_values", f"{message}; send fewer labels")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 JSON = "application/json"
+BINARY = "application/octet-stream"  # JSON, then tensors
+NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
+PARQUET = "application/vnd.apache.parquet"
 
 
 def media_type(header: str) -> str:

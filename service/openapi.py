@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from service import describe, feedback, media
+from service import describe, media
 from service.access import OPEN, ROUTE_ROLES
 from service.envelopes import reference
 from service.errors import is_oip
@@ -17,7 +17,6 @@ from service.settings import Settings
 
 Json = dict[str, Any]
 
-BINARY = "application/octet-stream"
 _PAGES = "text/html"
 # What a status means wherever it stands.
 _REASONS = {
@@ -137,8 +136,8 @@ def _labels(models: Mapping[str, Model]) -> Iterable[_Operation]:
         taken["examples"] = labelled
     takes: dict[str, Json] = {
         media.JSON: taken,
-        feedback.NDJSON: {"schema": {"type": "string", "description": "a Label a line"}},
-        feedback.PARQUET: {"schema": _bytes("columns id, label and model")},
+        media.NDJSON: {"schema": {"type": "string", "description": "a Label a line"}},
+        media.PARQUET: {"schema": _bytes("columns id, label and model")},
         media.ARROW: {"schema": _bytes("columns id, label and model")},
     }
     answers = {media.JSON: {"schema": reference("LabelResults")}}
@@ -168,11 +167,11 @@ def _protocol(models: Mapping[str, Model]) -> Iterable[_Operation]:
     }  # fmt: skip
     takes = {
         media.JSON: {"schema": reference("InferRequest"), "examples": examples},
-        BINARY: {"schema": _bytes("JSON, then the tensors of inputs with binary_data_size")},
+        media.BINARY: {"schema": _bytes("JSON, then the tensors of inputs with binary_data_size")},
     }
     answers = {
         media.JSON: {"schema": reference("InferResponse")},
-        BINARY: {"schema": _bytes("JSON, then the tensors of outputs with binary_data_size")},
+        media.BINARY: {"schema": _bytes("JSON, then the tensors of outputs with binary_data_size")},
     }
     of = (_name(models), _path("version", _versions(models), "The version that is served"))
     for between, chosen in (("", of[:1]), ("/versions/{version}", of)):

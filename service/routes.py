@@ -77,10 +77,10 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
             ),
         )
         if head is None:
-            return Response(body, media_type="application/json")
+            return Response(body, media_type=media.JSON)
         return Response(
             body,
-            media_type="application/octet-stream",
+            media_type=media.BINARY,
             headers={protocol.HEADER_LENGTH: str(head)},
         )
 
@@ -119,7 +119,7 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
 
     async def labels(request: Request) -> Response:
         core = running()
-        media_type = request.headers["content-type"].split(";", 1)[0].strip().lower()
+        media_type = media.media_type(request.headers["content-type"])
         body, limit = request.scope["hedged.body"], core.settings.max_labels
         width = max(1 if m.task == "classification" else m.width for m in core.models.values())
         items, single = await core.parse(
@@ -168,6 +168,7 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         return _json(describe(model, core.swap_errors.get(model.name)))
 
     async def model_ready(request: Request) -> Response:
+        _refuse_draining(request)
         core, model = _find(running(), request)
         return _json({"name": model.name, "ready": core.ready})
 
@@ -175,8 +176,7 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         return _json({"live": True})
 
     async def ready(request: Request) -> Response:
-        if request.scope.get("hedged.draining"):
-            raise overloaded("the server is stopping; use another", "draining")
+        _refuse_draining(request)
         return _json({"ready": running().ready})
 
     async def metrics(_: Request) -> Response:
@@ -275,6 +275,11 @@ def _find(core: Core, request: Request) -> tuple[Core, Model]:
     return core, model
 
 
+def _refuse_draining(request: Request) -> None:
+    if request.scope.get("hedged.draining"):
+        raise overloaded("the server is stopping; use another", "draining")
+
+
 def _note_rows(request: Request, inputs: Mapping[str, Array]) -> None:
     """For the log."""
     rows = max((len(value) for value in inputs.values() if value.ndim), default=0)
@@ -312,7 +317,7 @@ def _watch(request: Request) -> Callable[[], Coroutine[Any, Any, None]]:
 
 def _json(value: Any, status: int = 200) -> Response:
     body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, status, media_type="application/json")
+    return Response(body, status, media_type=media.JSON)
 
 
 def _page(name: str) -> Handler:

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from posthoc.contract import HedgedError, ModelError
-from posthoc.runtime import CPU, CUDA, TENSORRT, choose_providers
+from posthoc.runtime import CPU, CUDA, TENSORRT, choose_providers, core_count
 from service.addresses import is_loopback
 from service.keys import KeysError, read_keys
 
@@ -163,7 +163,7 @@ class Settings(BaseSettings):
         if self.threads or self.workers == 1:
             return self.threads
         # Workers that each had a thread per core would wait for one another.
-        return max(1, (os.cpu_count() or 1) // self.workers)
+        return max(1, core_count() // self.workers)
 
     @property
     def max_body_bytes_total(self) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
+from posthoc.runtime import core_count
+
 T = TypeVar("T")
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -33,7 +35,7 @@ def each(
     as it runs and ``shared`` once a process. ``workers`` is the number of processes (default: one a
     core), 1 works here and starts none. ``done`` is told how many of how many are done.
     """
-    count = min(workers or os.cpu_count() or 1, len(tasks))
+    count = min(workers or core_count(), len(tasks))
     report = done or (lambda n, total: None)
     report(0, len(tasks))
     if count <= 1:

@@ -1,5 +1,7 @@
 """Provider choice as a function of what is there, and sessions on the real runtime."""
 
+import os
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -11,6 +13,7 @@ from posthoc.runtime import (
     CUDA,
     TENSORRT,
     choose_providers,
+    core_count,
     cuda_device_count,
     open_session,
     planned_provider,
@@ -144,3 +147,13 @@ def test_a_zipmap_says_how_to_export_without_it():
 def test_what_is_not_a_model_is_an_error_of_ours(model):
     with pytest.raises(ModelError, match="cannot load"):
         open_session(model)
+
+
+def test_a_confined_process_counts_the_cores_that_it_may_use():
+    all_of_them = os.sched_getaffinity(0)
+    assert core_count() == len(all_of_them)
+    try:
+        os.sched_setaffinity(0, {min(all_of_them)})
+        assert core_count() == 1
+    finally:
+        os.sched_setaffinity(0, all_of_them)

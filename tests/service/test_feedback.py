@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.feedback import PARQUET
-from service.media import ARROW
+from service.media import ARROW, PARQUET
 from tests.factory import CLASSES, COLUMNS, rows
 from tests.service.helpers import as_rows, healthy, poll
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 
 import jsonschema
@@ -165,7 +164,6 @@ def test_the_page_is_readable(several, tmp_path, width, dark):
         assert page.console == []
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_commands_that_the_page_shows_work(served, several, tmp_path):
     script = "[...document.querySelectorAll('.command code')].map((c) => c.textContent)"
     for server in (served(), several):
