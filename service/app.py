@@ -26,6 +26,7 @@ from service.errors import ServiceError
 from service.guard import Guard
 from service.joiner import EXPIRE_AFTER_S, Joiner
 from service.keys import Keys
+from service.later import Later
 from service.ledger import Ledger, LedgerError
 from service.live import Watcher, announce
 from service.models import Model, load_models
@@ -52,9 +53,10 @@ class Application:
     ) -> None:
         self.settings = settings
         self.core: Core | None = None
+        self._later = Later()
         self._beside = beside
         routes = [
-            *service_routes(self.running),
+            *service_routes(self.running, self._later),
             *(Route(path, beside, methods=methods) for path, methods in beside_routes if beside),
         ]
         # A bare router: every failure reaches the guard, which alone shapes errors.
@@ -67,6 +69,7 @@ class Application:
             send_timeout=settings.send_timeout_s,
             access=Access(routes, _keys(settings), open=settings.open).check,
             log=logs.RequestLog(settings.log_requests, settings.log_slow_s),
+            later=self._later,
         )
         self._connections = Connections(
             max(settings.request_timeout_s, settings.send_timeout_s),
@@ -119,7 +122,7 @@ class Application:
         joiner = Joiner(ledger, retain_s=settings.retain_s)
         joiner.start()
         stack.callback(joiner.stop)
-        return Core(settings, models, ledger)
+        return Core(settings, models, ledger, self._later)
 
     async def _stop(self) -> None:
         if self.core is not None:

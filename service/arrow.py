@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from posthoc.columns import decoded, is_list, is_text
 from posthoc.contract import Array, TensorSpec
 from service import ipc
-from service.core import Answer, refusals
+from service.core import Answer, Refusals
 from service.errors import ServiceError, invalid, shorten
 from service.friendly import PredictRequest, as_input, group_codes, input_columns, read_options
 from service.models import Model
@@ -47,7 +47,7 @@ def parse_predict(body: bytes, model: Model, max_rows: int, max_values: int) -> 
     named: dict[str, list[str | None]] = {name: [] for name in plan.texts}
     for batch in ipc.read_batches(body, [schema.get_field_index(name) for name in plan.columns]):
         start, rows = rows, rows + batch.num_rows
-        with refusals(model, rows):
+        with Refusals(model, rows):
             if rows > max_rows:
                 raise invalid(
                     f"the stream has {rows} rows or more; a request holds 1 to {max_rows}"
@@ -64,7 +64,7 @@ def parse_predict(body: bytes, model: Model, max_rows: int, max_values: int) -> 
                 )
     if rows == 0:
         raise invalid("the stream has no row; a request holds at least one")
-    with refusals(model, rows):
+    with Refusals(model, rows):
         options = read_options(_options(schema))
         inputs = {
             s.name: _input(parts, plan.inputs[s.name], s) for s in specs if s.name in plan.inputs

@@ -3,7 +3,8 @@
 One batcher and one thread per device. Requests of several models and bundle versions wait in one
 queue bounded in rows; those that call the same function with tensors of the same trailing shapes
 share a batch, so images of two sizes do not. A run of the model is bounded in rows and in bytes. A
-batch that fails is bisected, so that only the bad row's request fails.
+batch that fails is bisected, so that only the bad row's request fails. A batch that is known to be
+quick is computed on the event loop itself, while the device's thread is idle.
 """
 
 from __future__ import annotations
@@ -13,47 +14,47 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 
-import numpy as np
-
-from posthoc.contract import Array, HedgedError
+from posthoc.contract import Array
 from service import instruments
 from service.errors import ServiceError, overloaded
-
-Run = Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]
-Answer = dict[str, Array]
-
-
-class RowError(HedgedError):
-    """One row alone makes the model fail; ``row`` counts from 0 within its own request."""
-
-    def __init__(self, row: int, cause: Exception) -> None:
-        super().__init__(f"row {row} cannot be computed: {cause}")
-        self.row = row
-        self.cause = cause
+from service.later import Later
+from service.pace import Pace
+from service.solve import Answer, Run, solve
 
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """One request's rows, from joining the queue to its answer in ``future``. ``row_bytes``: of a
-    row and its answer."""
+    """One request's rows, from joining the queue to its answer in ``future``.
+
+    ``row_bytes``: of a row and its answer; ``values``: in all inputs; ``waits`` is called once
+    with the work if it has to wait for others.
+    """
 
     run: Run
     feed: Mapping[str, Array]
     outputs: frozenset[str]
     rows: int
+    values: int
     row_bytes: int
+    timeout: float
+    pace: Pace | None
+    waits: Callable[[Work], None] | None
     future: asyncio.Future[Answer]
     joined: float
     waiting: bool = True
-    signature: tuple[object, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.signature = (
-            self.run,
-            *((name, a.dtype.char, a.shape[1:]) for name, a in self.feed.items()),
+    def shares(self, other: Work) -> bool:
+        """Whether the rows of both may be in one run."""
+        return (
+            self.run == other.run
+            and self.feed.keys() == other.feed.keys()
+            and all(
+                a.shape[1:] == other.feed[name].shape[1:] and a.dtype == other.feed[name].dtype
+                for name, a in self.feed.items()
+            )
         )
 
 
@@ -72,6 +73,7 @@ class Batcher:
         max_queue_rows: int,
         max_batch_bytes: int = sys.maxsize,
         max_delay: float = 0.0,
+        later: Later | None = None,
     ) -> None:
         self.max_batch_rows = max_batch_rows
         self.max_batch_bytes = max_batch_bytes
@@ -79,9 +81,11 @@ class Batcher:
         self.max_delay = max_delay
         self.queued_rows = 0
         self._queue: deque[Work] = deque()
+        self._fresh: list[Work] = []  # joined since the last dispatch
         self._busy = False
         self._closed = False
-        self._wake: asyncio.TimerHandle | None = None
+        self._wake: asyncio.Handle | None = None  # the next dispatch
+        self._later = later or Later()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
 
     def submit(
@@ -92,10 +96,13 @@ class Batcher:
         *,
         timeout: float,
         row_bytes: int = 0,
+        pace: Pace | None = None,
+        waits: Callable[[Work], None] | None = None,
     ) -> Work:
         """Queue the rows of ``feed``: arrays that share axis 0, rows already validated.
 
-        ``row_bytes`` is what a row and its answer take together, about.
+        ``row_bytes`` is what a row and its answer take together, about; ``pace`` learns how long
+        ``run`` takes; ``waits`` is called once with the work if it has to wait for others.
         ``work.future`` gets the answer, or: RowError for a row that fails by itself; ServiceError
         504 when ``timeout`` seconds passed. Cancelling it takes the work out of the queue. Raises
         ServiceError 503 at once when the rows do not fit into the queue.
@@ -107,15 +114,18 @@ class Batcher:
         if (self._busy or self._queue) and self.queued_rows + rows > self.max_queue_rows:
             raise overloaded(f"{self.queued_rows} rows are waiting for the model", "queue_full")
         loop = asyncio.get_running_loop()
+        values = sum(value.size for value in feed.values())
         future: asyncio.Future[Answer] = loop.create_future()
-        work = Work(run, feed, outputs, rows, row_bytes, future, monotonic())
-        timer = loop.call_later(timeout, _expire, work, timeout)
-        work.future.add_done_callback(lambda _: self._left(work, timer))
+        work = Work(
+            *(run, feed, outputs, rows, values, row_bytes, timeout, pace, waits),
+            *(future, monotonic()),
+        )
         self._queue.append(work)
+        self._fresh.append(work)
         self.queued_rows += rows
-        self._dispatch()
-        if work.waiting:
-            instruments.set_queue_rows(self.queued_rows)
+        if len(self._fresh) == 1:
+            # Not at once: other requests that have come are about to join.
+            self._wake_by(loop.call_soon(self._dispatch))
         return work
 
     async def close(self) -> None:
@@ -126,34 +136,63 @@ class Batcher:
                 work.future.set_exception(overloaded("the server is stopping"))
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
+    def _hold(self, work: Work) -> None:
+        """Bound the time of a work that is not answered in this turn of the loop."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(work.joined + work.timeout - monotonic(), _expire, work)
+        work.future.add_done_callback(lambda _: self._left(work, timer))
+        if work.waiting and work.waits is not None:
+            work.waits(work)
+
     def _left(self, work: Work, timer: asyncio.TimerHandle) -> None:
         """The work is answered, late or cancelled: it must not be computed any more."""
         timer.cancel()
         if work.waiting:
             self._queue.remove(work)
             self._unqueue(work)
-            instruments.set_queue_rows(self.queued_rows)
 
     def _unqueue(self, work: Work) -> None:
         work.waiting = False
         self.queued_rows -= work.rows
 
-    def _dispatch(self) -> None:
-        """Start the next batch if the device is free and there is one."""
+    def _wake_by(self, handle: asyncio.Handle | None) -> None:
         if self._wake is not None:
             self._wake.cancel()
-            self._wake = None
-        if self._busy or not self._queue or self._closed:
-            return
-        if self.max_delay and self.queued_rows < self._room(self._queue[0].row_bytes):
-            due = self._queue[0].joined + self.max_delay - monotonic()
+        self._wake = handle
+
+    def _dispatch(self) -> None:
+        """Start the next batch if the device is free and there is one."""
+        self._wake_by(None)
+        loop = asyncio.get_running_loop()
+        batch: list[Work] = []
+        if self._queue and not (self._busy or self._closed):
+            due = self._due()
             if due > 0:
-                self._wake = asyncio.get_running_loop().call_later(due, self._dispatch)
-                return
-        if batch := self._take():
+                self._wake_by(loop.call_later(due, self._dispatch))
+            else:
+                batch = self._take()
+        quick = _is_quick(batch)
+        fresh, self._fresh = self._fresh, []
+        for work in fresh:
+            if work.waiting or not quick:
+                self._hold(work)
+        self._later.add(instruments.set_queue_rows, self.queued_rows)
+        if not batch:
+            return
+        if quick:
+            self._deliver(batch, *self._timed(batch))
+            if self._queue:  # others on the loop have their turn first
+                self._wake_by(loop.call_soon(self._dispatch))
+        else:
             self._busy = True
-            instruments.set_queue_rows(self.queued_rows)
-            self._thread.submit(self._compute, batch, asyncio.get_running_loop())
+            self._thread.submit(self._compute, batch, loop)
+
+    def _due(self) -> float:
+        """Seconds that an idle device still waits for a fuller batch."""
+        first = self._queue[0]
+        if not self.max_delay or self.queued_rows >= self._room(first.row_bytes):
+            return 0.0
+        return first.joined + self.max_delay - monotonic()
 
     def _take(self) -> list[Work]:
         """The oldest live work and all that can share its batch, in order of arrival."""
@@ -165,9 +204,7 @@ class Batcher:
             heavier = max(heaviest, work.row_bytes)
             if work.future.done():
                 self._unqueue(work)
-            elif batch and (
-                work.signature != batch[0].signature or rows + work.rows > self._room(heavier)
-            ):
+            elif batch and (not work.shares(batch[0]) or rows + work.rows > self._room(heavier)):
                 passed.append(work)
             else:
                 self._unqueue(work)
@@ -183,16 +220,25 @@ class Batcher:
 
     def _compute(self, batch: list[Work], loop: asyncio.AbstractEventLoop) -> None:
         """In the device's thread: answer a batch and hand the answers back to the loop."""
+        loop.call_soon_threadsafe(self._finish, batch, *self._timed(batch))
+
+    def _timed(self, batch: list[Work]) -> tuple[list[Answer | Exception], float, float]:
+        """The answers, when they were begun, and the seconds that they took."""
         start = monotonic()
         answers = solve(batch, self._room(max(work.row_bytes for work in batch)))
-        seconds = monotonic() - start
-        loop.call_soon_threadsafe(self._finish, batch, answers, start, seconds)
+        return answers, start, monotonic() - start
 
     def _finish(
         self, batch: list[Work], answers: list[Answer | Exception], start: float, seconds: float
     ) -> None:
         self._busy = False
-        self._dispatch()  # the device works on while the answers go out
+        if self._queue:
+            self._dispatch()  # the device works on while the answers go out
+        self._deliver(batch, answers, start, seconds)
+
+    def _deliver(
+        self, batch: list[Work], answers: list[Answer | Exception], start: float, seconds: float
+    ) -> None:
         for work, answer in zip(batch, answers, strict=True):
             if work.future.done():
                 continue
@@ -200,81 +246,23 @@ class Batcher:
                 work.future.set_exception(answer)
             else:
                 work.future.set_result(answer)
-            instruments.observe_stage("queue", start - work.joined)
-        instruments.observe_stage("model", seconds)
-        instruments.observe_batch(sum(work.rows for work in batch))
+        if (pace := batch[0].pace) is not None:
+            pace.note(sum(work.values for work in batch), seconds)
+        queued = [start - work.joined for work in batch]
+        self._later.add(instruments.observe_batches, (sum(w.rows for w in batch), queued, seconds))
 
 
-def _expire(work: Work, timeout: float) -> None:
+def _is_quick(batch: Sequence[Work]) -> bool:
+    return (
+        bool(batch)
+        and (pace := batch[0].pace) is not None
+        and pace.quick(sum(work.values for work in batch))
+    )
+
+
+def _expire(work: Work) -> None:
     if not work.future.done():
         where = "waiting for the model" if work.waiting else "in the model"
         work.future.set_exception(
-            ServiceError(504, "timeout", f"no answer after {timeout:g} s, {where}")
+            ServiceError(504, "timeout", f"no answer after {work.timeout:g} s, {where}")
         )
-
-
-def solve(batch: Sequence[Work], max_rows: int) -> list[Answer | Exception]:
-    """Answers of works that share a signature, in order; an exception for each that fails alone.
-
-    A failing batch is halved until the works that fail are alone, and such a work is halved until
-    its first failing row is known.
-    """
-    names = sorted(frozenset[str]().union(*(work.outputs for work in batch)))
-    try:
-        feed = {
-            key: value if len(batch) == 1 else np.concatenate([work.feed[key] for work in batch])
-            for key, value in batch[0].feed.items()
-        }
-        whole = _run(batch[0].run, feed, names, max_rows)
-    except Exception as e:  # whatever the model raises must reach only the request it belongs to
-        if len(batch) > 1:
-            half = len(batch) // 2
-            return solve(batch[:half], max_rows) + solve(batch[half:], max_rows)
-        try:
-            return [_row_by_row(batch[0], names, 0, batch[0].rows, e, max_rows)]
-        except RowError as bad:
-            return [bad]
-    if len(batch) == 1:
-        return [whole]
-    answers: list[Answer | Exception] = []
-    end = 0
-    for work in batch:
-        start, end = end, end + work.rows
-        answers.append({name: value[start:end] for name, value in whole.items()})
-    return answers
-
-
-def _run(run: Run, feed: Mapping[str, Array], names: Sequence[str], max_rows: int) -> Answer:
-    """One run, in slices where the feed is longer than ``max_rows``; checks the answer's rows."""
-    rows = len(next(iter(feed.values())))
-    if rows > max_rows:
-        parts = [
-            _run(run, _rows(feed, at, at + max_rows), names, max_rows)
-            for at in range(0, rows, max_rows)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    answer = run(feed, names)
-    for name, value in answer.items():
-        if value.shape[:1] != (rows,):
-            raise ValueError(f"output {name!r} has shape {value.shape} for {rows} rows")
-    return answer
-
-
-def _row_by_row(
-    work: Work, names: Sequence[str], low: int, high: int, error: Exception, max_rows: int
-) -> Answer:
-    """Rows low to high, which failed together with ``error``; RowError at the first that fails."""
-    if high - low == 1:
-        raise RowError(low, error) from error
-    middle = (low + high) // 2
-    parts = []
-    for start, end in ((low, middle), (middle, high)):
-        try:
-            parts.append(_run(work.run, _rows(work.feed, start, end), names, max_rows))
-        except Exception as e:
-            parts.append(_row_by_row(work, names, start, end, e, max_rows))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _rows(feed: Mapping[str, Array], start: int, end: int) -> dict[str, Array]:
-    return {name: value[start:end] for name, value in feed.items()}

@@ -7,28 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from calibration.conformal.cells import DEFAULTS
-from posthoc.contract import Array, DataError, TensorSpec
+from posthoc.contract import Array, DataError
 from service import images, instruments, sizes
-from service.batcher import Batcher, RowError, Work
+from service.batcher import Batcher, Work
 from service.errors import ServiceError, invalid, shorten, unknown_model
 from service.ids import row_ids
+from service.inputs import validate
+from service.later import Later
 from service.ledger import Ledger
-from service.models import Model, threshold_rows
+from service.models import Model, NotFiniteError, Plan, threshold_rows
 from service.parsing import Parser
+from service.record import Predicted, record
 from service.settings import Settings
 from service.shared import Shared
-from service.tensors import cast, first_row
+from service.solve import RowError
 
 _MAP_LEVELS = 16  # in one request: of maps each is searched among the pixels of all images
-_UNBOUNDED = frozenset({"lower", "upper", "quantiles"})  # infinite where a level needs more rows
 _log = logging.getLogger("hedged.core")
 
 
@@ -50,17 +50,25 @@ class Answer:
 class Core:
     """The models of one server process, their device's batcher, and the ledger."""
 
-    def __init__(self, settings: Settings, models: Mapping[str, Model], ledger: Ledger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        models: Mapping[str, Model],
+        ledger: Ledger,
+        later: Later | None = None,
+    ) -> None:
         self.settings = settings
         self.models: Mapping[str, Model] = dict(models)  # replaced as a whole, never changed
         self.swap_errors: Mapping[str, str] = {}  # name → why its live version is not served
         self.ledger = ledger
+        self.later = later or Later()  # counts and keeps what was answered
         self.ready = False
         self.batcher = Batcher(
             max_batch_rows=settings.max_batch_rows,
             max_batch_bytes=settings.max_batch_bytes,
             max_queue_rows=settings.max_queue_rows,
             max_delay=settings.max_queue_delay_s,
+            later=self.later,
         )
         self.parse = Parser()
         # It reads the whole ledger: open pages share one scan, and nothing waits behind it.
@@ -116,7 +124,7 @@ class Core:
         ``disconnected()`` returns. Raises ServiceError, naming the input and row at fault.
         """
         given = sum(v.nbytes for v in inputs.values())
-        with refusals(model, max((len(v) for v in inputs.values() if v.ndim), default=0)):
+        with Refusals(model, max((len(v) for v in inputs.values() if v.ndim), default=0)):
             specs, optional = model.predictor.inputs, model.predictor.optional
             most = self.settings.max_rows
             loose = self.settings.nonfinite == "allow"
@@ -124,43 +132,42 @@ class Core:
                 given, lambda: validate(inputs, specs, most, optional, loose)
             )
             rows = len(next(iter(feed.values())))
-            names = _outputs(model, outputs)
+            plan = model.plan(outputs, text)
             id, ids = row_ids(rows, id, ids)
             alphas = _alphas(model, alpha, rows)
             values, row_bytes = sizes.row_values(feed), sizes.row_bytes(feed)
-            asked = self._fitting(model, rows, values, frozenset(names), frozenset(text))
-            computed = frozenset((*model.recorded, *names))
-            answer_bytes = model.sizes.answer_bytes(computed, values)
+            asked = self._fitting(model, rows, values, plan)
+            answer_bytes = model.sizes.answer_bytes(plan.computed, values)
             if reserve is not None:
                 reserve(asked + rows * answer_bytes)
             feed["q_hat"] = await self._thresholds(model, alphas, rows)
+            watch = _Watch(disconnected)
             work = self.batcher.submit(
                 model.run,
                 feed,
-                computed,
+                plan.computed,
                 timeout=self.settings.request_timeout_s,
                 row_bytes=row_bytes + answer_bytes,
+                pace=model.pace,
+                waits=watch.begin,
             )
-            fields = await _answer(work, disconnected)
-            size = rows * answer_bytes
-            await self.parse.beside(size, lambda: _check_finite(model, fields))
+            fields = await _answer(work, watch)
         kept = {name: fields[name] for name in model.recorded}
-        await self._record(model, alphas, ids, kept, feed.get("group"))
-        return Answer(model, id, ids, {name: fields[name] for name in names})
+        await self._remember(model, alphas, ids, kept, feed.get("group"))
+        return Answer(model, id, ids, {name: fields[name] for name in plan.names})
 
     async def close(self) -> None:
         """Stop answering."""
         self.ready = False
         await self.batcher.close()
+        self.later.flush()
         await asyncio.to_thread(self.parse.close)
         await asyncio.to_thread(self.calibration.close)
 
-    def _fitting(
-        self, model: Model, rows: int, values: int, names: frozenset[str], text: frozenset[str]
-    ) -> int:
+    def _fitting(self, model: Model, rows: int, values: int, plan: Plan) -> int:
         """Bytes of the body that will hold the answer; ServiceError 413 for too many."""
         settings = self.settings
-        plain = rows * model.sizes.answer_text(names & text, values)
+        plain = rows * model.sizes.answer_text(plan.text, values)
         if plain > settings.max_json_bytes:
             raise ServiceError(
                 413,
@@ -169,7 +176,7 @@ class Core:
                 "are the most; send fewer rows, name fewer outputs, or ask for binary tensors: "
                 f"POST /v2/models/{model.name}/infer with binary_data_output",
             )
-        binary = rows * model.sizes.answer_bytes(names - text, values)
+        binary = rows * model.sizes.answer_bytes(plan.binary, values)
         if binary > settings.max_answer_bytes:
             raise ServiceError(
                 413,
@@ -180,128 +187,56 @@ class Core:
         return plain + binary
 
     async def _thresholds(self, model: Model, alphas: Sequence[float], rows: int) -> Array:
-        own = frozenset(alphas) <= model.levels.keys()
-        if model.dense is None or own:
+        if model.dense is None or all(alpha in model.levels for alpha in alphas):
             return _thresholds(model, alphas, rows)
         if len(set(alphas)) > _MAP_LEVELS:
             raise invalid(f"a request for maps may have {_MAP_LEVELS} different values of alpha")
         # Any other level of a risk is searched among the pixels of all images.
         return await asyncio.to_thread(_thresholds, model, alphas, rows)
 
-    async def _record(
+    async def _remember(
         self,
         model: Model,
         alphas: Sequence[float],
         ids: list[str],
-        fields: Mapping[str, Array],
+        fields: dict[str, Array],
         group: Array | None,
     ) -> None:
-        """Count and remember a prediction; whatever goes wrong here never reaches the answer."""
-        try:
-            if model.dense is not None:
-                size, maps = sum(v.nbytes for v in fields.values()), fields
+        """Count and keep a prediction, soon; whatever goes wrong here never reaches the answer."""
+        size = sum(value.nbytes for value in fields.values())
+        if model.dense is not None:
+            try:
+                maps = fields
                 fields = await self.parse.beside(
                     size, lambda: images.summary(model.task, maps, ids)
                 )
-            # Only the bundle's own levels are metric labels: callers may ask for any alpha.
-            levels = [model.levels.get(alpha) for alpha in alphas]
-            found = {level: n for n, level in enumerate(dict.fromkeys(levels))}
-            codes = np.array([found[level] for level in levels])
-            for level, code in found.items():
-                chosen, named, of = fields, ids, {} if group is None else {"group": group}
-                if len(found) > 1:
-                    rows = np.flatnonzero(codes == code)
-                    chosen = {name: value[rows] for name, value in fields.items()}
-                    named = [ids[row] for row in rows.tolist()]
-                    of = {name: value[rows] for name, value in of.items()}
-                who = model.name, model.version, model.identity
-                if model.dense is not None:
-                    instruments.observe_images(*who[:2], chosen, level)
-                    self.ledger.record_images(*who, named, chosen, level)
-                    continue
-                instruments.observe_prediction(*who[:2], chosen, level)
-                if of:
-                    known = model.predictor.known_groups(of["group"])
-                    instruments.count_unknown_groups(*who[:2], int((~known).sum()))
-                self.ledger.record(*who, named, chosen, level, group=of.get("group"))
-        except Exception:
-            _log.exception("a prediction of %s could not be recorded", model.name)
+            except Exception:
+                _log.exception("a prediction of %s could not be recorded", model.name)
+                return
+        # Only the bundle's own levels are metric labels: callers may ask for any alpha.
+        levels = [model.levels.get(alpha) for alpha in alphas]
+        self.later.add(self._record, Predicted(model, levels, ids, fields, group), size)
+
+    def _record(self, predicted: Sequence[Predicted]) -> None:
+        record(self.ledger, predicted)
 
 
-@contextmanager
-def refusals(model: Model, rows: int) -> Iterator[None]:
-    """Count ``rows`` of ``model`` as rejected when what is done inside refuses them."""
-    try:
-        yield
-    except ServiceError as e:
-        if e.status != 499:  # the client took its rows back
-            instruments.count_rejected_rows(model.name, model.version, rows)
-        raise
+class Refusals:
+    """Counts ``rows`` of ``model`` as rejected when what is done inside refuses them."""
 
+    __slots__ = ("_model", "_rows")
 
-def validate(
-    inputs: Mapping[str, Array],
-    specs: Sequence[TensorSpec],
-    max_rows: int,
-    optional: Sequence[TensorSpec] = (),
-    nonfinite: bool = False,
-) -> dict[str, Array]:
-    """The inputs in the model's dtypes, in the model's order, then the ``optional`` ones, at their
-    defaults where they are not given.
+    def __init__(self, model: Model, rows: int) -> None:
+        self._model = model
+        self._rows = rows
 
-    Raises ServiceError 400 for an unknown or missing input, another shape, inputs of different
-    lengths, no row or more than ``max_rows``, a value that the dtype cannot hold, and a value that
-    is not finite, naming its row, and a ``u`` outside [0, 1]. With ``nonfinite`` the model's own
-    inputs may hold NaN and infinity, if they were sent as such.
-    """
-    names = [spec.name for spec in (*specs, *optional)]
-    for name in inputs:
-        if name not in names:
-            raise invalid(f"the model has no input {shorten(name)!r}; it takes {', '.join(names)}")
-    feed: dict[str, Array] = {}
-    rows = -1
-    for spec in (*specs, *optional):
-        where = f"input {spec.name!r}"
-        if spec in optional and spec.name not in inputs:
-            feed[spec.name] = np.full(rows, DEFAULTS[spec.name], np.dtype(spec.dtype))
-            continue
-        if spec.name not in inputs:
-            raise invalid(f"{where} is missing; the model takes {', '.join(names)}")
-        value = inputs[spec.name]
-        if value.ndim != len(spec.shape) or any(
-            want not in (-1, have) for want, have in zip(spec.shape, value.shape, strict=True)
-        ):
-            tail = ("any" if d < 0 else str(d) for d in spec.shape[1:])
-            wanted = ", ".join(("N", *tail) if spec.shape else ())
-            raise invalid(f"{where} has shape {list(value.shape)}; the model takes [{wanted}]")
-        if rows not in (-1, len(value)):
-            raise invalid(f"{where} has {len(value)} rows and another input has {rows}")
-        rows = len(value)
-        if not 1 <= rows <= max_rows:
-            raise invalid(f"{where} has {rows} rows; a request holds 1 to {max_rows}")
-        sent, value = value, cast(value, np.dtype(spec.dtype), where)
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            bad = ~np.isfinite(value)
-            if nonfinite and spec not in optional:
-                bad &= np.isfinite(sent)  # too large for the dtype
-            if bad.any():
-                raise invalid(f"row {first_row(bad)} of {where} is not finite")
-        if spec in optional and spec.name == "u":
-            outside = (value < 0) | (value > 1)
-            if outside.any():
-                raise invalid(f"row {first_row(outside)} of {where} must lie between 0 and 1")
-        feed[spec.name] = value
-    return feed
+    def __enter__(self) -> None:
+        pass
 
-
-def _outputs(model: Model, wanted: Sequence[str] | None) -> Sequence[str]:
-    if wanted is None:
-        return model.fields
-    known = [spec.name for spec in model.outputs]
-    for name in wanted:
-        if name not in known:
-            raise invalid(f"there is no output {shorten(name)!r}; there are {', '.join(known)}")
-    return wanted
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # 499: the client took its rows back.
+        if isinstance(error, ServiceError) and error.status != 499:
+            instruments.count_rejected_rows(self._model.name, self._model.version, self._rows)
 
 
 def _alphas(model: Model, alpha: float | Sequence[float] | None, rows: int) -> Sequence[float]:
@@ -325,42 +260,43 @@ def _thresholds(model: Model, alphas: Sequence[float], rows: int) -> Array:
     return np.array([found[alpha] for alpha in alphas], np.float32)
 
 
-async def _answer(
-    work: Work, disconnected: Callable[[], Awaitable[None]] | None
-) -> dict[str, Array]:
+class _Watch:
+    """Waits for a client to go while its work has to wait, and takes the work back then."""
+
+    def __init__(self, disconnected: Callable[[], Awaitable[None]] | None) -> None:
+        self._disconnected = disconnected
+        self._task: asyncio.Future[None] | None = None
+
+    def begin(self, work: Work) -> None:
+        # Only work that has to wait is watched: what already runs cannot be called back.
+        if self._disconnected is not None:
+            self._task = asyncio.ensure_future(self._disconnected())
+            self._task.add_done_callback(lambda _: work.future.cancel())
+
+    @property
+    def gone(self) -> bool:
+        return self._task is not None and self._task.done() and not self._task.cancelled()
+
+    def end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
+async def _answer(work: Work, watch: _Watch) -> dict[str, Array]:
     """The work's answer; its failure as a ServiceError; cancelled once the client has gone."""
-    watch: asyncio.Future[None] | None = None
-    # Only work that has to wait is watched: what already runs cannot be called back.
-    if disconnected is not None and work.waiting:
-        watch = asyncio.ensure_future(disconnected())
-        watch.add_done_callback(lambda _: work.future.cancel())
     try:
         return await work.future
     except RowError as e:
+        if isinstance(e.cause, NotFiniteError):
+            raise ServiceError(422, "no_finite_answer", f"row {e.row}: {e.cause}") from None
         if isinstance(e.cause, InvalidArgument | DataError):
             raise invalid(shorten(str(e), 400)) from None
         _log.error("row %d could not be computed", e.row, exc_info=e.cause)
         raise ServiceError(500, "model_failed", f"the model failed on row {e.row}") from None
     except asyncio.CancelledError:
-        if watch is not None and watch.done() and not watch.cancelled():
+        if watch.gone:
             raise ServiceError(499, "client_gone", "the client closed the connection") from None
         work.future.cancel()
         raise
     finally:
-        if watch is not None:
-            watch.cancel()
-
-
-def _check_finite(model: Model, fields: Mapping[str, Array]) -> None:
-    """No NaN leaves the server, and infinity only where a level needs more rows than there are."""
-    for name, value in fields.items():
-        if value.dtype.kind != "f":
-            continue
-        infinite_allowed = name in _UNBOUNDED or name not in model.fields
-        good = ~np.isnan(value) if infinite_allowed else np.isfinite(value)
-        if not good.all():
-            raise ServiceError(
-                422,
-                "no_finite_answer",
-                f"row {first_row(~good)}: the model's {name} is not finite for this input",
-            )
+        watch.end()

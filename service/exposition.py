@@ -6,7 +6,7 @@ import math
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 class BulkHistogram(Histogram):
     """A histogram that takes a whole batch at once."""
 
-    def observe_many(self, amounts: Array) -> None:
+    def observe_many(self, amounts: Array | Sequence[float]) -> None:
         """As ``observe`` on each of N finite amounts, at one increment per bucket that is hit."""
         values = np.asarray(amounts, dtype=np.float64)
         if len(values) <= _FEW:  # below this numpy's own overhead is the larger part

@@ -12,7 +12,7 @@ import orjson
 from calibration.conformal.cells import UNKNOWN
 from posthoc.contract import Array, TensorSpec, output_fields
 from posthoc.mapping import TableMapping
-from service.core import Answer, refusals
+from service.core import Answer, Refusals
 from service.errors import ServiceError, invalid, shorten
 from service.models import Model
 from service.tensors import kind, number_array, parse_object
@@ -63,7 +63,7 @@ def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
     manifest = model.predictor.manifest
     options = read_options(request)
     ids = _texts(request.get("ids"), "ids")
-    with refusals(model, _length(rows, tensors)):
+    with Refusals(model, _length(rows, tensors)):
         if rows is None:
             inputs = _tensors(tensors)
         else:

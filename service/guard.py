@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import instruments, media
 from service.errors import ServiceError, error_body, is_oip, overloaded, shorten
 from service.ids import new_id, valid_id
+from service.later import Later
 from service.logs import RequestLog
 from service.sender import Sender
 
@@ -70,8 +71,10 @@ class Guard:
         media_types: Sequence[str] = MEDIA_TYPES,
         access: Callable[[Scope], None] | None = None,
         log: RequestLog | None = None,
+        later: Later | None = None,
     ) -> None:
         self.app = app
+        self.later = later or Later()
         self.max_body_bytes = max_body_bytes
         self.max_body_bytes_total = max_body_bytes_total or 4 * max_body_bytes
         self.max_answer_bytes_total = max_answer_bytes_total
@@ -145,7 +148,8 @@ class _Exchange:
             self.guard.reserved -= self.reserved
             seconds = time.perf_counter() - start
             status = self.status or 499
-            instruments.observe_request(_route(self.scope), str(status), seconds)
+            ended = _route(self.scope), status, seconds
+            self.guard.later.add(instruments.observe_requests, ended)
             if self.guard.log is not None and self.guard.log.wants(status, seconds):
                 self.write_log(self.guard.log, status, seconds)
 

@@ -7,7 +7,7 @@ window, across workers, replicas and restarts. Works in one process and, when
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -251,24 +251,26 @@ def add_totals(model: str, version: str, totals: ClassificationTotals | Regressi
         series.add_level(level, sums)
 
 
-def observe_request(route: str, code: int | str, seconds: float) -> None:
-    """One answered request; ``route`` is a route of ours, never a raw path."""
-    REQUEST_DURATION.labels(route, str(code)).observe(seconds)
+def observe_requests(requests: Iterable[tuple[str, int, float]]) -> None:
+    """Answered requests: route, status and seconds; a route is one of ours, never a raw path."""
+    seconds: dict[tuple[str, int], list[float]] = {}
+    for route, code, took in requests:
+        seconds.setdefault((route, code), []).append(took)
+    for (route, code), many in seconds.items():
+        REQUEST_DURATION.labels(route, str(code)).observe_many(many)
 
 
-def observe_stage(stage: str, seconds: float) -> None:
-    """Seconds that a request spent in one stage."""
-    STAGE_DURATION.labels(stage).observe(seconds)
+def observe_batches(batches: Iterable[tuple[int, Sequence[float], float]]) -> None:
+    """Runs of a model: rows, the seconds that each request waited, and those of the run."""
+    rows, queued, seconds = zip(*batches, strict=True)
+    BATCH_ROWS.observe_many(rows)
+    STAGE_DURATION.labels("queue").observe_many([s for many in queued for s in many])
+    STAGE_DURATION.labels("model").observe_many(seconds)
 
 
-def observe_batch(rows: int) -> None:
-    """One run of the model on so many rows."""
-    BATCH_ROWS.observe(rows)
-
-
-def set_queue_rows(n: int) -> None:
-    """Rows of this process that wait for the device."""
-    QUEUE_ROWS.set(n)
+def set_queue_rows(found: Sequence[int]) -> None:
+    """Rows of this process that wait for the device, as they were found one after the other."""
+    QUEUE_ROWS.set(found[-1])
 
 
 def count_rejected(reason: str) -> None:

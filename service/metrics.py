@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge
 
 from calibration.metrics.totals import BIN_EDGES
 from service.exposition import BulkHistogram, sample_names
@@ -89,13 +89,13 @@ FEEDBACK = Counter("uq_feedback_total", "Labels by what became of them.", ("mode
 FEEDBACK_DELAY = BulkHistogram(
     "uq_feedback_delay_seconds", "From prediction to label.", ("model",), buckets=_DELAYS
 )
-REQUEST_DURATION = Histogram(
+REQUEST_DURATION = BulkHistogram(
     "uq_request_duration_seconds", "From request to answer.", ("route", "code"), buckets=_SECONDS
 )
-STAGE_DURATION = Histogram(
+STAGE_DURATION = BulkHistogram(
     "uq_stage_duration_seconds", "Time in one stage of a request.", ("stage",), buckets=_SECONDS
 )
-BATCH_ROWS = Histogram("uq_batch_rows", "Rows in one run of the model.", buckets=_ROWS)
+BATCH_ROWS = BulkHistogram("uq_batch_rows", "Rows in one run of the model.", buckets=_ROWS)
 QUEUE_ROWS = Gauge("uq_queue_rows", "Rows waiting for the device.", multiprocess_mode="livesum")
 REJECTED = Counter("uq_rejected_total", "Requests turned away, by reason.", ("reason",))
 KEYS_ERRORS = Counter(

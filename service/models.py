@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,32 @@ import numpy as np
 from calibration.bundle import DenseRecord
 from calibration.metrics.totals import level_name
 from calibration.predictor import Predictor
-from posthoc.contract import Array, BundleError, Task, TensorSpec, output_fields
+from posthoc.contract import Array, BundleError, HedgedError, Task, TensorSpec, output_fields
 from service.bundles import check_place, find_bundles, is_bundle
+from service.errors import invalid, shorten
 from service.images import summarised
+from service.pace import Pace
 from service.protocol import has_datatype
 from service.sizes import Sizes, measure
 
+_MAX_PLANS = 256
+_UNBOUNDED = frozenset({"lower", "upper", "quantiles"})  # infinite where a level needs more rows
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class NotFiniteError(HedgedError):
+    """A row's answer holds NaN, or infinity where none may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a request for some outputs comes to: their names in the order that was asked for, those
+    among them that leave as JSON and the others, and all that are computed for it."""
+
+    names: tuple[str, ...]
+    text: frozenset[str]
+    binary: frozenset[str]
+    computed: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +51,8 @@ class Model:
     frozen_outputs: tuple[TensorSpec, ...]  # those that are served beside the fields
     levels: dict[float, str]  # alpha -> its level as metrics write it, for the bundle's own alphas
     sizes: Sizes  # of a row's answer
+    pace: Pace = field(default_factory=Pace)
+    _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -80,9 +102,51 @@ class Model:
             return 1
         return shape[-1] if self.dense.channels == -1 else shape[1]
 
+    def plan(self, outputs: Sequence[str] | None, text: Collection[str] = ()) -> Plan:
+        """The plan for ``outputs`` (default: every field), of which ``text`` will leave as JSON.
+
+        Raises ServiceError 400 for an output that is not there.
+        """
+        key = (None if outputs is None else tuple(outputs), tuple(text))
+        found = self._plans.get(key)
+        if found is None:
+            found = self._planned(self.fields if outputs is None else outputs, text)
+            if len(self._plans) >= _MAX_PLANS:  # clients choose what they ask for
+                self._plans.clear()
+            self._plans[key] = found
+        return found
+
+    def _planned(self, outputs: Sequence[str], text: Collection[str]) -> Plan:
+        known = [spec.name for spec in self.outputs]
+        for name in outputs:
+            if name not in known:
+                raise invalid(f"there is no output {shorten(name)!r}; there are {', '.join(known)}")
+        plain = frozenset(outputs) & frozenset(text)
+        return Plan(
+            names=tuple(outputs),
+            text=plain,
+            binary=frozenset(outputs) - plain,
+            computed=frozenset((*self.recorded, *outputs)),
+        )
+
     def run(self, feed: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """One run of the graph: the inputs, and ``q_hat`` with one threshold per row."""
-        return self.predictor.run(feed, outputs=outputs, q_hat=feed["q_hat"])
+        """One run of the graph: the inputs, and ``q_hat`` with one threshold per row.
+
+        Raises NotFiniteError: no NaN leaves the server, and infinity only where a level needs more
+        rows than there are.
+        """
+        fields = self.predictor.run(feed, outputs=outputs, q_hat=feed["q_hat"])
+        with np.errstate(over="ignore", invalid="ignore"):
+            # A finite sum has finite terms, and is the cheapest look at few of them.
+            sums = {n: v.sum() for n, v in fields.items() if v.dtype.kind == "f"}
+        for name, total in sums.items():
+            if not isfinite(total):
+                unbounded = name in _UNBOUNDED or name not in self.fields
+                value = fields[name]
+                good = ~np.isnan(value) if unbounded else np.isfinite(value)
+                if not good.all():
+                    raise NotFiniteError(f"the model's {name} is not finite for this input")
+        return fields
 
 
 def load_models(path: Path, *, device: str, threads: int) -> dict[str, Model]:
@@ -140,5 +204,4 @@ def load_model(path: Path, *, device: str, threads: int) -> Model:
 
 def threshold_rows(model: Model, alpha: float, rows: int) -> Array:
     """The conformal threshold at ``alpha`` for each of ``rows`` rows, as the graph takes it."""
-    q = np.asarray(model.predictor.q_hat(alpha), np.float32)
-    return np.ascontiguousarray(np.broadcast_to(q, (rows, *q.shape)))
+    return np.repeat(np.asarray(model.predictor.q_hat(alpha), np.float32)[None], rows, axis=0)

@@ -21,6 +21,7 @@ from service.core import Core
 from service.errors import ServiceError, overloaded, shorten
 from service.examples import example_request
 from service.ids import valid_id
+from service.later import Later
 from service.ledger import LedgerError
 from service.models import Model
 from service.openapi import document
@@ -39,8 +40,9 @@ _PARTS = (
 )
 
 
-def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
-    """The routes over the core that ``running`` gives, or raises ServiceError 503 for.
+def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]:
+    """The routes over the core that ``running`` gives, or raises ServiceError 503 for; ``later``
+    holds what the metrics have not been told yet.
 
     The busiest come first: they are tried in order.
     """
@@ -148,6 +150,7 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         name = request.query_params.get("model")
         model = None if name is None else core.model(name).name
         known = valid_id(id)
+        core.later.flush()
         if not known or not await _in_ledger(asyncio.to_thread(core.ledger.forget, id, model)):
             raise ServiceError(404, "unknown_prediction", f"no prediction {shorten(id)!r}")
         core.calibration.forget()
@@ -180,6 +183,7 @@ def service_routes(running: Callable[[], Core]) -> list[BaseRoute]:
         return _json({"ready": running().ready})
 
     async def metrics(_: Request) -> Response:
+        later.flush()
         text = await asyncio.to_thread(instruments.render)
         return Response(text, headers={"content-type": instruments.CONTENT_TYPE})
 

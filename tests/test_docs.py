@@ -18,6 +18,7 @@ from calibration import bundle
 from hedged.cli import app
 from service import metrics
 from service.core import Core
+from service.later import Later
 from service.routes import service_routes
 from service.scoring.errors import Interrupted
 from tests.documentation import (
@@ -68,7 +69,7 @@ def test_every_route_is_listed_and_no_other() -> None:
 
     served = {
         (method, route.path)
-        for route in service_routes(nobody)
+        for route in service_routes(nobody, Later())
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
     }

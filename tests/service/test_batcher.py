@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, RowError
+from service.batcher import Batcher
 from service.errors import ServiceError
+from service.pace import Pace
+from service.solve import RowError
 
 OUT = frozenset({"y"})
 
@@ -140,6 +142,7 @@ def test_cancelled_and_late_work_is_never_computed():
         with pytest.raises(ServiceError, match="waiting for the model") as caught:
             await late.future
         assert caught.value.status == 504
+        await asyncio.sleep(0)
         assert b.queued_rows == 1
         gate.go.release(2)
         assert (await kept.future)["y"].tolist() == [6.0]
@@ -307,6 +310,90 @@ def test_bytes_bound_a_run_and_one_row_always_goes():
         answers = [(await work.future)["y"].tolist() for work in works]
         assert answers == [[2.0, 4.0], [6.0, 8.0], [10.0], [12.0, 14.0]]
         assert sizes == [3, 2, 1, 1]
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_what_comes_at_once_shares_a_batch_on_an_idle_device():
+    async def main():
+        gate, b = Gate(), batcher()
+        works = [b.submit(gate, rows(k), OUT, timeout=30) for k in range(3)]
+        gate.go.release()
+        assert [(await work.future)["y"].tolist() for work in works] == [[0.0], [2.0], [4.0]]
+        assert gate.batches == [[0.0, 1.0, 2.0]]
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_quick_model_runs_on_the_loop_and_a_slow_one_in_its_thread():
+    async def main():
+        threads = []
+
+        def run(feed, names):
+            threads.append(threading.current_thread().name)
+            return double(feed, names)
+
+        async def answered(*values, b, pace):
+            work = b.submit(run, rows(*values), OUT, timeout=30, pace=pace)
+            assert (await work.future)["y"].tolist() == [2.0 * v for v in values]
+            return "device" if threads[-1].startswith("device") else "loop"
+
+        b, pace = batcher(max_queue_rows=100), Pace()
+        assert [await answered(1, b=b, pace=pace) for _ in range(2)] == ["device"] * 2
+        for _ in range(9):
+            pace.note(1, 1e-6)
+        assert [await answered(1, b=b, pace=pace) for _ in range(2)] == ["loop"] * 2
+        assert await answered(*range(8), b=b, pace=pace) == "device"  # of eight nothing is known
+        for _ in range(9):
+            pace.note(1, 1.0)
+        assert await answered(1, b=b, pace=pace) == "device"
+        gate = Gate()
+        b.submit(gate, rows(0), OUT, timeout=30)
+        await gate.wait_for_batch()
+        for _ in range(9):
+            pace.note(1, 1e-6)
+        waiting = asyncio.ensure_future(answered(1, b=b, pace=pace))
+        await asyncio.sleep(0)
+        assert b.queued_rows == 1  # quick, and yet it waits for the device
+        gate.go.release()
+        await waiting
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_a_quick_batch_with_a_bad_row_fails_that_row_alone():
+    def picky(feed, names):
+        if (feed["x"] < 0).any():
+            raise ValueError("negative")
+        return double(feed, names)
+
+    async def main():
+        b, pace = batcher(), Pace()
+        for values in range(1, 5):
+            for _ in range(9):
+                pace.note(values, 1e-6)
+        works = [b.submit(picky, rows(k), OUT, timeout=30, pace=pace) for k in (1, -1, 2)]
+        found = await asyncio.gather(*(work.future for work in works), return_exceptions=True)
+        assert [found[0]["y"].tolist(), found[2]["y"].tolist()] == [[2.0], [4.0]]
+        assert isinstance(found[1], RowError)
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_only_what_has_to_wait_is_told_so_and_once():
+    async def main():
+        gate, b, told = Gate(), batcher(max_batch_rows=1), []
+        first = b.submit(gate, rows(0), OUT, timeout=30, waits=told.append)
+        await gate.wait_for_batch()
+        others = [b.submit(gate, rows(k), OUT, timeout=30, waits=told.append) for k in (1, 2)]
+        gate.go.release(3)
+        for work in (first, *others):
+            await work.future
+        assert told == others
         await b.close()
 
     asyncio.run(main())

@@ -143,14 +143,16 @@ def test_a_model_that_breaks_is_ours_and_says_little(model, x, caplog):
 
 
 def test_no_nan_leaves(model, x):
+    marked = np.where(np.arange(6)[:, None] == 3, np.float32(77), x)
+
     def poisoned(inputs):
         fields = model.predictor.run(inputs)
-        fields["confidence"] = fields["confidence"].copy()
-        fields["confidence"][3] = np.nan
+        odd = inputs["x"][:, 0] == 77
+        fields["confidence"] = np.where(odd, np.nan, fields["confidence"])
         return fields
 
     with pytest.raises(ServiceError, match="row 3: the model's confidence is not finite") as e:
-        predict(model, x, before=poisoned)
+        predict(model, marked, before=poisoned)
     assert e.value.status == 422
 
 
@@ -182,8 +184,8 @@ def test_work_of_a_client_that_left_is_not_computed(model, x):
         await first
         await third
         assert computed == [1, 3]
-        assert [len(call[3]) for call in ledger.calls] == [1, 3]
         await core.close()
+        assert [len(call[3]) for call in ledger.calls] == [4]
 
     asyncio.run(main())
 

@@ -214,22 +214,30 @@ def test_labels_from_outside_make_no_series():
 
 def test_requests_stages_batches_and_queues():
     register("rejects")
-    instruments.observe_request("/test", 200, 0.02)
-    instruments.observe_stage("test", 0.002)
-    instruments.observe_batch(17)
-    instruments.set_queue_rows(5)
+    before = exposition()
+    instruments.observe_requests([("/test", 200, 0.02), ("/other", 200, 1.0), ("/test", 200, 0.04)])
+    instruments.observe_batches([(17, [0.002, 0.004], 0.5), (3, [0.25], 0.25)])
+    instruments.set_queue_rows([7, 5])
     instruments.count_rejected("test")
     instruments.count_rejected_rows("rejects", "1", 2)
     instruments.count_rejected_rows("rejects", "unheard of", 2)
     instruments.observe_feedback_delay("rejects", np.array([30.0, 4000.0]))
     x = exposition()
-    assert x.total("uq_request_duration_seconds_count", route="/test", code="200") == 1
-    assert x.total("uq_stage_duration_seconds_sum", stage="test") == pytest.approx(0.002)
-    assert x.total("uq_batch_rows_sum") >= 17
+    assert x.total("uq_request_duration_seconds_count", route="/test", code="200") == 2
+    assert x.total("uq_request_duration_seconds_sum", route="/test") == pytest.approx(0.06)
+
+    def moved(name, **labels):
+        return x.total(name, **labels) - before.total(name, **labels)
+
+    assert (moved("uq_batch_rows_sum"), moved("uq_batch_rows_count")) == (20, 2)
+    for stage, seconds, n in (("queue", 0.256, 3), ("model", 0.75, 2)):
+        assert moved("uq_stage_duration_seconds_sum", stage=stage) == pytest.approx(seconds)
+        assert moved("uq_stage_duration_seconds_count", stage=stage) == n
+    assert x.total("uq_queue_rows") == 5
     assert x.total("uq_rejected_total", reason="test") == 1
     assert x.total("uq_predictions_total", model="rejects", outcome="rejected") == 2
     assert x.total("uq_feedback_delay_seconds_sum", model="rejects") == 4030
-    instruments.set_queue_rows(0)
+    instruments.set_queue_rows([0])
 
 
 CHILD = """
@@ -241,11 +249,10 @@ instruments.register_model("m", "1", IDENTITY, "laplace", [LEVEL], "classificati
 instruments.register_model("r", "1", IDENTITY, "laplace", [LEVEL], "regression")
 instruments.observe_prediction("m", "1", stream.fields, LEVEL)
 instruments.observe_prediction("r", "1", values.fields, LEVEL)
-instruments.observe_request("/v1/predict", 200, 0.01)
-instruments.observe_stage("model", 0.01)
-instruments.observe_batch(20)
+instruments.observe_requests([("/v1/predict", 200, 0.01)])
+instruments.observe_batches([(20, [0.01], 0.01)])
 instruments.count_rejected("invalid")
-instruments.set_queue_rows(1)
+instruments.set_queue_rows([1])
 instruments.set_provider("CPUExecutionProvider")
 metrics.LEDGER_QUEUE_ROWS.set(1)
 text = instruments.render()

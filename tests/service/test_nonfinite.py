@@ -14,8 +14,8 @@ from calibration.fit import fit
 from calibration.fit_options import FitOptions
 from calibration.material import Columns
 from calibration.predictor import Predictor
-from service.core import validate
 from service.errors import ServiceError
+from service.inputs import validate
 from tests import factory
 from tests.factory import CLASSES, COLUMNS, rows
 

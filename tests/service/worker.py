@@ -64,7 +64,7 @@ def answer(ledger: Watched, stream: Stream, joiner: Joiner, command: dict[str, A
         case "render":
             return instruments.render().decode()
         case "queue":
-            return instruments.set_queue_rows(command["rows"])
+            return instruments.set_queue_rows([command["rows"]])
     raise ValueError(command)
 
 
