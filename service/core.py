@@ -125,12 +125,7 @@ class Core:
         """
         given = sum(v.nbytes for v in inputs.values())
         with Refusals(model, max((len(v) for v in inputs.values() if v.ndim), default=0)):
-            specs, optional = model.predictor.inputs, model.predictor.optional
-            most = self.settings.max_rows
-            loose = self.settings.nonfinite == "allow"
-            feed = await self.parse.beside(
-                given, lambda: validate(inputs, specs, most, optional, loose)
-            )
+            feed = await self.parse.beside(given, lambda: self._validated(model, inputs))
             rows = len(next(iter(feed.values())))
             plan = model.plan(outputs, text)
             id, ids = row_ids(rows, id, ids)
@@ -153,7 +148,7 @@ class Core:
             )
             fields = await _answer(work, watch)
         kept = {name: fields[name] for name in model.recorded}
-        await self._remember(model, alphas, ids, kept, feed.get("group"))
+        await self._remember(model, alphas, ids, kept, feed.get("group"), rows * answer_bytes)
         return Answer(model, id, ids, {name: fields[name] for name in plan.names})
 
     async def close(self) -> None:
@@ -163,6 +158,11 @@ class Core:
         self.later.flush()
         await asyncio.to_thread(self.parse.close)
         await asyncio.to_thread(self.calibration.close)
+
+    def _validated(self, model: Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        loose = self.settings.nonfinite == "allow"
+        specs, optional = model.predictor.inputs, model.predictor.optional
+        return validate(inputs, specs, self.settings.max_rows, optional, loose)
 
     def _fitting(self, model: Model, rows: int, values: int, plan: Plan) -> int:
         """Bytes of the body that will hold the answer; ServiceError 413 for too many."""
@@ -201,9 +201,10 @@ class Core:
         ids: list[str],
         fields: dict[str, Array],
         group: Array | None,
+        size: int,
     ) -> None:
-        """Count and keep a prediction, soon; whatever goes wrong here never reaches the answer."""
-        size = sum(value.nbytes for value in fields.values())
+        """Count and keep a prediction of ``size`` bytes, soon; whatever goes wrong here never
+        reaches the answer."""
         if model.dense is not None:
             try:
                 maps = fields

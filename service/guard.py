@@ -177,9 +177,8 @@ class _Exchange:
         self.check_media_type(headers.get(b"content-type"))
         limit = self.guard.max_body_bytes
         declared = headers.get(b"content-length", b"0")
-        too_large = ServiceError(413, "body_too_large", f"the body is larger than {limit} bytes")
         if declared.isdigit() and (len(declared) > 19 or int(declared) > limit):
-            raise too_large
+            raise _too_large(limit)
         self.check_room(int(declared) if declared.isdigit() else 0)
         parts: list[bytes] = []
         try:
@@ -189,7 +188,7 @@ class _Exchange:
                     self.held += len(parts[-1])
                     self.guard.held += len(parts[-1])
                     if self.held > limit:
-                        raise too_large
+                        raise _too_large(limit)
                     self.check_room()
         except TimeoutError:
             seconds = f"{self.guard.body_timeout:g} s"
@@ -292,6 +291,10 @@ class _Exchange:
         with contextlib.suppress(ServiceError):  # the client does not take even this
             await self.send(start)
             await self.send({"type": "http.response.body", "body": body})
+
+
+def _too_large(limit: int) -> ServiceError:
+    return ServiceError(413, "body_too_large", f"the body is larger than {limit} bytes")
 
 
 def _request_id(scope: Scope) -> str:

@@ -27,41 +27,58 @@ def validate(
     is not finite, naming its row, and a ``u`` outside [0, 1]. With ``nonfinite`` the model's own
     inputs may hold NaN and infinity, if they were sent as such.
     """
-    names = [spec.name for spec in (*specs, *optional)]
-    for name in inputs:
-        if name not in names:
-            raise invalid(f"the model has no input {shorten(name)!r}; it takes {', '.join(names)}")
+    known = (*specs, *optional)
+    if unknown := inputs.keys() - {spec.name for spec in known}:
+        name = next(name for name in inputs if name in unknown)
+        raise invalid(f"the model has no input {shorten(name)!r}; it takes {_names(known)}")
     feed: dict[str, Array] = {}
     rows = -1
-    for spec in (*specs, *optional):
-        where = f"input {spec.name!r}"
-        if spec in optional and spec.name not in inputs:
+    for spec in specs:
+        sent = inputs.get(spec.name)
+        if sent is None:
+            raise invalid(f"input {spec.name!r} is missing; the model takes {_names(known)}")
+        _check_shape(sent, spec, rows, max_rows)
+        rows = len(sent)
+        feed[spec.name] = value = cast(sent, np.dtype(spec.dtype), f"input {spec.name!r}")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            # What was finite as it was sent is too large for the dtype.
+            _refuse(~np.isfinite(value) & (np.isfinite(sent) | (not nonfinite)), spec)
+    for spec in optional:
+        sent = inputs.get(spec.name)
+        if sent is None:
             feed[spec.name] = np.full(rows, DEFAULTS[spec.name], np.dtype(spec.dtype))
             continue
-        if spec.name not in inputs:
-            raise invalid(f"{where} is missing; the model takes {', '.join(names)}")
-        value = inputs[spec.name]
-        if value.ndim != len(spec.shape) or any(
-            want not in (-1, have) for want, have in zip(spec.shape, value.shape, strict=True)
-        ):
-            tail = ("any" if d < 0 else str(d) for d in spec.shape[1:])
-            wanted = ", ".join(("N", *tail) if spec.shape else ())
-            raise invalid(f"{where} has shape {list(value.shape)}; the model takes [{wanted}]")
-        if rows not in (-1, len(value)):
-            raise invalid(f"{where} has {len(value)} rows and another input has {rows}")
-        rows = len(value)
-        if not 1 <= rows <= max_rows:
-            raise invalid(f"{where} has {rows} rows; a request holds 1 to {max_rows}")
-        sent, value = value, cast(value, np.dtype(spec.dtype), where)
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            bad = ~np.isfinite(value)
-            if nonfinite and spec not in optional:
-                bad &= np.isfinite(sent)  # too large for the dtype
-            if bad.any():
-                raise invalid(f"row {first_row(bad)} of {where} is not finite")
-        if spec in optional and spec.name == "u":
+        _check_shape(sent, spec, rows, max_rows)
+        feed[spec.name] = value = cast(sent, np.dtype(spec.dtype), f"input {spec.name!r}")
+        if value.dtype.kind == "f":
+            _refuse(~np.isfinite(value), spec)
+        if spec.name == "u":
             outside = (value < 0) | (value > 1)
             if outside.any():
-                raise invalid(f"row {first_row(outside)} of {where} must lie between 0 and 1")
-        feed[spec.name] = value
+                raise invalid(f"row {first_row(outside)} of input 'u' must lie between 0 and 1")
     return feed
+
+
+def _check_shape(value: Array, spec: TensorSpec, rows: int, max_rows: int) -> None:
+    """That an input has the shape of its spec, as many rows as those before it (-1: it is the
+    first), and not too many."""
+    where = f"input {spec.name!r}"
+    if value.ndim != len(spec.shape) or any(
+        want not in (-1, have) for want, have in zip(spec.shape, value.shape, strict=True)
+    ):
+        tail = ("any" if d < 0 else str(d) for d in spec.shape[1:])
+        wanted = ", ".join(("N", *tail) if spec.shape else ())
+        raise invalid(f"{where} has shape {list(value.shape)}; the model takes [{wanted}]")
+    if rows not in (-1, len(value)):
+        raise invalid(f"{where} has {len(value)} rows and another input has {rows}")
+    if not 1 <= len(value) <= max_rows:
+        raise invalid(f"{where} has {len(value)} rows; a request holds 1 to {max_rows}")
+
+
+def _refuse(bad: Array, spec: TensorSpec) -> None:
+    if bad.any():
+        raise invalid(f"row {first_row(bad)} of input {spec.name!r} is not finite")
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(spec.name for spec in specs)

@@ -22,6 +22,7 @@ from service.protocol import has_datatype
 from service.sizes import Sizes, measure
 
 _MAX_PLANS = 256
+_FEW = 64
 _UNBOUNDED = frozenset({"lower", "upper", "quantiles"})  # infinite where a level needs more rows
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -136,17 +137,18 @@ class Model:
         rows than there are.
         """
         fields = self.predictor.run(feed, outputs=outputs, q_hat=feed["q_hat"])
-        with np.errstate(over="ignore", invalid="ignore"):
-            # A finite sum has finite terms, and is the cheapest look at few of them.
-            sums = {n: v.sum() for n, v in fields.items() if v.dtype.kind == "f"}
-        for name, total in sums.items():
-            if not isfinite(total):
+        for name, value in fields.items():
+            if value.dtype.kind == "f" and not _surely_finite(value):
                 unbounded = name in _UNBOUNDED or name not in self.fields
-                value = fields[name]
                 good = ~np.isnan(value) if unbounded else np.isfinite(value)
                 if not good.all():
                     raise NotFiniteError(f"the model's {name} is not finite for this input")
         return fields
+
+
+def _surely_finite(value: Array) -> bool:
+    # A finite sum has finite terms, and of few values Python has it sooner than numpy.
+    return value.size <= _FEW and isfinite(sum(value.ravel().tolist()))
 
 
 def load_models(path: Path, *, device: str, threads: int) -> dict[str, Model]:
@@ -204,4 +206,5 @@ def load_model(path: Path, *, device: str, threads: int) -> Model:
 
 def threshold_rows(model: Model, alpha: float, rows: int) -> Array:
     """The conformal threshold at ``alpha`` for each of ``rows`` rows, as the graph takes it."""
-    return np.repeat(np.asarray(model.predictor.q_hat(alpha), np.float32)[None], rows, axis=0)
+    one = np.asarray(model.predictor.q_hat(alpha), np.float32)[None]
+    return one if rows == 1 else np.repeat(one, rows, axis=0)

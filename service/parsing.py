@@ -27,18 +27,20 @@ class Parser:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hedged-parse")
 
     async def __call__(
-        self, body: bytes, limit: int, parse: Callable[[], T], json: int | None = None
+        self, body: bytes, limit: Callable[[], int], parse: Callable[[], T], json: int | None = None
     ) -> T:
         """``parse()``, beside the loop for a large body.
 
         Raises ServiceError 413 first when the ``json`` bytes (default: all) at the start of a
-        large body hold more than ``limit`` values: parsing holds the interpreter, so that a
+        large body hold more than ``limit()`` values: parsing holds the interpreter, so that a
         thread alone would not keep the server answering.
         """
 
+        if len(body) <= LARGE:
+            return parse()
+
         def checked() -> T:
-            if len(body) > LARGE:
-                check_values(body, limit, json)
+            check_values(body, limit(), json)
             return parse()
 
         return await self.beside(len(body), checked)

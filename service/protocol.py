@@ -102,7 +102,9 @@ def encode_infer(
             raw.append(_little_endian(value))
             entry["parameters"] = {"binary_data_size": raw[-1].nbytes}
         else:
-            entry["data"] = np.ascontiguousarray(value, value.dtype.newbyteorder("=")).ravel()
+            if not value.dtype.isnative:
+                value = value.astype(value.dtype.newbyteorder("="))
+            entry["data"] = value.ravel()
         described.append(entry)
     head = orjson.dumps(
         {"model_name": model, "model_version": version, "id": id, "outputs": described},
@@ -113,7 +115,8 @@ def encode_infer(
 
 def datatype(dtype: np.dtype[Any] | str) -> str:
     """The protocol's name of a numpy dtype; KeyError for one that it does not have."""
-    return _NAMES[np.dtype(dtype).newbyteorder("<")]
+    dtype = np.dtype(dtype)
+    return _NAMES.get(dtype) or _NAMES[dtype.newbyteorder("<")]
 
 
 def has_datatype(dtype: np.dtype[Any] | str) -> bool:
@@ -170,7 +173,7 @@ def _inputs(
             raise invalid(f"{where} is given twice")
         dtype = _datatype(entry, where)
         shape = _shape(entry, where)
-        size = _parameters(entry, where).get("binary_data_size")
+        size = _parameters(entry, where).get("binary_data_size") if "parameters" in entry else None
         if size is None:
             if "data" not in entry:
                 raise invalid(f"{where} has neither 'data' nor the parameter binary_data_size")
@@ -221,14 +224,18 @@ def _requested(request: Mapping[str, Any], binary: bool) -> dict[str, bool] | No
     wanted: dict[str, bool] = {}
     for entry in entries:
         name = _name(entry, "outputs")
-        where = f"output {shorten(name)!r}"
         if name in wanted:
-            raise invalid(f"{where} is asked for twice")
-        parameters = _parameters(entry, where)
-        if "classification" in parameters:
-            raise invalid(f"{where}: the classification extension is not supported")
-        wanted[name] = _flag(parameters, "binary_data", where, default=binary)
+            raise invalid(f"output {shorten(name)!r} is asked for twice")
+        wanted[name] = binary if len(entry) == 1 else _in_binary(entry, name, binary)
     return wanted or None
+
+
+def _in_binary(entry: Mapping[str, Any], name: str, default: bool) -> bool:
+    where = f"output {shorten(name)!r}"
+    parameters = _parameters(entry, where)
+    if "classification" in parameters:
+        raise invalid(f"{where}: the classification extension is not supported")
+    return _flag(parameters, "binary_data", where, default=default)
 
 
 def _name(entry: Any, group: str) -> str:

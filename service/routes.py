@@ -13,6 +13,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from posthoc.contract import Array
 from posthoc.runtime import provider_name
@@ -40,6 +41,17 @@ _PARTS = (
 )
 
 
+class Direct:
+    """A handler as an ASGI application: what it raises goes to the guard as it is."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handler(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
 def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]:
     """The routes over the core that ``running`` gives, or raises ServiceError 503 for; ``later``
     holds what the metrics have not been told yet.
@@ -54,7 +66,7 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
         specs = model.predictor.inputs
         wanted = await core.parse(
             body,
-            parsing.most_values(specs, core.settings.max_rows, core.settings.max_body_bytes),
+            _most_values(core, model),
             lambda: protocol.parse_infer(body, header, specs),
             json=protocol.header_length(header, len(body)),
         )
@@ -126,7 +138,7 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
         width = max(1 if m.task == "classification" else m.width for m in core.models.values())
         items, single = await core.parse(
             body,
-            parsing.most_labels(limit, width),
+            lambda: parsing.most_labels(limit, width),
             lambda: feedback.parse_labels(
                 body, media_type, core.model, limit, core.settings.max_body_bytes
             ),
@@ -199,31 +211,34 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
             raise ServiceError(404, "not_found", f"the live page has no part {shorten(name)!r}")
         return await parts[name](request)
 
+    def route(path: str, handler: Handler, method: str = "GET") -> Route:
+        return Route(path, Direct(handler), methods=[method])
+
     return [
-        Route("/v2/models/{name}/infer", infer, methods=["POST"]),
-        Route("/v2/models/{name}/versions/{version}/infer", infer, methods=["POST"]),
-        Route("/v1/predict", predict, methods=["POST"]),
-        Route("/v1/models/{name}/predict", predict, methods=["POST"]),
-        Route("/v1/models/{name}/example", example),
-        Route("/v1/labels", labels, methods=["POST"]),
-        Route("/v1/calibration", calibration),
-        Route("/v1/predictions/{id}", forget, methods=["DELETE"]),
-        Route("/v2", server_metadata),
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", ready),
-        Route("/v2/models/{name}", model_metadata),
-        Route("/v2/models/{name}/ready", model_ready),
-        Route("/v2/models/{name}/versions/{version}", model_metadata),
-        Route("/v2/models/{name}/versions/{version}/ready", model_ready),
-        Route("/livez", live),
-        Route("/readyz", ready),
-        Route("/metrics", metrics),
-        Route("/openapi.json", described),
-        Route("/", _page("index.html")),
-        Route("/docs", _page("docs.html")),
-        Route("/page.css", _page("page.css")),
-        Route("/page.js", _page("page.js")),
-        Route("/page/{part}", part),
+        route("/v2/models/{name}/infer", infer, "POST"),
+        route("/v2/models/{name}/versions/{version}/infer", infer, "POST"),
+        route("/v1/predict", predict, "POST"),
+        route("/v1/models/{name}/predict", predict, "POST"),
+        route("/v1/models/{name}/example", example),
+        route("/v1/labels", labels, "POST"),
+        route("/v1/calibration", calibration),
+        route("/v1/predictions/{id}", forget, "DELETE"),
+        route("/v2", server_metadata),
+        route("/v2/health/live", live),
+        route("/v2/health/ready", ready),
+        route("/v2/models/{name}", model_metadata),
+        route("/v2/models/{name}/ready", model_ready),
+        route("/v2/models/{name}/versions/{version}", model_metadata),
+        route("/v2/models/{name}/versions/{version}/ready", model_ready),
+        route("/livez", live),
+        route("/readyz", ready),
+        route("/metrics", metrics),
+        route("/openapi.json", described),
+        route("/", _page("index.html")),
+        route("/docs", _page("docs.html")),
+        route("/page.css", _page("page.css")),
+        route("/page.js", _page("page.js")),
+        route("/page/{part}", part),
     ]
 
 
@@ -291,9 +306,14 @@ def _note_rows(request: Request, inputs: Mapping[str, Array]) -> None:
 
 
 async def _from_json(core: Core, model: Model, body: bytes) -> friendly.PredictRequest:
-    settings = core.settings
-    limit = parsing.most_values(model.predictor.inputs, settings.max_rows, settings.max_body_bytes)
-    return await core.parse(body, limit, lambda: friendly.parse_predict(body, model))
+    return await core.parse(
+        body, _most_values(core, model), lambda: friendly.parse_predict(body, model)
+    )
+
+
+def _most_values(core: Core, model: Model) -> Callable[[], int]:
+    settings, specs = core.settings, model.predictor.inputs
+    return lambda: parsing.most_values(specs, settings.max_rows, settings.max_body_bytes)
 
 
 async def _from_arrow(core: Core, model: Model, body: bytes) -> friendly.PredictRequest:

@@ -64,7 +64,9 @@ class Exchange:
             "query_string": b"",
             "app": None,
         }
-        asyncio.run((app or make())(scope, self.receive, self.send))
+        app = app or make()
+        asyncio.run(app(scope, self.receive, self.send))
+        app.later.flush()
 
     async def receive(self):
         if not self.parts:

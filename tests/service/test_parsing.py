@@ -80,14 +80,14 @@ def test_large_bodies_are_parsed_beside_the_loop():
     async def main():
         parse = Parser()
         here = threading.current_thread()
-        assert await parse(b"[]", 0, threading.current_thread) is here
+        assert await parse(b"[]", lambda: 0, threading.current_thread) is here
         large = b"[" + b" " * LARGE + b"]"
-        assert await parse(large, 9, threading.current_thread) is not here
-        assert await parse(large, 1, threading.current_thread) is not here
+        assert await parse(large, lambda: 9, threading.current_thread) is not here
+        assert await parse(large, lambda: 1, threading.current_thread) is not here
         with pytest.raises(ServiceError, match="more than 0 values"):
-            await parse(large, 0, threading.current_thread)
+            await parse(large, lambda: 0, threading.current_thread)
         # What follows the JSON of a binary request is not text.
-        assert await parse(large, 0, threading.current_thread, 0) is not here
+        assert await parse(large, lambda: 0, threading.current_thread, 0) is not here
         parse.close()
 
     asyncio.run(main())
