@@ -6,12 +6,14 @@ the ``service_class`` argument of ``bentoml.service``; a canary test notices whe
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
 import bentoml
 import orjson
 from bentoml.exceptions import BentoMLException
+from pydantic import ValidationError
 
 from calibration.bundle import load_bundle
 from service import friendly, logs
@@ -25,12 +27,25 @@ from service.settings import load_settings
 _settings = load_settings()
 
 
+class WithoutInputs(logging.Filter):
+    """Takes the traceback from what BentoML logs of a body that it refuses: it quotes the body."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the record pass, without what was sent."""
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, ValidationError):
+            record.msg, record.args = f"{record.getMessage()}: {error.error_count()} errors", ()
+            record.exc_info = record.exc_text = None
+        return True
+
+
 class HedgedService(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml gives no types
     """A BentoML service whose ASGI application is ours, with BentoML's own few routes inside."""
 
     def to_asgi(self, is_main: bool = True) -> Application:
         """Our application; BentoML's answers its native API and describes it."""
         logs.setup()
+        logging.getLogger("bentoml._internal.server.http_app").addFilter(WithoutInputs())
         inner = super().to_asgi(is_main=is_main)
         self.application = Application(
             _settings,
@@ -80,7 +95,7 @@ class Hedged:
         try:
             core = self.bento_service.core()
             served = core.model(model)
-            wanted = friendly.read_predict({"rows": rows, "alpha": alpha}, served)
+            wanted = friendly.read_predict({"rows": rows, "alpha": alpha}, served, core.nulls)
             names = friendly.default_outputs(served)
             answer = await core.predict(
                 served, wanted.inputs, outputs=names, text=names, alpha=wanted.options.alpha

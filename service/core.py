@@ -61,6 +61,7 @@ class Core:
         self.models: Mapping[str, Model] = dict(models)  # replaced as a whole, never changed
         self.swap_errors: Mapping[str, str] = {}  # name → why its live version is not served
         self.ledger = ledger
+        self.nulls = settings.nonfinite == "allow"  # whether an input may be missing: NaN, or null
         self.later = later or Later()  # counts and keeps what was answered
         self.ready = False
         self.batcher = Batcher(
@@ -160,9 +161,8 @@ class Core:
         await asyncio.to_thread(self.calibration.close)
 
     def _validated(self, model: Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        loose = self.settings.nonfinite == "allow"
         specs, optional = model.predictor.inputs, model.predictor.optional
-        return validate(inputs, specs, self.settings.max_rows, optional, loose)
+        return validate(inputs, specs, self.settings.max_rows, optional, self.nulls)
 
     def _fitting(self, model: Model, rows: int, values: int, plan: Plan) -> int:
         """Bytes of the body that will hold the answer; ServiceError 413 for too many."""

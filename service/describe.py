@@ -22,22 +22,23 @@ def components(models: Mapping[str, Model], settings: Settings) -> dict[str, Jso
     """Every schema by name; those of a model end in its name."""
     found = envelopes(sorted(models))
     for name, model in models.items():
-        found[f"PredictRequest.{name}"] = _request(model, settings.max_rows)
+        found[f"PredictRequest.{name}"] = _request(model, settings)
         found[f"PredictResponse.{name}"] = _response(model)
     return found
 
 
-def _request(model: Model, max_rows: int) -> Json:
+def _request(model: Model, settings: Settings) -> Json:
+    max_rows, nulls = settings.max_rows, settings.nonfinite == "allow"
     predictor = model.predictor
     mapping = predictor.manifest.mapping
     columns: Json = {name: {} for name in mapping.columns()}
     for spec in predictor.inputs:
         names = mapping.inputs[spec.name]
         for name in names:
-            columns[name] = _nested(spec, 1 if len(names) == 1 else len(spec.shape))
+            columns[name] = _nested(spec, 1 if len(names) == 1 else len(spec.shape), nulls)
     row = closed(columns, [n for names in mapping.inputs.values() for n in names])
     tensors = {
-        spec.name: _rows(_nested(spec, 1), max_rows)
+        spec.name: _rows(_nested(spec, 1, nulls and spec in predictor.inputs), max_rows)
         for spec in (*predictor.inputs, *predictor.optional)
     }
     alpha = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
@@ -103,9 +104,12 @@ def _field(spec: TensorSpec, model: Model) -> Json:
     return _lists(leaf, dims)
 
 
-def _nested(spec: TensorSpec, after: int) -> Json:
-    """The values of one row of an input, after its first axes."""
-    return _lists(_number(spec), spec.shape[after:])
+def _nested(spec: TensorSpec, after: int, nulls: bool) -> Json:
+    """The values of one row of an input, after its first axes; ``nulls``: one may be missing."""
+    leaf = _number(spec)
+    if nulls and leaf["type"] == "number":
+        leaf = {"type": ["number", "null"]}
+    return _lists(leaf, spec.shape[after:])
 
 
 def _number(spec: TensorSpec) -> Json:

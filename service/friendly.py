@@ -41,17 +41,18 @@ class PredictRequest:
     options: Options
 
 
-def parse_predict(body: bytes, model: Model) -> PredictRequest:
+def parse_predict(body: bytes, model: Model, nulls: bool = False) -> PredictRequest:
     """The request in ``body`` for ``model``; see `read_predict`."""
-    return read_predict(parse_object(body), model)
+    return read_predict(parse_object(body), model, nulls)
 
 
-def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
+def read_predict(request: Mapping[str, Any], model: Model, nulls: bool = False) -> PredictRequest:
     """A request object: ``rows`` by column name or ``inputs`` by tensor, and options.
 
     Options are ``alpha`` (one number, or one per row), ``id``, ``ids`` (one per row, default: the
     bundle's id column where rows have it) and ``outputs`` (names). The other columns that the
-    bundle's table had may be there and are not used. Raises ServiceError 400 naming the key, the
+    bundle's table had may be there and are not used. With ``nulls``, null is a missing value, NaN,
+    where a number is needed. Raises ServiceError 400 naming the key, the
     row and the column at fault.
     """
     for key in request:
@@ -65,9 +66,9 @@ def read_predict(request: Mapping[str, Any], model: Model) -> PredictRequest:
     ids = _texts(request.get("ids"), "ids")
     with Refusals(model, _length(rows, tensors)):
         if rows is None:
-            inputs = _tensors(tensors)
+            inputs = _tensors(tensors, nulls)
         else:
-            inputs = _rows(rows, manifest.mapping, manifest.inputs)
+            inputs = _rows(rows, manifest.mapping, manifest.inputs, nulls)
             inputs |= _group_column(rows, model)
             if options.id is None and ids is None:
                 ids = _id_column(rows, manifest.mapping.id)
@@ -160,7 +161,9 @@ def _length(rows: Any, tensors: Any) -> int:
     return max((len(value) for value in lists if isinstance(value, list)), default=0)
 
 
-def _rows(rows: Any, mapping: TableMapping, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+def _rows(
+    rows: Any, mapping: TableMapping, specs: Sequence[TensorSpec], nulls: bool
+) -> dict[str, Array]:
     if not isinstance(rows, list) or not rows:
         raise invalid("'rows' must be a list of at least one object")
     for at, row in enumerate(rows):
@@ -174,7 +177,7 @@ def _rows(rows: Any, mapping: TableMapping, specs: Sequence[TensorSpec]) -> dict
                 f"row {at} has column {shorten(min(extra))!r}, which the model does not take "
                 f"({shorten(needed, 400)})"
             )
-    return {spec.name: _input(rows, mapping.inputs[spec.name], spec) for spec in specs}
+    return {spec.name: _input(rows, mapping.inputs[spec.name], spec, nulls) for spec in specs}
 
 
 def _id_column(rows: Sequence[Mapping[str, Any]], column: str | None) -> list[str] | None:
@@ -207,7 +210,9 @@ def input_columns(mapping: TableMapping) -> list[str]:
     return list(dict.fromkeys(c for columns in mapping.inputs.values() for c in columns))
 
 
-def _input(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spec: TensorSpec) -> Array:
+def _input(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spec: TensorSpec, nulls: bool
+) -> Array:
     """One input from its columns: several numbers stacked in order, or one column of lists."""
     try:
         values = [[row[column] for column in columns] for row in rows]
@@ -217,9 +222,9 @@ def _input(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spec: Tens
     if spec.dtype != "bool":
         values = [[int(v) if v is True or v is False else v for v in row] for row in values]
     try:
-        array = number_array(values, "the rows")
+        array = number_array(values, "the rows", nulls)
     except ServiceError:
-        _blame(values, columns)
+        _blame(values, columns, nulls)
         raise
     return as_input(array, columns, spec)
 
@@ -245,18 +250,18 @@ def as_input(array: Array, columns: Sequence[str], spec: TensorSpec) -> Array:
     return array.reshape(rows, *(size // known if d < 0 else d for d in tail))
 
 
-def _blame(values: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
+def _blame(values: Sequence[Sequence[Any]], columns: Sequence[str], nulls: bool) -> None:
     """Raise for the first value that is no number, or is shaped unlike the one above it."""
     shape: dict[str, tuple[int, ...]] = {}
     for at, row in enumerate(values):
         for column, value in zip(columns, row, strict=True):
             where = f"row {at}, column {column!r}"
-            found = number_array([value], where).shape
+            found = number_array([value], where, nulls).shape
             if shape.setdefault(column, found) != found:
                 raise invalid(f"{where} is shaped unlike the rows before it")
 
 
-def _tensors(tensors: Any) -> dict[str, Array]:
+def _tensors(tensors: Any, nulls: bool) -> dict[str, Array]:
     if not isinstance(tensors, dict):
         raise invalid("'inputs' must be an object of tensors by name")
     arrays = {}
@@ -264,7 +269,7 @@ def _tensors(tensors: Any) -> dict[str, Array]:
         where = f"input {shorten(name)!r}"
         if not isinstance(data, list):
             raise invalid(f"{where} must be a list of rows")
-        arrays[name] = number_array(data, where)
+        arrays[name] = number_array(data, where, nulls)
     return arrays
 
 

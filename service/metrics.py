@@ -126,5 +126,42 @@ LEDGER_SPOOLED = Counter(
     "uq_ledger_spooled_total", "Predictions and labels kept on local disk while the store was away."
 )
 
+# Of `hedged monitor`, which alone moves them: they need history, and a gauge has one owner.
+_STREAM = (*_MV, "stream")
+CHANGEPOINTS = Counter("uq_changepoints_total", "Changes that were found in a stream.", _STREAM)
+DRIFT_PROBABILITY = Gauge(
+    "uq_drift_probability_ratio",
+    "Posterior probability that a stream changed within its latest observations.",
+    _STREAM,
+)
+DRIFT_MARTINGALE = Gauge(
+    "uq_drift_martingale_log10",
+    "Evidence that a stream is no longer exchangeable with the reference; its null passes L with "
+    "probability at most 10^-L, ever.",
+    _STREAM,
+)
+DRIFT_DISTANCE = Gauge(
+    "uq_drift_distance_ratio",
+    "Distance of a stream's latest window from the reference, by kind (ks, psi).",
+    (*_STREAM, "kind"),
+)
+WINDOW_LABELS = Gauge("uq_window_labels", "Labelled rows in the monitor's window.", _MV)
+WINDOW_ECE = Gauge(
+    "uq_window_ece_ratio",
+    "Debiased ECE of the monitor's window, and what a calibrated model would stay below.",
+    (*_MV, "bound"),
+)
+COVERAGE_BOUND = Gauge(
+    "uq_coverage_bound_ratio",
+    "Anytime-valid bound on coverage since the monitor began.",
+    (*_MV, "level", "bound"),
+)
+MONITOR_ROWS = Counter("uq_monitor_rows_total", "Predictions that the monitor has read.", _MV)
+MONITOR_TIME = Gauge(
+    "uq_monitor_last_prediction_timestamp_seconds",
+    "Time of the latest prediction that the monitor has read.",
+    _MV,
+)
+
 METRIC_NAMES: frozenset[str] = frozenset(sample_names("uq_"))
 """Every sample name that ``render`` may give; rules, alerts and dashboards use no other."""

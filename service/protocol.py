@@ -48,12 +48,14 @@ class InferRequest:
     alpha: float | None = None
 
 
-def parse_infer(body: bytes, header: str | None, specs: Sequence[TensorSpec]) -> InferRequest:
+def parse_infer(
+    body: bytes, header: str | None, specs: Sequence[TensorSpec], nulls: bool = False
+) -> InferRequest:
     """An inference request from its body and ``Inference-Header-Content-Length``, if sent.
 
     ``specs`` are the model's inputs; they are used only for the raw form (header length 0), which
-    carries neither name nor shape. Raises ServiceError 400 for anything that the protocol does not
-    allow, naming the field.
+    carries neither name nor shape. With ``nulls``, null in JSON data is NaN. Raises ServiceError
+    400 for anything that the protocol does not allow, naming the field.
     """
     length = header_length(header, len(body))
     if length == 0:
@@ -61,7 +63,7 @@ def parse_infer(body: bytes, header: str | None, specs: Sequence[TensorSpec]) ->
     tail = memoryview(body)[len(body) if length is None else length :]
     request = parse_object(body if length is None else body[:length])
     parameters = _parameters(request, "the request")
-    inputs, used = _inputs(request, tail, binary=length is not None)
+    inputs, used = _inputs(request, tail, binary=length is not None, nulls=nulls)
     if used != len(tail):
         raise invalid(
             f"the body holds {len(tail)} bytes after its JSON and the binary_data_size of all "
@@ -159,7 +161,7 @@ def _raw_input(body: bytes, specs: Sequence[TensorSpec]) -> dict[str, Array]:
 
 
 def _inputs(
-    request: Mapping[str, Any], tail: memoryview, *, binary: bool
+    request: Mapping[str, Any], tail: memoryview, *, binary: bool, nulls: bool
 ) -> tuple[dict[str, Array], int]:
     entries = request.get("inputs")
     if not isinstance(entries, list) or not entries:
@@ -177,7 +179,7 @@ def _inputs(
         if size is None:
             if "data" not in entry:
                 raise invalid(f"{where} has neither 'data' nor the parameter binary_data_size")
-            inputs[name] = _from_json(entry["data"], dtype, shape, where)
+            inputs[name] = _from_json(entry["data"], dtype, shape, where, nulls)
             continue
         if not binary:
             raise invalid(f"{where} has binary_data_size but {HEADER_LENGTH} was not sent")
@@ -190,10 +192,12 @@ def _inputs(
     return inputs, at
 
 
-def _from_json(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Array:
+def _from_json(
+    data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str, nulls: bool
+) -> Array:
     if not isinstance(data, list):
         raise invalid(f"{where}: 'data' must be a list")
-    value = number_array(data, where)
+    value = number_array(data, where, nulls)
     if value.size != math.prod(shape) or (value.ndim != 1 and value.shape != shape):
         raise invalid(
             f"{where}: 'data' of shape {list(value.shape)} does not fill shape {list(shape)}"

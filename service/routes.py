@@ -67,7 +67,7 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
         wanted = await core.parse(
             body,
             _most_values(core, model),
-            lambda: protocol.parse_infer(body, header, specs),
+            lambda: protocol.parse_infer(body, header, specs, core.nulls),
             json=protocol.header_length(header, len(body)),
         )
         binary = wanted.outputs
@@ -307,7 +307,7 @@ def _note_rows(request: Request, inputs: Mapping[str, Array]) -> None:
 
 async def _from_json(core: Core, model: Model, body: bytes) -> friendly.PredictRequest:
     return await core.parse(
-        body, _most_values(core, model), lambda: friendly.parse_predict(body, model)
+        body, _most_values(core, model), lambda: friendly.parse_predict(body, model, core.nulls)
     )
 
 

@@ -127,7 +127,8 @@ class Settings(BaseSettings):
     )
     nonfinite: Literal["reject", "allow"] = Field(
         default="reject",
-        description="NaN and infinity in inputs: reject, or allow for models that take them",
+        description="NaN, infinity and JSON's null (as NaN) in inputs: reject, or allow for "
+        "models that take them",
     )
     log_requests: Literal["errors", "all", "none"] = Field(
         default="errors",

@@ -30,10 +30,11 @@ def parse_json(text: bytes | memoryview, where: str = "the body") -> Any:
         raise invalid(f"{where} is not JSON: {e}") from None
 
 
-def number_array(data: list[Any], where: str) -> Array:
+def number_array(data: list[Any], where: str, nulls: bool = False) -> Array:
     """Nested JSON lists of numbers, or of booleans, as an int64, uint64, float64 or bool array.
 
-    Raises ServiceError 400 for ragged lists, more than MAX_RANK levels, and anything else inside.
+    With ``nulls``, null is a missing value: NaN in an array of float64. Raises ServiceError 400 for
+    ragged lists, more than MAX_RANK levels, and anything else inside.
     """
     # numpy would make one string column of the longest string's width out of ["…64 MB…", 1, 1]:
     # so the leaves are looked at before an array is made of them.
@@ -48,8 +49,9 @@ def number_array(data: list[Any], where: str) -> Array:
         shape.append(sizes.pop())
         data = list(chain.from_iterable(data))
         types = set(map(type, data))
-    if not types <= {int, float} and types != {bool}:
-        odd = next(v for v in data if type(v) not in (int, float))
+    numbers = {int, float, type(None)} if nulls else {int, float}
+    if not types <= numbers and types != {bool}:
+        odd = next(v for v in data if type(v) not in numbers)
         raise invalid(f"{where} holds a {kind(odd)} where a number is needed")
     return _array(data, types).reshape(shape)
 

@@ -131,6 +131,14 @@ def test_what_a_client_sends_is_bounded_and_the_next_request_works(server, x):
     assert server.client.post("/v1/predict", json=good).status_code == 200
 
 
+def test_a_refused_body_is_not_in_the_log(server):
+    refused = server.client.post("/predict", json={"rows": "a-patient-called-7731"})
+    assert refused.status_code == 400
+    log = server.log.read_text()
+    assert "Exception on /predict [POST]: 1 errors" in log
+    assert "7731" not in log
+
+
 def test_unknown_addresses_make_no_series(server):
     rng = np.random.default_rng(0)
     server.client.get("/nowhere")

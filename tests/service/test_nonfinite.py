@@ -81,6 +81,42 @@ def test_a_model_of_missing_values_is_served(served, bundle, x):
     json.loads(text.content, parse_constant=refuse)
 
 
+def test_null_is_a_missing_value_in_json(served, bundle, x):
+    """Strict JSON has no NaN, and tables have holes."""
+    holes = [[None if np.isnan(v) else float(v) for v in row] for row in x]
+    names = COLUMNS["classification"]
+    bodies = {
+        "/v2/models/tiny/infer": {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [6, 4], "data": holes}]
+        },
+        "/v1/predict": {"inputs": {"x": holes}},
+        "/v1/models/tiny/predict": {"rows": [dict(zip(names, r, strict=True)) for r in holes]},
+    }
+    server = served(bundles=bundle, nonfinite="allow")
+    wanted = infer(server, x).as_numpy("confidence").tolist()
+    for path, body in bodies.items():
+        answer = server.client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        got = answer.json()
+        if path == "/v2/models/tiny/infer":
+            found = next(o["data"] for o in got["outputs"] if o["name"] == "confidence")
+        else:
+            found = [row["confidence"] for row in got["predictions"]]
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    described = server.client.get("/openapi.json").json()["components"]["schemas"]
+    column = described["PredictRequest.tiny"]["properties"]["rows"]["items"]["properties"]["c"]
+    assert column == {"type": ["number", "null"]}
+    strict = served(bundles=bundle)
+    for path, body in bodies.items():
+        refused = strict.client.post(path, json=body)
+        assert (refused.status_code, "holds a null" in refused.text) == (400, True)
+    described = strict.client.get("/openapi.json").json()["components"]["schemas"]
+    column = described["PredictRequest.tiny"]["properties"]["rows"]["items"]["properties"]["c"]
+    assert column == {"type": "number"}
+    whole = {"inputs": {"x": [[1, 2, 3, True]]}}
+    assert server.client.post("/v1/predict", json=whole).status_code == 400
+
+
 def test_what_a_model_makes_of_nan_never_leaves(served, x):
     """The plain network answers NaN to NaN."""
     server = served(nonfinite="allow")
