@@ -11,7 +11,7 @@ import os
 import bentoml
 import numpy as np
 
-from bench.http_floor import session
+from bench.http_floor import input_dtype, session
 
 
 @bentoml.service(  # type: ignore[untyped-decorator]
@@ -23,9 +23,10 @@ class Peer:
     def __init__(self) -> None:
         self.model = session(os.environ["BENCH_GRAPH"])
         self.feed, self.output = os.environ["BENCH_FEED"], os.environ["BENCH_OUTPUT"]
+        self.dtype = input_dtype(self.model, self.feed)
 
     @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=60_000)  # type: ignore[untyped-decorator]
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Rows N×D → probabilities N×C."""
-        (probs,) = self.model.run([self.output], {self.feed: np.asarray(x, np.float32)})
+        (probs,) = self.model.run([self.output], {self.feed: np.asarray(x, self.dtype)})
         return np.asarray(probs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -26,12 +27,19 @@ def session(graph: str) -> ort.InferenceSession:
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+def input_dtype(model: ort.InferenceSession, feed: str) -> np.dtype[Any]:
+    """The dtype of the input ``feed``: magika's are int32, a table's float32."""
+    kind = next(i.type for i in model.get_inputs() if i.name == feed)
+    return np.dtype({"tensor(float)": np.float32, "tensor(int32)": np.int32}[kind])
+
+
 def application(graph: str, feed: str, outputs: list[str]) -> Starlette:
     """POST / {"x": [[…]]} → the outputs as JSON. ``feed`` names the input."""
     model = session(graph)
+    dtype = input_dtype(model, feed)
 
     async def predict(request: Request) -> Response:
-        x = np.asarray(orjson.loads(await request.body())["x"], np.float32)
+        x = np.asarray(orjson.loads(await request.body())["x"], dtype)
         values = model.run(outputs, {feed: x})
         answer = dict(zip(outputs, map(np.ascontiguousarray, values), strict=True))
         body = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -26,11 +26,13 @@ class Runtime(MLModel):  # type: ignore[misc]  # its environment is not the chec
         path = str(Path(self.settings.parameters.uri))
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.names = self.settings.parameters.extra
+        (only,) = self.session.get_inputs()
+        self.dtype = {"tensor(float)": np.float32, "tensor(int32)": np.int32}[only.type]
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Rows N×D → probabilities N×C."""
-        x = np.asarray(NumpyCodec.decode_input(payload.inputs[0]), np.float32)
+        x = np.asarray(NumpyCodec.decode_input(payload.inputs[0]), self.dtype)
         (probs,) = self.session.run([self.names["output"]], {self.names["feed"]: x})
         found = NumpyCodec.encode_output("probs", probs)
         return InferenceResponse(model_name=self.name, outputs=[found])
