@@ -24,6 +24,7 @@ from hedged.commands import (
     keys,
     labels,
     ledger,
+    monitor,
     score,
     serve,
 )
@@ -50,6 +51,7 @@ app.command("activate")(activate.activate)
 app.command("keys")(keys.keys)
 app.command("labels")(labels.labels)
 app.command("ledger")(ledger.ledger)
+app.command("monitor")(monitor.monitor)
 app.command("score")(score.score)
 app.command("control")(control.control)
 

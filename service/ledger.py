@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from posthoc.contract import Array, Task
-from service import instruments, metrics, migrations, removal, store
-from service.labels import Joined, LabelItem, Totals, merge_totals, totals_of
+from service import account, instruments, metrics, migrations, removal, store
+from service.labels import Joined, LabelItem
 from service.rows import Served, Source, compact
 from service.schema import (
     LedgerError,
@@ -35,7 +35,6 @@ from service.schema import (
     short,
 )
 from service.spool import Entry, Spool
-from service.summary import summary_of
 from service.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -231,19 +230,11 @@ class Ledger:
         ``since`` (seconds since the epoch) leaves older predictions out. See ``service.summary``
         for the keys. Raises LedgerError while the store is away.
         """
-        totals: dict[tuple[str, str], Totals] = {}
         try:
             with self._transaction(read=True) as conn:
-                served = store.served_counts(conn, model, since)
-                images = store.image_means(conn, model, since)
-                oldest = store.oldest(conn, model, since)
-                for page in store.joined_pages(conn, model, since):
-                    for key, part in totals_of(page).items():
-                        totals[key] = merge_totals(totals[key], part) if key in totals else part
-                feedback = store.feedback_counts(conn, model)
+                return account.calibration(conn, model, since)
         except SQLAlchemyError as e:
             raise LedgerError(f"the ledger's store cannot be read ({short(e)}); try again") from e
-        return summary_of(served, totals, feedback, since, images, oldest)
 
     def forget(self, id: str, model: str | None = None) -> int:
         """Erase a prediction and its label; the number of predictions erased.

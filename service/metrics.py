@@ -107,6 +107,13 @@ MODEL_INFO = Gauge(
     (*_MV, "sha256", "method", "task"),
     multiprocess_mode="livemax",
 )
+CONFORMAL_ROWS = Gauge(
+    "uq_conformal_rows",
+    "Rows that the thresholds of a served bundle were found on: images of maps, effective rows "
+    "where they have weights.",
+    _MV,
+    multiprocess_mode="livemax",
+)
 SWAPS = Counter("uq_swaps_total", "Bundles that became live, by each worker.", ("model", "result"))
 DEVICE_INFO = Gauge(
     "uq_device_info",
@@ -129,9 +136,10 @@ LEDGER_SPOOLED = Counter(
 # Of `hedged monitor`, which alone moves them: they need history, and a gauge has one owner.
 _STREAM = (*_MV, "stream")
 CHANGEPOINTS = Counter("uq_changepoints_total", "Changes that were found in a stream.", _STREAM)
-DRIFT_PROBABILITY = Gauge(
-    "uq_drift_probability_ratio",
-    "Posterior probability that a stream changed within its latest observations.",
+DRIFT_EVIDENCE = Gauge(
+    "uq_drift_evidence_ratio",
+    "How near a change is to being called, 1 being there: of dsm and bocd the posterior "
+    "probability of a recent change, of cusum its sum over its limit.",
     _STREAM,
 )
 DRIFT_MARTINGALE = Gauge(

@@ -116,6 +116,15 @@ sa.Index(
     postgresql_where=labels.c.joined.is_(None),
 )
 
+# What was joined, in order of time: what a monitor has not read yet.
+sa.Index(
+    "labels_joined",
+    labels.c.joined,
+    labels.c.seq,
+    sqlite_where=labels.c.joined.is_not(None),
+    postgresql_where=labels.c.joined.is_not(None),
+)
+
 feedback = sa.Table(
     "feedback",
     metadata,

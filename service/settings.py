@@ -21,6 +21,7 @@ LEDGER_FILE = "hedged-ledger.sqlite"
 COMMANDS = (
     *("compare", "control", "demo", "fit", "evaluate"),
     *("inspect", "verify", "modules", "serve", "activate", "score", "keys", "labels", "ledger"),
+    "monitor",
 )
 _TOOLS = frozenset({"CONFIG", "ASSETS"})
 

@@ -22,14 +22,14 @@ _FIRST_WAIT_S = 0.5
 _LAST_WAIT_S = 3600.0
 
 # The columns of ``Joined`` but for its value, in its order.
-_JOINED: tuple[sa.ColumnElement[Any], ...] = (
+JOINED: tuple[sa.ColumnElement[Any], ...] = (
     *(bundles.c[c] for c in ("model", "version", "task")),
     predictions.c.time.label("predicted"),
     labels.c.received,
     *(predictions.c[c] for c in ("level", "label", "confidence", "probs", "set")),
     *(predictions.c[c] for c in ("mean", "std", "lower", "upper")),
 )
-_NAMES = tuple(str(c.key) for c in _JOINED)
+_NAMES = tuple(str(c.key) for c in JOINED)
 _MEANS = ("confidence", "entropy", "set_size", "std", "ood", "abstain")
 
 
@@ -247,8 +247,8 @@ def claim(conn: sa.Connection, limit: int, now: float) -> tuple[list[Joined], li
     its age, so that many strangers cost little.
     """
     stmt = (
-        sa.select(labels.c.seq, labels.c.value, predictions.c.bundle, *_JOINED)
-        .select_from(_labels_with(predictions, outer=True))
+        sa.select(labels.c.seq, labels.c.value, predictions.c.bundle, *JOINED)
+        .select_from(labels_with(predictions, outer=True))
         .where(labels.c.joined.is_(None), labels.c.next_try <= now)
         .order_by(labels.c.next_try, labels.c.seq)
         .limit(limit)
@@ -274,7 +274,7 @@ def claim(conn: sa.Connection, limit: int, now: float) -> tuple[list[Joined], li
             unfit.append((seq, source.model))
             continue
         taken.append({"s": seq, "v": json.dumps(label)})
-        rows.append(_joined(rest, label))
+        rows.append(joined_row(rest, label))
     if taken:
         done = sa.update(labels).where(labels.c.seq == sa.bindparam("s"))
         conn.execute(done.values(joined=now, value=sa.bindparam("v")), taken)
@@ -287,11 +287,13 @@ def claim(conn: sa.Connection, limit: int, now: float) -> tuple[list[Joined], li
     return rows, [m for _, m in unfit], len(due)
 
 
-def _joined(columns: Sequence[Any], value: Label) -> Joined:
+def joined_row(columns: Sequence[Any], value: Label) -> Joined:
+    """A row from the values of JOINED."""
     return Joined(**dict(zip(_NAMES, columns, strict=True)), value=value)
 
 
-def _labels_with(table: sa.Table, *, outer: bool = False) -> sa.Join:
+def labels_with(table: sa.Table, *, outer: bool = False) -> sa.Join:
+    """Labels beside the rows of ``table`` that they belong to, and their bundles."""
     on = (labels.c.model == table.c.model) & (labels.c.id == table.c.id)
     joined = labels.join(table, on, isouter=outer)
     return joined.join(bundles, bundles.c.bundle == table.c.bundle, isouter=outer)
@@ -304,8 +306,8 @@ def joined_pages(
     last = -1
     while True:
         stmt = (
-            sa.select(labels.c.seq, labels.c.value, *_JOINED)
-            .select_from(_labels_with(predictions))
+            sa.select(labels.c.seq, labels.c.value, *JOINED)
+            .select_from(labels_with(predictions))
             .where(labels.c.joined.is_not(None), labels.c.seq > last)
             .where(*_only(predictions, model, since))
             .order_by(labels.c.seq)
@@ -314,7 +316,7 @@ def joined_pages(
         page = conn.execute(stmt).all()
         if not page:
             return
-        yield [_joined(rest, json.loads(value)) for _, value, *rest in page]
+        yield [joined_row(rest, json.loads(value)) for _, value, *rest in page]
         last = page[-1][0]
 
 

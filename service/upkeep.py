@@ -75,9 +75,15 @@ class Upkeep:
         self._engine = engine
         self._file = file
 
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection in a transaction that only reads."""
+        with reading(self._engine).begin() as conn:
+            yield conn
+
     def sources(self) -> list[Source]:
         """The bundles that the ledger has met, oldest first."""
-        with reading(self._engine).begin() as conn:
+        with self.reading() as conn:
             return list(store.sources(conn).values())
 
     def info(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +10,12 @@ import typer
 from rich.table import Table
 
 from hedged.commands import console
+from hedged.commands.ages import seconds
 from hedged.commands.console import option
 
 if TYPE_CHECKING:
     from service.upkeep import Upkeep
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _MORE = """LEDGER is the SQLite file or the postgresql:// URL of a service, which may go on writing
 meanwhile. `info` counts what is in it. `purge` deletes predictions that are older than a time,
 with their labels, and labels that have waited as long for a prediction; a service does so by
@@ -61,7 +60,7 @@ def ledger(
         raise typer.BadParameter("purge needs --older-than, and nothing else takes it")
     if model is not None and action is not Action.forget:
         raise typer.BadParameter("only forget takes --model")
-    age = 0.0 if older_than is None else _seconds(older_than)
+    age = 0.0 if older_than is None else seconds(older_than, "--older-than")
     with opened(ledger) as found:
         if action is Action.info:
             _show(found.info(), json)
@@ -120,10 +119,3 @@ def _time(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
-    if found is None:
-        raise typer.BadParameter(f"--older-than takes an age such as 90d or 36h, not {text!r}")
-    return float(found[1]) * _UNITS[found[2]]

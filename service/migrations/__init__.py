@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from service.schema import LEDGER_LOCK, RevisionError, reading
 
-HEAD = "0001"
+HEAD = "0002"
 VERSION_TABLE = "hedged_revision"  # not Alembic's usual name: the database may be shared
 _PAGES = Path(__file__).parent
 _VERSION = sa.table(VERSION_TABLE, sa.column("version_num"))

@@ -132,7 +132,7 @@ def test_a_revision_that_fails_changes_nothing(url, engine, open_ledger, followi
     following("op.drop_table('no_such_table')")
     with pytest.raises(sa.exc.DBAPIError, match="no_such_table"):
         migrations.upgrade(engine)
-    assert revision(engine) == "0001" and "weight" not in columns(engine)
+    assert revision(engine) == migrations.HEAD and "weight" not in columns(engine)
 
 
 def restamp(engine: sa.Engine, text: str) -> None:
@@ -143,7 +143,7 @@ def restamp(engine: sa.Engine, text: str) -> None:
 def test_a_newer_ledger_is_refused(url, engine, open_ledger):
     open_ledger(url).close()
     restamp(engine, "9999")
-    with pytest.raises(LedgerError, match=r"revision 9999, .* up to 0001: upgrade hedged"):
+    with pytest.raises(LedgerError, match=r"revision 9999, .* up to \d{4}: upgrade hedged"):
         Ledger.open(url)
     assert revision(engine) == "9999"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from service import instruments
+from service import instruments, migrations
 from service.joiner import Joiner
 from service.labels import LabelItem
 from service.schema import images, ledger_url, make_engine, predictions
@@ -133,7 +133,7 @@ def test_upkeep_beside_a_service(url, ledger):
         assert len(join(ledger)) == 901
         info = found.info()
         assert (info["predictions"], info["images"], info["labels"]) == (2200, 0, 902)
-        assert (info["joined"], info["pending"], info["revision"]) == (901, 1, "0001")
+        assert (info["joined"], info["pending"], info["revision"]) == (901, 1, migrations.HEAD)
         assert info["bytes"] > 2200 * 28 and info["newest"] >= info["oldest"] > time.time() - 600
         assert [(m["model"], m["predictions"]) for m in info["models"]] == [(MODEL, 2200)]
         assert found.forget(["row-0", "none"]) == {"row-0": 1, "none": 0}

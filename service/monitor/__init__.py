@@ -1,0 +1,1 @@
+"""`hedged monitor`: reads a ledger and publishes what needs history."""

@@ -1,0 +1,87 @@
+"""The monitor as a process: looks again and again, keeps what it found, and publishes it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prometheus_client import start_http_server
+
+from posthoc.contract import HedgedError
+from service.monitor.publish import Publisher, registry
+from service.monitor.stream import Options
+from service.monitor.watch import Watch, look, restore, save, windowed
+from service.upkeep import BusyLedgerError, opened
+
+_log = logging.getLogger("hedged.monitor")
+
+
+class Monitor:
+    """One ledger that is watched, and the file that its evidence is kept in.
+
+    Raises DataError at once for a file that is not of such a watch. ``window_s``: seconds of
+    predictions whose calibration is published.
+    """
+
+    def __init__(self, ledger: str, options: Options, state: Path, window_s: float) -> None:
+        self._ledger = ledger
+        self._options = options
+        self._state = state
+        self._window_s = window_s
+        self._publisher = Publisher()
+        self.watch: Watch = restore(state, options)
+
+    def catch_up(self, stop: threading.Event | None = None) -> int:
+        """Read everything that is new, page by page; the number of rows. What was read is kept
+        after each page. Raises LedgerError where the ledger cannot be read."""
+        total = 0
+        with opened(self._ledger) as ledger:
+            while stop is None or not stop.is_set():
+                with ledger.reading() as conn:
+                    found, read = look(conn, self.watch, self._options)
+                if not read:
+                    break
+                save(found, self._options, self._state)
+                self.watch, total = found, total + read
+        return total
+
+    def publish(self) -> None:
+        """Move the metrics to what is known now."""
+        with opened(self._ledger) as ledger, ledger.reading() as conn:
+            self._publisher.publish(self.watch, windowed(conn, self._window_s))
+
+    def run(self, stop: threading.Event, every: float) -> None:
+        """Look every so many seconds until ``stop`` is set. A ledger that is away is tried again;
+        one that is no ledger is an error at the first look."""
+        first = True
+        while not stop.is_set():
+            try:
+                self.catch_up(stop)
+                self.publish()
+            except BusyLedgerError as e:
+                _log.warning("%s", e)
+            except HedgedError:
+                if first:
+                    raise
+                _log.exception("the ledger could not be read; the next look tries again")
+            first = False
+            stop.wait(every)
+
+    @contextmanager
+    def publishing(self, host: str, port: int) -> Iterator[str]:
+        """Answer Prometheus at the address that is yielded, while inside."""
+        try:
+            server, thread = start_http_server(port, host, registry())
+        except OSError as e:
+            raise HedgedError(
+                f"{host}:{port} cannot be listened on ({e}); give another --port"
+            ) from e
+        try:
+            yield f"{host}:{server.server_port}"
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
