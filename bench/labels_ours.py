@@ -40,6 +40,7 @@ async def _ratio(
             # Who comes first changes, so that neither always follows the other's work.
             for name in sorted(apps, reverse=bool(turn % 2)):
                 times = [await timed(apps[name], path, body) for _ in range(calls)]
+                on.core.later.flush()
                 assert on.core.ledger.flush(60)
                 if turn:  # the first warms up
                     found[name].append(statistics.median(times))

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 
 from posthoc.contract import Array
@@ -45,6 +46,11 @@ class Work:
     future: asyncio.Future[Answer]
     joined: float
     waiting: bool = True
+
+    @property
+    def due(self) -> float:
+        """When it is late, by the monotonic clock."""
+        return self.joined + self.timeout
 
     def shares(self, other: Work) -> bool:
         """Whether the rows of both may be in one run."""
@@ -86,6 +92,9 @@ class Batcher:
         self._closed = False
         self._wake: asyncio.Handle | None = None  # the next dispatch
         self._later = later or Later()
+        self._open: dict[Work, None] = {}  # what is not answered, but for this turn of the loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = inf  # when it goes off
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
 
     def submit(
@@ -104,8 +113,8 @@ class Batcher:
         ``row_bytes`` is what a row and its answer take together, about; ``pace`` learns how long
         ``run`` takes; ``waits`` is called once with the work if it has to wait for others.
         ``work.future`` gets the answer, or: RowError for a row that fails by itself; ServiceError
-        504 when ``timeout`` seconds passed. Cancelling it takes the work out of the queue. Raises
-        ServiceError 503 at once when the rows do not fit into the queue.
+        504 when ``timeout`` seconds passed. `drop` takes the work back. Raises ServiceError 503 at
+        once when the rows do not fit into the queue.
         """
         rows = len(next(iter(feed.values())))
         if self._closed:
@@ -132,21 +141,50 @@ class Batcher:
         """Refuse new work, fail what waits, and wait for the batch on the device."""
         self._closed = True
         for work in list(self._queue):
+            self._leave(work)
             if not work.future.done():
                 work.future.set_exception(overloaded("the server is stopping"))
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
+    def drop(self, work: Work) -> None:
+        """Nobody wants the answer any more: a work that waits is never computed."""
+        self._leave(work)
+        work.future.cancel()
+
     def _hold(self, work: Work) -> None:
         """Bound the time of a work that is not answered in this turn of the loop."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(work.joined + work.timeout - monotonic(), _expire, work)
-        work.future.add_done_callback(lambda _: self._left(work, timer))
+        self._open[work] = None
+        self._expire_at(work.due)
         if work.waiting and work.waits is not None:
             work.waits(work)
 
-    def _left(self, work: Work, timer: asyncio.TimerHandle) -> None:
-        """The work is answered, late or cancelled: it must not be computed any more."""
-        timer.cancel()
+    def _expire_at(self, due: float) -> None:
+        """See that somebody looks at the time then. One timer serves all works."""
+        if due >= self._alarm:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._alarm = due
+        delay = max(0.0, due - monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        """Fail every work that is late."""
+        self._timer, self._alarm = None, inf
+        now = monotonic()
+        for work in [work for work in self._open if work.due <= now]:
+            where = "waiting for the model" if work.waiting else "in the model"
+            self._leave(work)
+            if not work.future.done():
+                work.future.set_exception(
+                    ServiceError(504, "timeout", f"no answer after {work.timeout:g} s, {where}")
+                )
+        if self._open:
+            self._expire_at(min(work.due for work in self._open))
+
+    def _leave(self, work: Work) -> None:
+        """The work is answered, late or not wanted: it must not be computed any more."""
+        self._open.pop(work, None)
         if work.waiting:
             self._queue.remove(work)
             self._unqueue(work)
@@ -174,7 +212,7 @@ class Batcher:
         quick = _is_quick(batch)
         fresh, self._fresh = self._fresh, []
         for work in fresh:
-            if work.waiting or not quick:
+            if (work.waiting or not quick) and not work.future.done():
                 self._hold(work)
         self._later.add(instruments.set_queue_rows, self.queued_rows)
         if not batch:
@@ -240,6 +278,7 @@ class Batcher:
         self, batch: list[Work], answers: list[Answer | Exception], start: float, seconds: float
     ) -> None:
         for work, answer in zip(batch, answers, strict=True):
+            self._open.pop(work, None)
             if work.future.done():
                 continue
             if isinstance(answer, Exception):
@@ -258,11 +297,3 @@ def _is_quick(batch: Sequence[Work]) -> bool:
         and (pace := batch[0].pace) is not None
         and pace.quick(sum(work.values for work in batch))
     )
-
-
-def _expire(work: Work) -> None:
-    if not work.future.done():
-        where = "waiting for the model" if work.waiting else "in the model"
-        work.future.set_exception(
-            ServiceError(504, "timeout", f"no answer after {work.timeout:g} s, {where}")
-        )

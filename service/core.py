@@ -137,7 +137,7 @@ class Core:
             if reserve is not None:
                 reserve(asked + rows * answer_bytes)
             feed["q_hat"] = await self._thresholds(model, alphas, rows)
-            watch = _Watch(disconnected)
+            watch = _Watch(self.batcher, disconnected)
             work = self.batcher.submit(
                 model.run,
                 feed,
@@ -147,10 +147,29 @@ class Core:
                 pace=model.pace,
                 waits=watch.begin,
             )
-            fields = await _answer(work, watch)
+            fields = await self._answer(work, watch)
         kept = {name: fields[name] for name in model.recorded}
         await self._remember(model, alphas, ids, kept, feed.get("group"), rows * answer_bytes)
         return Answer(model, id, ids, {name: fields[name] for name in plan.names})
+
+    async def _answer(self, work: Work, watch: _Watch) -> dict[str, Array]:
+        """The work's answer; its failure as a ServiceError; dropped once the client has gone."""
+        try:
+            return await work.future
+        except RowError as e:
+            if isinstance(e.cause, NotFiniteError):
+                raise ServiceError(422, "no_finite_answer", f"row {e.row}: {e.cause}") from None
+            if isinstance(e.cause, InvalidArgument | DataError):
+                raise invalid(shorten(str(e), 400)) from None
+            _log.error("row %d could not be computed", e.row, exc_info=e.cause)
+            raise ServiceError(500, "model_failed", f"the model failed on row {e.row}") from None
+        except asyncio.CancelledError:
+            if watch.gone:
+                raise ServiceError(499, "client_gone", "the client closed the connection") from None
+            self.batcher.drop(work)
+            raise
+        finally:
+            watch.end()
 
     async def close(self) -> None:
         """Stop answering."""
@@ -264,7 +283,10 @@ def _thresholds(model: Model, alphas: Sequence[float], rows: int) -> Array:
 class _Watch:
     """Waits for a client to go while its work has to wait, and takes the work back then."""
 
-    def __init__(self, disconnected: Callable[[], Awaitable[None]] | None) -> None:
+    def __init__(
+        self, batcher: Batcher, disconnected: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        self._batcher = batcher
         self._disconnected = disconnected
         self._task: asyncio.Future[None] | None = None
 
@@ -272,7 +294,7 @@ class _Watch:
         # Only work that has to wait is watched: what already runs cannot be called back.
         if self._disconnected is not None:
             self._task = asyncio.ensure_future(self._disconnected())
-            self._task.add_done_callback(lambda _: work.future.cancel())
+            self._task.add_done_callback(lambda _: self._batcher.drop(work))
 
     @property
     def gone(self) -> bool:
@@ -281,23 +303,3 @@ class _Watch:
     def end(self) -> None:
         if self._task is not None:
             self._task.cancel()
-
-
-async def _answer(work: Work, watch: _Watch) -> dict[str, Array]:
-    """The work's answer; its failure as a ServiceError; cancelled once the client has gone."""
-    try:
-        return await work.future
-    except RowError as e:
-        if isinstance(e.cause, NotFiniteError):
-            raise ServiceError(422, "no_finite_answer", f"row {e.row}: {e.cause}") from None
-        if isinstance(e.cause, InvalidArgument | DataError):
-            raise invalid(shorten(str(e), 400)) from None
-        _log.error("row %d could not be computed", e.row, exc_info=e.cause)
-        raise ServiceError(500, "model_failed", f"the model failed on row {e.row}") from None
-    except asyncio.CancelledError:
-        if watch.gone:
-            raise ServiceError(499, "client_gone", "the client closed the connection") from None
-        work.future.cancel()
-        raise
-    finally:
-        watch.end()

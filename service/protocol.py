@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from posthoc.contract import Array, TensorSpec
-from service.errors import invalid, shorten
+from service.errors import ServiceError, invalid, shorten
 from service.tensors import MAX_RANK, cast, number_array, parse_object
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -170,17 +170,20 @@ def _inputs(
     at = 0
     for entry in entries:
         name = _name(entry, "inputs")
-        where = f"input {shorten(name)!r}"
         if name in inputs:
-            raise invalid(f"{where} is given twice")
-        dtype = _datatype(entry, where)
-        shape = _shape(entry, where)
-        size = _parameters(entry, where).get("binary_data_size") if "parameters" in entry else None
+            raise invalid(f"input {shorten(name)!r} is given twice")
+        kind = entry.get("datatype")
+        dtype = DATATYPES.get(kind) if isinstance(kind, str) else None
+        if dtype is None:
+            raise _no_datatype(kind, name)
+        shape = _shape(entry, name)
+        size = None
+        if "parameters" in entry:
+            size = _parameters(entry, f"input {shorten(name)!r}").get("binary_data_size")
         if size is None:
-            if "data" not in entry:
-                raise invalid(f"{where} has neither 'data' nor the parameter binary_data_size")
-            inputs[name] = _from_json(entry["data"], dtype, shape, where, nulls)
+            inputs[name] = _from_json(entry, dtype, shape, name, nulls)
             continue
+        where = f"input {shorten(name)!r}"
         if not binary:
             raise invalid(f"{where} has binary_data_size but {HEADER_LENGTH} was not sent")
         if "data" in entry:
@@ -193,11 +196,18 @@ def _inputs(
 
 
 def _from_json(
-    data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str, nulls: bool
+    entry: Mapping[str, Any],
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    name: str,
+    nulls: bool,
 ) -> Array:
-    if not isinstance(data, list):
+    where = f"input {shorten(name)!r}"
+    if "data" not in entry:
+        raise invalid(f"{where} has neither 'data' nor the parameter binary_data_size")
+    if not isinstance(entry["data"], list):
         raise invalid(f"{where}: 'data' must be a list")
-    value = number_array(data, where, nulls)
+    value = number_array(entry["data"], where, nulls)
     if value.size != math.prod(shape) or (value.ndim != 1 and value.shape != shape):
         raise invalid(
             f"{where}: 'data' of shape {list(value.shape)} does not fill shape {list(shape)}"
@@ -249,28 +259,29 @@ def _name(entry: Any, group: str) -> str:
     return name
 
 
-def _datatype(entry: Mapping[str, Any], where: str) -> np.dtype[Any]:
-    name = entry.get("datatype")
-    if name == "BYTES":  # what numpy clients send for an array of objects or texts
-        raise invalid(f"{where}: BYTES are texts, and models here take numbers; send {_NUMBERS}")
-    if not isinstance(name, str) or name not in DATATYPES:
-        raise invalid(f"{where}: datatype {shorten(str(name))!r} is not one of {_NUMBERS}")
-    return DATATYPES[name]
+def _no_datatype(found: Any, name: str) -> ServiceError:
+    where = f"input {shorten(name)!r}"
+    if found == "BYTES":  # what numpy clients send for an array of objects or texts
+        return invalid(f"{where}: BYTES are texts, and models here take numbers; send {_NUMBERS}")
+    return invalid(f"{where}: datatype {shorten(str(found))!r} is not one of {_NUMBERS}")
 
 
-def _shape(entry: Mapping[str, Any], where: str) -> tuple[int, ...]:
+def _shape(entry: Mapping[str, Any], name: str) -> tuple[int, ...]:
     shape = entry.get("shape")
-    if (
-        not isinstance(shape, list)
-        or len(shape) > MAX_RANK
-        or not all(_is_int(d) and d >= 0 for d in shape)
-        # Beside a 0 the other sizes count too: numpy refuses an array whose strides overflow.
-        or math.prod(max(d, 1) for d in shape) > _MAX_VALUES
-    ):
-        raise invalid(
-            f"{where}: 'shape' must be a list of at most {MAX_RANK} sizes, of at most 2^40 values"
-        )
-    return tuple(shape)
+    if type(shape) is list and len(shape) <= MAX_RANK:
+        values = 1
+        for size in shape:
+            if type(size) is not int or size < 0:
+                break
+            # Beside a 0 the others count too: numpy refuses an array whose strides overflow.
+            values *= size or 1
+        else:
+            if values <= _MAX_VALUES:
+                return tuple(shape)
+    raise invalid(
+        f"input {shorten(name)!r}: 'shape' must be a list of at most {MAX_RANK} sizes, of at most "
+        "2^40 values"
+    )
 
 
 def _parameters(entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:

@@ -182,8 +182,7 @@ def _level(level: Level) -> str:
     mark = "" if level.inside else " [bold]outside[/]"
     if level.low is None or level.high is None:
         return f"{level.coverage:.4f}{mark}"
-    band = f"≥ {level.low:.4f}" if level.tied else f"{level.low:.4f}–{level.high:.4f}"
-    return f"{level.coverage:.4f} ({band}){mark}"
+    return f"{level.coverage:.4f} ({level.low:.4f}–{level.high:.4f}){mark}"
 
 
 def _size(level: Level) -> str:
