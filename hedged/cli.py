@@ -15,6 +15,7 @@ import typer
 
 from hedged.commands import (
     activate,
+    alerting,
     compare,
     control,
     demo,
@@ -25,6 +26,7 @@ from hedged.commands import (
     labels,
     ledger,
     monitor,
+    recalibrate,
     score,
     serve,
 )
@@ -52,6 +54,8 @@ app.command("keys")(keys.keys)
 app.command("labels")(labels.labels)
 app.command("ledger")(ledger.ledger)
 app.command("monitor")(monitor.monitor)
+app.command("alerting")(alerting.alerting)
+app.command("recalibrate")(recalibrate.recalibrate)
 app.command("score")(score.score)
 app.command("control")(control.control)
 

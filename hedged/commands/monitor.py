@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from hedged.commands import console
@@ -39,6 +40,9 @@ def monitor(
     host: Annotated[str, option(help="Address to publish on")] = "127.0.0.1",
     port: Annotated[int, option(help="Port to publish on", min=0, max=65535)] = 9464,
     every: Annotated[float, option(help="Seconds between two looks", min=0.1)] = 10.0,
+    lag: Annotated[
+        float, option(help="Seconds for which rows wait for others that may come before", min=0)
+    ] = 5.0,
     window: Annotated[
         str, option(help="Age of the predictions whose ECE is published, such as 1d or 6h")
     ] = "1d",
@@ -65,7 +69,8 @@ def monitor(
     if json and not once:
         raise typer.BadParameter("--json needs --once")
     options = Options(reference=reference, window=latest, detector=detector or DEFAULT)
-    found = Monitor(ledger, options, state, seconds(window, "--window"))
+    window_s = seconds(window, "--window")
+    found = Monitor(ledger, options, state, window_s=window_s, lag_s=lag)
     if once:
         found.catch_up()
         _show(found.watch, json)
@@ -92,9 +97,11 @@ def _show(watch: Watch, as_json: bool) -> None:
         return
     table = Table(*("model", "version", "stream", "values", "evidence 10^", "changes", "KS", "PSI"))
     for row in rows:
-        cells = (row["seen"], row["log10_martingale"], row["changes"], row["ks"], row["psi"])
-        shown = [row["model"], row["version"], row["stream"]]
-        table.add_row(*shown, *("—" if c is None else f"{c:.3g}" for c in cells))
+        cells = (row["log10_martingale"], row["ks"], row["psi"])
+        bet, *distances = ("—" if c is None else f"{c:.3g}" for c in cells)
+        seen = f"{row['seen']:,}" if not row["learning"] else f"learns: {row['reference']:,}"
+        shown = [row["model"], row["version"], row["stream"], seen]
+        table.add_row(*map(escape, shown), bet, str(row["changes"]), *distances)
     console.out.print(table)
 
 

@@ -145,8 +145,8 @@ def _rows(found: Renewal) -> None:
     if w.unfit:
         say(f"{w.unfit:,} labels mean nothing to this bundle and were left out")
     shares = {name: n / served for name, served, n in w.by_confidence if served >= _FEW}
-    if len(shares) > 1:
-        low, high = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    low, high = (f(shares, key=shares.__getitem__, default="") for f in (min, max))
+    if low != high:
         say(
             f"by confidence: from {shares[low]:.1%} (up to {low}) to {shares[high]:.1%} (up to "
             f"{high})"
