@@ -30,6 +30,8 @@ NAMES = (
     "risk",
     "http",
     "labels",
+    "drift",
+    "monitors",
 )
 
 

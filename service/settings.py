@@ -21,7 +21,7 @@ LEDGER_FILE = "hedged-ledger.sqlite"
 COMMANDS = (
     *("compare", "control", "demo", "fit", "evaluate"),
     *("inspect", "verify", "modules", "serve", "activate", "score", "keys", "labels", "ledger"),
-    "monitor",
+    *("monitor", "alerting", "recalibrate"),
 )
 _TOOLS = frozenset({"CONFIG", "ASSETS"})
 

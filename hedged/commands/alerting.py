@@ -17,8 +17,8 @@ defaults. Durations are written as Prometheus does: 30s, 5m, 1h, 1d.
 \b
 Examples:
   hedged alerting rules --out rules.yml
-  hedged alerting rules --windows 10m,6h,7d --alert-windows 6h,7d --min-labels 500
-  hedged alerting dashboard --windows 10m,6h,7d --alert-windows 6h,7d --out hedged.json
+  hedged alerting rules --windows 10m,6h --alert-windows 6h --min-labels 500
+  hedged alerting dashboard --out hedged.json
 """
 
 

@@ -36,7 +36,6 @@ nothing was written. Then make it live: hedged activate ROOT NAME VERSION
 Examples:
   hedged recalibrate models/credit/1 --ledger hedged-ledger.sqlite \\
       --since 7d -o models/credit/2
-  hedged activate models credit 2
   hedged recalibrate bundle --ledger postgresql://localhost/hedged \\
       --since 36h --only conformal -o renewed
 
@@ -127,7 +126,7 @@ def _show(found: Renewal, new: Bundle | None) -> None:
     for line in found.kept:
         say(escape(f"kept: {line}"))
     _compared(found)
-    for note in found.notes[1:]:
+    for note in found.notes:
         say(f"  {escape(note)}", style="dim")
     if new is None:
         reasons = "; ".join(found.comparison.worse) or "nothing is surely better"

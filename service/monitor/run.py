@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +24,17 @@ class Monitor:
     """One ledger that is watched, and the file that its evidence is kept in.
 
     Raises DataError at once for a file that is not of such a watch. ``window_s``: seconds of
-    predictions whose calibration is published.
+    predictions whose calibration is published; ``lag_s``: of rows that are left for later.
     """
 
-    def __init__(self, ledger: str, options: Options, state: Path, window_s: float) -> None:
+    def __init__(
+        self, ledger: str, options: Options, state: Path, *, window_s: float, lag_s: float
+    ) -> None:
         self._ledger = ledger
         self._options = options
         self._state = state
         self._window_s = window_s
+        self._lag_s = lag_s
         self._publisher = Publisher()
         self.watch: Watch = restore(state, options)
 
@@ -41,7 +45,8 @@ class Monitor:
         with opened(self._ledger) as ledger:
             while stop is None or not stop.is_set():
                 with ledger.reading() as conn:
-                    found, read = look(conn, self.watch, self._options)
+                    until = time.time() - self._lag_s
+                    found, read = look(conn, self.watch, self._options, until)
                 if not read:
                     break
                 save(found, self._options, self._state)

@@ -21,7 +21,6 @@ from service.monitor.fields import Key, error_streams, served_streams
 from service.monitor.following import Cursor, labels_after, predictions_after
 from service.monitor.stream import Options, Stream, feed, from_json, to_json
 
-LAG_S = 5.0  # rows this young are left for the next look: others may still come before them
 ERROR = 0.05  # of the bounds on coverage, over all time
 _FORMAT = 1
 
@@ -39,11 +38,9 @@ class Watch:
     latest: Mapping[Key, float] = field(default_factory=dict)
 
 
-def look(
-    conn: sa.Connection, watch: Watch, options: Options, now: float | None = None
-) -> tuple[Watch, int]:
-    """The watch after one page of what is new, and how many rows that was."""
-    until = (time.time() if now is None else now) - LAG_S
+def look(conn: sa.Connection, watch: Watch, options: Options, until: float) -> tuple[Watch, int]:
+    """The watch after one page of what is new and was made or joined until then, and how many rows
+    that was. Younger rows are for later looks: others may still come before them."""
     streams = {key: dict(known) for key, known in watch.streams.items()}
     rows, latest = dict(watch.rows), dict(watch.latest)
     found, cursor = predictions_after(conn, watch.cursor, until)
@@ -59,8 +56,8 @@ def look(
     for key, totals in totals_of(labelled).items():
         levels = coverage.setdefault(key, {})
         for level, sums in totals.levels.items():
-            floor = float(level) - risk_monitor.TOLERANCE
-            before = levels.get(level) or risk_monitor.start(floor, ERROR)
+            # Its bounds are what is read, and they need no floor.
+            before = levels.get(level) or risk_monitor.start(float(level), ERROR)
             levels[level] = risk_monitor.update(before, sums.labeled, sums.covered)
     for key, errors in error_streams(labelled).items():
         known = streams.setdefault(key, {})
@@ -69,12 +66,10 @@ def look(
     return Watch(cursor, streams, coverage, rows, latest), read
 
 
-def windowed(
-    conn: sa.Connection, window_s: float, now: float | None = None
-) -> list[dict[str, Any]]:
+def windowed(conn: sa.Connection, window_s: float) -> list[dict[str, Any]]:
     """Calibration of the predictions of the last ``window_s`` seconds, an object per model and
     version; see `service.summary`."""
-    since = (time.time() if now is None else now) - window_s
+    since = time.time() - window_s
     models: list[dict[str, Any]] = account.calibration(conn, None, since)["models"]
     return models
 

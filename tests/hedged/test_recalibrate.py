@@ -95,7 +95,7 @@ def test_coverage_returns_with_the_new_version(
     ):
         assert text.lower() in " ".join(shown.out.lower().split()), text
     described = call("inspect", tmp_path / "shown")
-    assert "labelled predictions of 3,000" in " ".join(described.out.split())
+    assert "labelled predictions, of 3,000" in " ".join(described.out.split())
 
 
 def test_a_service_gets_its_coverage_back(

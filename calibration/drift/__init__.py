@@ -1,0 +1,1 @@
+"""Drift: is a stream of scores, errors or coverages still what it was."""
