@@ -178,6 +178,28 @@ class DenseRecord(_Record):
     pixels: int
 
 
+class RenewalRecord(_Record):
+    """What a bundle that was renewed on fresh labels came from: identity and version of the former
+    one, predictions of it from ``since`` to ``until`` (ISO 8601) of which ``served`` were made and
+    ``labelled`` had a label, by the part that they had (``rows``, divided by a hash and ``seed``).
+    ``factor`` is what its temperature or standard deviation was multiplied by; ``before`` and
+    ``after`` are figures of both on the measured rows."""
+
+    identity: str
+    version: str
+    since: str
+    until: str
+    served: int
+    labelled: int
+    seed: int
+    rows: dict[str, int]
+    factor: float
+    renewed: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+
+
 class Manifest(_Record):
     """Everything that a reader of the bundle must know, as plain JSON."""
 
@@ -209,6 +231,7 @@ class Manifest(_Record):
     splits: SplitRecord
     data: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+    renewal: RenewalRecord | None = None
     versions: dict[str, str] = {}
     notes: tuple[str, ...] = ()  # what the promises do not say, for a reader
     files: dict[str, FileRecord] = {}

@@ -1,7 +1,7 @@
 """The command line. Each command lives in hedged/commands and imports what it needs when it runs.
 
-Exit codes: 0 done · 1 something you can mend, said on stderr · 2 wrong usage · 75 interrupted,
-run the same command again to go on.
+Exit codes: 0 done · 1 something you can mend, said on stderr · 2 wrong usage · 3 of recalibrate: it
+would not be better, and was not written · 75 interrupted, run the same command again to go on.
 """
 
 from __future__ import annotations

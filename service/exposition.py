@@ -27,7 +27,7 @@ from posthoc.contract import Array
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _FEW = 4
-_INFO = "_info"  # ends the names of gauges whose series are 1 or not there
+_MARKS = ("_info", "_conformal_rows")  # end the names of gauges that are never 0, but not there
 
 # One set of series in both modes: across processes there is no *_created, so neither is there here.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -63,7 +63,7 @@ def sample_names(prefix: str) -> Iterator[str]:
 
 
 def unmark(gauge: Gauge, *labels: str) -> None:
-    """Take the series with these labels out of a gauge that is called ``…_info``."""
+    """Take the series with these labels out of a gauge whose name ends as one of ``_MARKS``."""
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         # The file of a process forgets nothing: `render` leaves out what is 0.
         gauge.labels(*labels).set(0)
@@ -93,7 +93,7 @@ class _Workers(Collector):
         files = [str(f) for f in self._folder.glob("*.db") if _size(f)]
         merged: Iterable[Metric] = MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
         for family in merged:
-            if family.name.endswith(_INFO):
+            if family.name.endswith(_MARKS):
                 family.samples = [sample for sample in family.samples if sample.value]
             yield family
 

@@ -29,6 +29,7 @@ from service.metrics import (
     BRIER,
     CONFIDENCE,
     CONFIDENCE_SUM,
+    CONFORMAL_ROWS,
     CORRECT,
     CRPS,
     DEVICE_INFO,
@@ -125,6 +126,7 @@ class _Series:
 
 _series: dict[tuple[str, str], _Series] = {}
 _models: set[str] = set()
+_calibrated: dict[tuple[str, str], str] = {}  # the bundle that CONFORMAL_ROWS speaks of
 
 
 def register_model(
@@ -137,17 +139,21 @@ def register_model(
     *,
     scored: bool = True,
     labels: bool = True,
+    conformal_rows: float = 0,
 ) -> None:
     """Start every series of a bundle at 0 and announce that it is served.
 
     ``levels`` are its level names such as "0.9"; ``identity`` is its sha256; ``scored`` says that
     probs are kept in the ledger, without which log loss and Brier have no series; without
-    ``labels`` nothing that labels move has one.
+    ``labels`` nothing that labels move has one. ``conformal_rows``: see `metrics`; 0 is unknown.
     """
     start_series(model, version, levels, task, scored=scored, labels=labels)
     for result in ("ok", "failed"):
         SWAPS.labels(model, result)
     MODEL_INFO.labels(model, version, identity, method, task).set(1)
+    if conformal_rows:
+        CONFORMAL_ROWS.labels(model, version).set(conformal_rows)
+        _calibrated[model, version] = identity
 
 
 def set_provider(provider: str) -> None:
@@ -158,6 +164,10 @@ def set_provider(provider: str) -> None:
 def retire_model(model: str, version: str, identity: str, method: str, task: str) -> None:
     """Say that this process serves a bundle no longer; labels for it still count."""
     unmark(MODEL_INFO, model, version, identity, method, task)
+    # Another bundle may be served by now as the same version.
+    if _calibrated.get((model, version)) == identity:
+        unmark(CONFORMAL_ROWS, model, version)
+        del _calibrated[model, version]
 
 
 def count_swap(model: str, result: str) -> None:

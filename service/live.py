@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration.bundle import MANIFEST, sha256
+from calibration.bundle import MANIFEST, ConformalRecord, sha256
 from posthoc.contract import BundleError, HedgedError
 from posthoc.runtime import provider_name
 from service import instruments
@@ -163,8 +163,15 @@ def announce(model: Model, ledger: Ledger) -> None:
         model.task,
         scored=model.task == "classification" and model.width <= MAX_STORED_CLASSES,
         labels=model.dense is None,
+        conformal_rows=conformal_rows(manifest.conformal),
     )
     _log.info("serving %s %s (%s)", model.name, model.version, model.identity[:12])
+
+
+def conformal_rows(record: ConformalRecord) -> float:
+    """The rows that thresholds were found on: images of a dense bundle, and the effective number
+    of rows where they have weights."""
+    return record.weights.get("effective_rows", record.guarantees[0].n)
 
 
 def _retire(model: Model) -> None:

@@ -150,7 +150,8 @@ DRIFT_MARTINGALE = Gauge(
 )
 DRIFT_DISTANCE = Gauge(
     "uq_drift_distance_ratio",
-    "Distance of a stream's latest window from the reference, by kind (ks, psi).",
+    "Distance of a stream's latest window from the reference, by kind (ks, psi), and what chance "
+    "leaves it below (ks_floor, psi_floor).",
     (*_STREAM, "kind"),
 )
 WINDOW_LABELS = Gauge("uq_window_labels", "Labelled rows in the monitor's window.", _MV)

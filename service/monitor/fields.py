@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from service.labels import Joined
 from service.monitor.following import Predicted
 
 Key = tuple[str, str]  # model, version
-SERVED = ("confidence", "entropy", "set_size", "ood_pvalue", "std")
+_NORMAL = NormalDist()
+SERVED = ("confidence", "entropy", "set_size", "ood_pvalue", "label", "std")
 
 
 def served_streams(page: Predicted) -> dict[str, F64]:
@@ -20,18 +22,24 @@ def served_streams(page: Predicted) -> dict[str, F64]:
     return {name: page.fields[name] for name in SERVED if name in page.fields}
 
 
-def error_streams(rows: Sequence[Joined]) -> dict[Key, F64]:
-    """By model and version, in order: 1 where a label says that the prediction was wrong, else 0;
-    of a regression the mean absolute error over its outputs."""
-    found: dict[Key, list[float]] = defaultdict(list)
+def labelled_streams(rows: Sequence[Joined]) -> dict[Key, dict[str, F64]]:
+    """What a label adds, by model and version and name, in order.
+
+    ``error``: 1 where the prediction was wrong, else 0; of a regression the mean absolute error
+    over its outputs. ``pit``, of a regression: mean over outputs of the probability that a normal
+    distribution of its mean and std gives to less than the truth.
+    """
+    found: dict[Key, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        found[row.model, row.version].append(_error(row))
-    return {key: np.array(values, np.float64) for key, values in found.items()}
-
-
-def _error(row: Joined) -> float:
-    if row.task == "classification":
-        return float(row.label != row.value)
-    if row.mean is None:
-        return float("nan")
-    return float(np.abs(np.frombuffer(row.mean, "<f4") - np.asarray(row.value)).mean())
+        streams = found[row.model, row.version]
+        if row.task == "classification":
+            streams["error"].append(float(row.label != row.value))
+        elif row.mean is not None and row.std is not None:
+            gap = np.asarray(row.value) - np.frombuffer(row.mean, "<f4")
+            streams["error"].append(float(np.abs(gap).mean()))
+            ranks = [_NORMAL.cdf(z) for z in (gap / np.frombuffer(row.std, "<f4")).tolist()]
+            streams["pit"].append(sum(ranks) / len(ranks))
+    return {
+        key: {name: np.array(values, np.float64) for name, values in streams.items()}
+        for key, streams in found.items()
+    }

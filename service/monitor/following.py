@@ -18,7 +18,7 @@ from service.rows import Source
 from service.schema import labels, predictions
 
 PAGE = 5000  # rows read at once
-_NUMBERS = ("confidence", "entropy", "set_size", "ood_pvalue", "abstain")
+_NUMBERS = ("confidence", "entropy", "set_size", "ood_pvalue", "label")
 
 
 @dataclass(frozen=True, slots=True)

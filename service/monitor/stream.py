@@ -56,12 +56,13 @@ class Stream:
         return self.martingale is None
 
     def distances(self) -> dict[str, float]:
-        """KS distance and PSI of the latest window from the reference; empty without one."""
+        """KS distance and PSI of the latest window from the reference, and the floors that they
+        stay below by chance (see `calibration.drift.distance`); empty without a window."""
         if not self.latest:
             return {}
         now = np.bincount(self.latest, minlength=len(self.reference))
         found = distance(np.asarray(self.reference), now)
-        return {"ks": found.ks, "psi": found.psi}
+        return {name: getattr(found, name) for name in ("ks", "psi", "ks_floor", "psi_floor")}
 
 
 def feed(stream: Stream, values: F64, options: Options) -> Stream:

@@ -17,7 +17,7 @@ from calibration.drift.risk_monitor import RiskMonitor
 from posthoc.contract import DataError
 from service import account
 from service.labels import totals_of
-from service.monitor.fields import Key, error_streams, served_streams
+from service.monitor.fields import Key, labelled_streams, served_streams
 from service.monitor.following import Cursor, labels_after, predictions_after
 from service.monitor.stream import Options, Stream, feed, from_json, to_json
 
@@ -59,9 +59,10 @@ def look(conn: sa.Connection, watch: Watch, options: Options, until: float) -> t
             # Its bounds are what is read, and they need no floor.
             before = levels.get(level) or risk_monitor.start(float(level), ERROR)
             levels[level] = risk_monitor.update(before, sums.labeled, sums.covered)
-    for key, errors in error_streams(labelled).items():
+    for key, told in labelled_streams(labelled).items():
         known = streams.setdefault(key, {})
-        known["error"] = feed(known.get("error", Stream()), errors, options)
+        for name, values in told.items():
+            known[name] = feed(known.get(name, Stream()), values, options)
     read = sum(len(page.time) for page in found) + len(labelled)
     return Watch(cursor, streams, coverage, rows, latest), read
 

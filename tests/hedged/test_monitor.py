@@ -50,7 +50,7 @@ def test_once_says_what_is_there(path: Path, tmp_path: Path, call: Call) -> None
     found = call("monitor", path, *options, "--json")
     assert found.code == 0, found.err
     rows = {row["stream"]: row for row in found.json["streams"]}
-    assert set(rows) == {"confidence", "entropy", "set_size", "ood_pvalue"}
+    assert set(rows) == {"confidence", "entropy", "set_size", "ood_pvalue", "label"}
     for row in rows.values():
         assert (row["model"], row["version"]) == (MODEL, VERSION)
         assert (row["reference"], row["seen"], row["learning"]) == (500, 500, False)

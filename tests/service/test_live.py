@@ -8,12 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
+from calibration.bundle import ConformalRecord, Guarantee
 from calibration.predictor import Predictor
 from service import instruments
 from service.bundles import write_active
 from service.core import Core
 from service.ledger import Ledger
-from service.live import Watcher, announce
+from service.live import Watcher, announce, conformal_rows
 from service.models import load_models
 from service.settings import Settings
 from tests.factory import rows, version_of
@@ -75,6 +76,15 @@ def test_what_was_begun_ends_on_the_version_it_began_with(watched):
         assert {answer.model.version for answer in answers} == {version}
         got = np.concatenate([answer.fields["probs"] for answer in answers])
         np.testing.assert_allclose(got, want[version][:20], atol=1e-5)
+
+
+def test_conformal_rows_are_what_they_are_worth():
+    promise = Guarantee(alpha=0.1, n=500, rank=451, threshold=1.0, n_needed=9)
+    record = ConformalRecord(method="lac", guarantees=(promise,))
+    assert conformal_rows(record) == 500
+    weights = {"effective_rows": 61.25, "production_rows": 2000.0}
+    weighted = record.model_copy(update={"shift": "covariate", "weights": weights})
+    assert conformal_rows(weighted) == 61.25
 
 
 def damaged(where, name):

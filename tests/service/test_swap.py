@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from calibration.bundle import load_bundle
 from calibration.predictor import Predictor
 from service.bundles import write_active
 from service.settings import Settings
@@ -96,6 +97,9 @@ def test_versions_are_switched_under_load_and_no_request_fails(versions, tmp_pat
         assert x.total("uq_swaps_total", model=name, result="failed") == 0
         info = x.values("uq_model_info", model=name)
         assert [(dict(k)["version"], v) for k, v in info.items()] == [("2", 1)]
+        n = load_bundle(where / name / "2").manifest.conformal.guarantees[0].n
+        found = x.values("uq_conformal_rows", model=name)
+        assert [(dict(k)["version"], v) for k, v in found.items()] == [("2", n)]
         # The old version is known no more by its address, and its series stay for late labels.
         assert server.client.get(f"/v2/models/{name}/versions/1").status_code == 404
         assert server.client.get(f"/v2/models/{name}/versions/1/ready").status_code == 404
@@ -217,18 +221,24 @@ def test_two_workers_switch_each_by_itself(versions, tmp_path):
         answers = [ask(w.client, name, X[:2]).raise_for_status().json() for w in workers]
         return counts, info, [a["model_version"] for a in answers]
 
+    def with_rows():
+        found = metrics(workers[0]).values("uq_conformal_rows", model=name)
+        return {dict(k)["version"] for k in found}
+
     try:
         for worker in workers:
             worker.start()
         assert seen() == ((0, 0), {"1": 1}, ["1", "1"])
         write_active(where / name, "2")
         poll(seen, lambda s: s == ((2, 0), {"2": 1}, ["2", "2"]))
+        assert with_rows() == {"2"}
         write_active(where / name, "3")
         poll(seen, lambda s: s == ((2, 2), {"2": 1}, ["2", "2"]))
         # A worker that is stopped takes its mark with it, and the other still serves.
         workers.pop().end()
         write_active(where / name, "1")
         poll(seen, lambda s: s == ((3, 2), {"1": 1}, ["1"]))
+        assert with_rows() == {"1"}
     finally:
         for worker in workers:
             worker.end()

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from posthoc.contract import DataError
 from service.labels import totals_of
@@ -58,7 +59,7 @@ def test_every_prediction_is_read_once_in_pages_of_any_size(url, ledger, stream,
     after = looked(url, paged)
     assert after.rows == {KEY: 1500}
     assert after.streams[KEY]["confidence"].martingale.seen == 1000
-    assert set(after.streams[KEY]) == {"confidence", "entropy", "set_size", "ood_pvalue"}
+    assert set(after.streams[KEY]) == {"confidence", "entropy", "set_size", "ood_pvalue", "label"}
 
 
 def test_young_rows_wait_for_those_that_may_come_before_them(url, ledger, stream):
@@ -96,7 +97,11 @@ def test_a_regression_has_its_own_streams(url, ledger):
     ledger.flush()
     join(ledger)
     state = looked(url)
-    assert set(state.streams[KEY]) == {"std", "error"}
+    assert set(state.streams[KEY]) == {"std", "error", "pit"}
+    ranks = stats.norm.cdf((stream.y - stream.fields["mean"]) / stream.fields["std"]).mean(axis=1)
+    np.testing.assert_allclose(
+        sorted(state.streams[KEY]["pit"].gathered), np.sort(ranks), atol=1e-6
+    )
     wrong = np.abs(stream.fields["mean"] - stream.y).mean(axis=1)
     np.testing.assert_allclose(
         sorted(state.streams[KEY]["error"].gathered), np.sort(wrong), rtol=1e-6
