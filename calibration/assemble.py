@@ -190,7 +190,7 @@ def assemble(
         STATE: save_tensors(_state(fitted)),
         CONFORMAL: save_tensors({k: np.ascontiguousarray(v) for k, v in fitted.scores.items()}),
         REFERENCE: _reference_table(data),
-        GOLDEN: _golden(golden, answers),
+        GOLDEN: golden_bytes(golden, answers),
         EXAMPLES: _examples(golden),
     }
     return write_bundle(out, manifest, files)
@@ -326,7 +326,8 @@ def _reference_table(data: Dataset) -> bytes:
     return sink.getvalue()
 
 
-def _golden(rows: Mapping[str, Array], answers: Mapping[str, Array]) -> bytes:
+def golden_bytes(rows: Mapping[str, Array], answers: Mapping[str, Array]) -> bytes:
+    """The file of golden rows: what goes into a bundle's graph, and what comes out."""
     sink = io.BytesIO()
     np.savez(
         sink,

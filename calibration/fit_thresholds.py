@@ -143,7 +143,7 @@ def fit_thresholds(head: Head, parts: Parts, options: FitOptions, scaling: Scali
         out = {k: v[:: parts.per] for k, v in out.items()}
         wrong = wrong[:: parts.per]
     else:
-        guarantees = tuple(_guarantee(sorted_scores, a) for a in options.alphas)
+        guarantees = tuple(guarantee(sorted_scores, a) for a in options.alphas)
     if head.task == "regression":
         for g in guarantees:
             if g.threshold is None:
@@ -257,7 +257,8 @@ def _cells(head: Head, parts: Parts, options: FitOptions, scores: Array) -> Cell
     return cells("cluster", scores, of[y], of, [str(c) for c in range(int(of.max()) + 1)])
 
 
-def _guarantee(sorted_scores: Array, alpha: float) -> Guarantee:
+def guarantee(sorted_scores: Array, alpha: float) -> Guarantee:
+    """What the threshold of n ascending scores promises at level 1 - alpha."""
     n = len(sorted_scores)
     q = threshold_at(sorted_scores, alpha)
     return Guarantee(

@@ -18,15 +18,13 @@ import numpy as np
 from calibration.bundle import (
     AbstainRecord,
     ConformalRecord,
-    Guarantee,
     Manifest,
-    conformal_rank,
-    threshold_at,
 )
 from calibration.conformal.cells import UNKNOWN, Cells, cells, group_index
 from calibration.conformal.intervals import interval_scores, make, signed_residuals
 from calibration.conformal.scores import choose, emit_class_scores
 from calibration.families import apply_family, fit_family
+from calibration.fit_thresholds import guarantee
 from calibration.head import Head, right_or_wrong
 from calibration.recalibration import TRANSFORMS, base_of, factors, knots, recalibrate
 from calibration.renew.factor import tempered_probs
@@ -149,7 +147,7 @@ def ranked(
         head, more = _quantiles(head, manifest, rows)
         scores |= more
     alphas = manifest.alphas
-    guarantees = tuple(_guarantee(scores[key], a) for a in alphas)
+    guarantees = tuple(guarantee(scores[key], a) for a in alphas)
     if not classes and any(g.threshold is None for g in guarantees):
         g = next(g for g in guarantees if g.threshold is None)
         raise FitError(
@@ -217,17 +215,6 @@ def _quantiles(head: Head, manifest: Manifest, rows: Labelled) -> tuple[Head, di
     found = factors(base, maps, signed, np.asarray(manifest.quantile_levels))
     more = {TRANSFORMS: np.stack([m.z for m in maps])} if kind == "kde" else {}
     return head.with_(quantile_factors=found), more
-
-
-def _guarantee(scores: Array, alpha: float) -> Guarantee:
-    n, q = len(scores), threshold_at(scores, alpha)
-    return Guarantee(
-        alpha=alpha,
-        n=n,
-        rank=conformal_rank(n, alpha),
-        threshold=None if math.isinf(q) else q,
-        n_needed=math.ceil(round(1 / alpha, 9)) - 1,
-    )
 
 
 def _abstain(

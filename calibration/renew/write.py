@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from calibration.assemble import versions
+from calibration.assemble import golden_bytes, versions
 from calibration.bundle import (
     CONFORMAL,
     EXAMPLES,
@@ -130,7 +130,7 @@ def write_renewed(found: Renewal, out: Path, version: str) -> Bundle:
         STATE: save_tensors(_state(opened, head)),
         CONFORMAL: save_tensors(_scores(found)),
         REFERENCE: renewed_reference(old, found.conformal.keys, _reference(found)),
-        GOLDEN: _golden(opened.rows, answers),
+        GOLDEN: golden_bytes(opened.rows, answers),
         EXAMPLES: old.files[EXAMPLES],
     }
     return write_bundle(out, manifest, files)
@@ -202,14 +202,3 @@ def _levels(figures: Figures) -> dict[str, dict[str, float]]:
         v.level: {"coverage": v.coverage, **({} if v.size is None else {size: v.size})}
         for v in figures.levels
     }
-
-
-def _golden(rows: dict[str, Array], answers: dict[str, Array]) -> bytes:
-    sink = io.BytesIO()
-    np.savez(
-        sink,
-        allow_pickle=False,
-        **{f"in/{k}": v for k, v in rows.items()},
-        **{f"out/{k}": v for k, v in answers.items()},
-    )
-    return sink.getvalue()
