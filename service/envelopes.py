@@ -58,6 +58,8 @@ def _labels(models: Sequence[str]) -> dict[str, Json]:
         "enum": ["accepted", "duplicate", "conflict", "invalid", "pending", "spooled"],
     }
     model = _shares("accuracy", "expected_accuracy", "ece", "debiased_ece", "ece_noise_floor")
+    model |= _shares("stratified_accuracy", "stratified_ece", "stratified_ece_noise_floor")
+    model |= _shares("stratified_share")
     model |= _shares("log_loss", "brier", "rmse", "mae", "crps", "label_coverage", "oldest")
     return {
         "Label": closed(

@@ -165,6 +165,12 @@ COVERAGE_BOUND = Gauge(
     "Anytime-valid bound on coverage since the monitor began.",
     (*_MV, "level", "bound"),
 )
+SAMPLES = Counter(
+    "uq_sample_rows_total",
+    "Rows by EATA's filter: all; reliable, of low entropy; compared, those with others before; "
+    "redundant, those that point where the others did.",
+    (*_MV, "kind"),
+)
 MONITOR_ROWS = Counter("uq_monitor_rows_total", "Predictions that the monitor has read.", _MV)
 MONITOR_TIME = Gauge(
     "uq_monitor_last_prediction_timestamp_seconds",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.drift.label_free import post_stratified
 from calibration.metrics.calibration_error import debiased_ece
 from calibration.metrics.totals import BIN_LABELS, ClassificationTotals, RegressionTotals
 from posthoc.contract import Task
@@ -32,7 +33,10 @@ def summary_of(
     ``label_coverage``, ``coverage`` by level, and for classification ``accuracy``, ``ece``,
     ``debiased_ece``, ``ece_noise_floor`` (below it an ``ece`` may be chance, see `noise_floor`),
     ``log_loss``, ``brier``, ``expected_accuracy`` (mean confidence of all served rows, which
-    needs no label) and ``bins``; for regression ``rmse``, ``mae``, ``crps``, ``log_loss``.
+    needs no label), ``bins``, and ``stratified_``… figures, in which each confidence bin counts as
+    it was served: right only if labels are missing at random given confidence, and of the share of
+    served rows whose bin has labels (`calibration.drift.label_free`); for regression ``rmse``,
+    ``mae``, ``crps``, ``log_loss``.
     Of a dense model ``served`` counts images, ``expected_accuracy`` is of pixels, and ``images``
     has means over images in place of what needs labels: ``confidence``, ``entropy``,
     ``set_size``, ``std``, and the shares of pixels ``ood`` and ``abstain``.
@@ -89,6 +93,9 @@ def _classification(
     bins: Mapping[int | None, tuple[int, float]], totals: ClassificationTotals
 ) -> dict[str, Any]:
     served = sum(n for n, _ in bins.values())
+    weighed = post_stratified(
+        np.array([bins.get(i, (0, 0.0))[0] for i in range(len(BIN_LABELS))]), totals
+    )
     return {
         "accuracy": _number(totals.accuracy),
         "expected_accuracy": _ratio(sum(c for _, c in bins.values()), served),
@@ -97,6 +104,10 @@ def _classification(
         "ece_noise_floor": _number(noise_floor(totals)),
         "log_loss": _number(totals.log_loss),
         "brier": _number(totals.brier),
+        "stratified_accuracy": _number(weighed.accuracy),
+        "stratified_ece": _number(weighed.ece),
+        "stratified_ece_noise_floor": _number(weighed.ece_floor),
+        "stratified_share": _number(weighed.share),
         "coverage": _levels(totals),
         "bins": [
             {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from posthoc.contract import F64
+from posthoc.contract import F64, Array
 from service import store
 from service.labels import Joined
 from service.rows import Source
@@ -33,12 +33,14 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """N predictions of one bundle: seconds since the epoch, and N numbers of each field that it
-    has. Of a regression ``std`` is the mean over its outputs."""
+    """N predictions of one bundle: seconds since the epoch, N numbers of each field that it has,
+    and N×C probabilities where they are kept. Of a regression ``std`` is the mean over its
+    outputs."""
 
     source: Source
     time: F64
     fields: dict[str, F64]
+    probs: Array | None
 
 
 def predictions_after(
@@ -49,7 +51,7 @@ def predictions_after(
     Reading stops at the first that was made after ``until``: a transaction that was begun earlier
     may still bring rows before it.
     """
-    columns = [predictions.c[name] for name in ("seq", "bundle", "time", "std", *_NUMBERS)]
+    columns = [predictions.c[name] for name in ("seq", "bundle", "time", "std", "probs", *_NUMBERS)]
     stmt = sa.select(*columns).where(predictions.c.seq > cursor.prediction)
     by_bundle: dict[int, list[Any]] = defaultdict(list)
     last = cursor.prediction
@@ -97,4 +99,7 @@ def _predicted(source: Source, rows: Sequence[Any]) -> Predicted:
     if all(row.std is not None for row in rows):
         stds = [np.frombuffer(row.std, "<f4").mean(dtype=np.float64) for row in rows]
         fields["std"] = np.array(stds, np.float64)
-    return Predicted(source, np.array([row.time for row in rows], np.float64), fields)
+    probs = None
+    if all(row.probs is not None for row in rows):
+        probs = np.frombuffer(b"".join(row.probs for row in rows), "<f4").reshape(len(rows), -1)
+    return Predicted(source, np.array([row.time for row in rows], np.float64), fields, probs)

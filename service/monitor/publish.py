@@ -15,6 +15,7 @@ from service.metrics import (
     DRIFT_MARTINGALE,
     MONITOR_ROWS,
     MONITOR_TIME,
+    SAMPLES,
     WINDOW_ECE,
     WINDOW_LABELS,
 )
@@ -23,8 +24,9 @@ from service.monitor.watch import ERROR, Watch
 
 _ALL = (
     *(CHANGEPOINTS, COVERAGE_BOUND, DRIFT_DISTANCE, DRIFT_EVIDENCE, DRIFT_MARTINGALE),
-    *(MONITOR_ROWS, MONITOR_TIME, WINDOW_ECE, WINDOW_LABELS),
+    *(MONITOR_ROWS, MONITOR_TIME, SAMPLES, WINDOW_ECE, WINDOW_LABELS),
 )
+_KINDS = ("reliable", "compared", "redundant")
 _ECE = {"debiased": "debiased_ece", "floor": "ece_noise_floor"}
 
 
@@ -42,6 +44,7 @@ class Publisher:
     def __init__(self) -> None:
         self._rows: dict[Key, int] = {}
         self._changes: dict[tuple[Key, str], int] = {}
+        self._samples: dict[tuple[Key, str], int] = {}
 
     def publish(self, watch: Watch, models: Sequence[Mapping[str, Any]]) -> None:
         """``models``: see `service.monitor.watch.windowed`."""
@@ -60,6 +63,11 @@ class Publisher:
                     DRIFT_EVIDENCE.labels(*key, name).set(stream.evidence)
                 for kind, value in stream.distances().items():
                     DRIFT_DISTANCE.labels(*key, name, kind).set(value)
+        for key, seen in watch.samples.items():
+            counts = {"all": seen.n, **{kind: getattr(seen, kind) for kind in _KINDS}}
+            for kind, n in counts.items():
+                SAMPLES.labels(*key, kind).inc(n - self._samples.get((key, kind), 0))
+                self._samples[key, kind] = n
         for key, levels in watch.coverage.items():
             for level, one in levels.items():
                 for bound, value in zip(("lower", "upper"), one.bounds(ERROR), strict=True):

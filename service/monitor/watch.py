@@ -12,8 +12,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from calibration.drift import risk_monitor
+from calibration.drift import risk_monitor, samples
 from calibration.drift.risk_monitor import RiskMonitor
+from calibration.drift.samples import SampleTotals
 from posthoc.contract import DataError
 from service import account
 from service.labels import totals_of
@@ -29,11 +30,12 @@ _FORMAT = 1
 class Watch:
     """How far a ledger was read, and the streams by model, version and name; ``rows`` and
     ``latest`` (seconds since the epoch) of the predictions of each model and version; ``coverage``
-    by model, version and level."""
+    by model, version and level; ``samples`` as EATA's filter sees them."""
 
     cursor: Cursor = field(default_factory=Cursor)
     streams: Mapping[Key, Mapping[str, Stream]] = field(default_factory=dict)
     coverage: Mapping[Key, Mapping[str, RiskMonitor]] = field(default_factory=dict)
+    samples: Mapping[Key, SampleTotals] = field(default_factory=dict)
     rows: Mapping[Key, int] = field(default_factory=dict)
     latest: Mapping[Key, float] = field(default_factory=dict)
 
@@ -42,7 +44,7 @@ def look(conn: sa.Connection, watch: Watch, options: Options, until: float) -> t
     """The watch after one page of what is new and was made or joined until then, and how many rows
     that was. Younger rows are for later looks: others may still come before them."""
     streams = {key: dict(known) for key, known in watch.streams.items()}
-    rows, latest = dict(watch.rows), dict(watch.latest)
+    seen, rows, latest = dict(watch.samples), dict(watch.rows), dict(watch.latest)
     found, cursor = predictions_after(conn, watch.cursor, until)
     labelled, cursor = labels_after(conn, cursor, until)
     for page in found:
@@ -50,6 +52,9 @@ def look(conn: sa.Connection, watch: Watch, options: Options, until: float) -> t
         known = streams.setdefault(key, {})
         for name, values in served_streams(page).items():
             known[name] = feed(known.get(name, Stream()), values, options)
+        if page.probs is not None:
+            before = seen.get(key) or samples.start(page.probs.shape[1])
+            seen[key] = samples.update(before, page.probs)
         rows[key] = rows.get(key, 0) + len(page.time)
         latest[key] = max(latest.get(key, 0.0), float(page.time.max()))
     coverage = {key: dict(known) for key, known in watch.coverage.items()}
@@ -57,14 +62,14 @@ def look(conn: sa.Connection, watch: Watch, options: Options, until: float) -> t
         levels = coverage.setdefault(key, {})
         for level, sums in totals.levels.items():
             # Its bounds are what is read, and they need no floor.
-            before = levels.get(level) or risk_monitor.start(float(level), ERROR)
-            levels[level] = risk_monitor.update(before, sums.labeled, sums.covered)
+            bound = levels.get(level) or risk_monitor.start(float(level), ERROR)
+            levels[level] = risk_monitor.update(bound, sums.labeled, sums.covered)
     for key, told in labelled_streams(labelled).items():
         known = streams.setdefault(key, {})
         for name, values in told.items():
             known[name] = feed(known.get(name, Stream()), values, options)
     read = sum(len(page.time) for page in found) + len(labelled)
-    return Watch(cursor, streams, coverage, rows, latest), read
+    return Watch(cursor, streams, coverage, seen, rows, latest), read
 
 
 def windowed(conn: sa.Connection, window_s: float) -> list[dict[str, Any]]:
@@ -89,6 +94,11 @@ def save(watch: Watch, options: Options, file: Path) -> None:
                     "rows": watch.rows.get((model, version), 0),
                     "latest": watch.latest.get((model, version), 0.0),
                     "streams": {name: to_json(stream) for name, stream in known.items()},
+                    "samples": (
+                        None
+                        if (totals := watch.samples.get((model, version))) is None
+                        else samples.to_json(totals)
+                    ),
                     "coverage": {
                         level: risk_monitor.to_json(one)
                         for level, one in watch.coverage.get((model, version), {}).items()
@@ -134,6 +144,11 @@ def restore(file: Path, options: Options) -> Watch:
             coverage={
                 key: {level: risk_monitor.from_json(s) for level, s in m["coverage"].items()}
                 for key, m in models.items()
+            },
+            samples={
+                key: samples.from_json(m["samples"])
+                for key, m in models.items()
+                if m["samples"] is not None
             },
             rows={key: m["rows"] for key, m in models.items()},
             latest={key: m["latest"] for key, m in models.items()},

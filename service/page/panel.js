@@ -98,7 +98,7 @@ function of_classes(live, p) {
   const chance = live.ece <= live.ece_noise_floor;
   const far = live.ece > live.ece_noise_floor + ECE_TOLERATED;
   return [
-    ["Accuracy", percent(live.accuracy), `expected ${percent(live.expected_accuracy)} by confidence`],
+    ["Accuracy", percent(live.accuracy), `expected ${percent(live.expected_accuracy)} by confidence; ${percent(live.stratified_accuracy)} as served, if labels are missing at random given confidence`],
     of_level(live, p),
     [
       "Calibration error (ECE)",

@@ -54,9 +54,12 @@ def test_every_prediction_is_read_once_in_pages_of_any_size(url, ledger, stream,
     paged = looked(url)
     assert paged.rows == whole.rows == {KEY: 900}
     assert paged.streams == whole.streams
+    assert paged.samples[KEY].n == whole.samples[KEY].n == 900
     record(ledger, stream, range(900, 1500))
     ledger.flush()
     after = looked(url, paged)
+    entropy = stream.fields["entropy"]
+    assert after.samples[KEY].reliable == (entropy < 0.4 * np.log(7)).sum()
     assert after.rows == {KEY: 1500}
     assert after.streams[KEY]["confidence"].martingale.seen == 1000
     assert set(after.streams[KEY]) == {"confidence", "entropy", "set_size", "ood_pvalue", "label"}
@@ -137,13 +140,20 @@ def test_what_is_published_is_what_was_found(url, ledger, stream):
     ledger.flush()
     join(ledger)
     state, publisher = looked(url), Publisher()
-    before = sum(Exposition(text()).values("uq_monitor_rows_total").values())
+    before = {name: counted(name) for name in ("uq_monitor_rows_total", "uq_sample_rows_total")}
     for _ in range(2):  # a counter moves once
         with opened(url) as there, there.reading() as conn:
             publisher.publish(state, windowed(conn, 3600.0))
     x = Exposition(text())
     labelled = {"model": MODEL, "version": VERSION}
-    assert x.total("uq_monitor_rows_total", **labelled) - before == 1500
+    assert counted("uq_monitor_rows_total") - before["uq_monitor_rows_total"] == 1500
+    # Every row counts once as "all"; of the reliable ones each that is not in the first batch is
+    # compared.
+    reliable = (stream.fields["entropy"] < 0.4 * np.log(7)).sum()
+    of_kinds = counted("uq_sample_rows_total") - before["uq_sample_rows_total"]
+    totals = state.samples[KEY]
+    assert (totals.n, totals.reliable) == (1500, reliable)
+    assert of_kinds == 1500 + reliable + totals.compared + totals.redundant
     bet = state.streams[KEY]["entropy"].martingale.log10_capital
     assert x.total("uq_drift_martingale_log10", stream="entropy", **labelled) == bet
     assert x.total("uq_changepoints_total", stream="entropy", **labelled) == 0
@@ -163,6 +173,10 @@ def test_what_is_published_is_what_was_found(url, ledger, stream):
 def labelled_rows(url):
     with opened(url) as ledger, ledger.reading() as conn:
         return following.labels_after(conn, Cursor(), time.time() + 60)[0]
+
+
+def counted(name):
+    return sum(Exposition(text()).values(name).values())
 
 
 def text():
