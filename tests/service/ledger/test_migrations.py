@@ -129,10 +129,11 @@ def test_an_older_ledger_is_upgraded_by_many_at_once(url, engine, open_ledger, f
 
 def test_a_revision_that_fails_changes_nothing(url, engine, open_ledger, following):
     open_ledger(url).close()
+    before = revision(engine)
     following("op.drop_table('no_such_table')")
     with pytest.raises(sa.exc.DBAPIError, match="no_such_table"):
         migrations.upgrade(engine)
-    assert revision(engine) == migrations.HEAD and "weight" not in columns(engine)
+    assert revision(engine) == before and "weight" not in columns(engine)
 
 
 def restamp(engine: sa.Engine, text: str) -> None:
