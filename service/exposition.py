@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from posthoc.contract import Array
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-_FEW = 4
+_FEW = 64
 _MARKS = ("_info", "_conformal_rows")  # end the names of gauges that are never 0, but not there
 
 # One set of series in both modes: across processes there is no *_created, so neither is there here.
@@ -38,19 +38,27 @@ class BulkHistogram(Histogram):
 
     def observe_many(self, amounts: Array | Sequence[float]) -> None:
         """As ``observe`` on each of N finite amounts, at one increment per bucket that is hit."""
-        values = np.asarray(amounts, dtype=np.float64)
-        if len(values) <= _FEW:  # below this numpy's own overhead is the larger part
-            for value in values.tolist():
-                if math.isfinite(value):
-                    self._sum.inc(value)
-                    self._buckets[bisect_left(self._upper_bounds, value)].inc(1)
+        if len(amounts) <= _FEW:  # below this numpy's own overhead is the larger part
+            self._observe_few(amounts)
             return
+        values = np.asarray(amounts, dtype=np.float64)
         values = values[np.isfinite(values)]
         # side="left": the first bound with amount <= bound, as in Histogram.observe.
         hits = np.bincount(np.searchsorted(self._upper_bounds, values, side="left"))
         self._sum.inc(float(values.sum()))
         for i in np.flatnonzero(hits):
             self._buckets[i].inc(int(hits[i]))
+
+    def _observe_few(self, amounts: Array | Sequence[float]) -> None:
+        total, hits = 0.0, dict[int, int]()
+        for value in amounts.tolist() if isinstance(amounts, np.ndarray) else amounts:
+            if math.isfinite(value):
+                total += value
+                i = bisect_left(self._upper_bounds, value)
+                hits[i] = hits.get(i, 0) + 1
+        self._sum.inc(total)
+        for i, n in hits.items():
+            self._buckets[i].inc(n)
 
 
 def sample_names(prefix: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,7 +16,8 @@ _log = logging.getLogger("hedged.later")
 
 class Later:
     """Gathers items for sinks, and gives each sink all of its items ``seconds`` after the first,
-    or at once when they hold ``max_bytes``. Used from one event loop; a sink that raises is logged.
+    or at once when they hold ``max_bytes``. Used from one event loop, whose other work has its turn
+    between two sinks; a sink that raises is logged.
     """
 
     def __init__(self, seconds: float = _SECONDS, max_bytes: int = _BYTES) -> None:
@@ -23,7 +25,8 @@ class Later:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._waiting: dict[Callable[[list[Any]], None], list[Any]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._due: deque[tuple[Callable[[list[Any]], None], list[Any]]] = deque()
+        self._handle: asyncio.Handle | None = None  # of the next turn
 
     def add(self, sink: Callable[[list[T]], None], item: T, size: int = 0) -> None:
         """Keep an item of ``size`` bytes for ``sink``."""
@@ -34,17 +37,37 @@ class Later:
         self._bytes += size
         if self._bytes > self._max_bytes:
             self.flush()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, self.flush)
+        elif self._handle is None:
+            self._handle = asyncio.get_running_loop().call_later(self._seconds, self._turn)
 
     def flush(self) -> None:
         """Give out everything now."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        taken, self._waiting, self._bytes = self._waiting, {}, 0
-        for sink, items in taken.items():
-            try:
-                sink(items)
-            except Exception:  # the others' items are not lost with these
-                _log.exception("%d items could not be recorded", len(items))
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        self._take()
+        while self._due:
+            self._give()
+
+    def _turn(self) -> None:
+        """Give one sink what is due, and see to the others."""
+        if not self._due:
+            self._take()
+        self._give()
+        loop = asyncio.get_running_loop()
+        self._handle = None
+        if self._due:
+            self._handle = loop.call_soon(self._turn)
+        elif self._waiting:  # they came meanwhile
+            self._handle = loop.call_later(self._seconds, self._turn)
+
+    def _take(self) -> None:
+        self._due.extend(self._waiting.items())
+        self._waiting, self._bytes = {}, 0
+
+    def _give(self) -> None:
+        sink, items = self._due.popleft()
+        try:
+            sink(items)
+        except Exception:  # the others' items are not lost with these
+            _log.exception("%d items could not be recorded", len(items))

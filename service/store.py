@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any, get_args
 
 import sqlalchemy as sa
@@ -30,7 +31,6 @@ JOINED: tuple[sa.ColumnElement[Any], ...] = (
     *(predictions.c[c] for c in ("mean", "std", "lower", "upper")),
 )
 _NAMES = tuple(str(c.key) for c in JOINED)
-_MEANS = ("confidence", "entropy", "set_size", "std", "ood", "abstain")
 
 
 def bundle_key(conn: sa.Connection, source: Source) -> int:
@@ -58,9 +58,20 @@ def insert_predictions(
 ) -> None:
     """Insert rows of one bundle, or summaries of its ``images``; a repeated id keeps the first."""
     # Two writers that insert the same ids in different orders would deadlock on PostgreSQL.
-    ordered = [r | {"bundle": bundle} for r in sorted(rows, key=lambda r: str(r["id"]))]
-    table = images if of_images else predictions
-    conn.execute(insert(conn, table).on_conflict_do_nothing(), ordered)
+    ordered = sorted(rows, key=lambda r: str(r["id"]))
+    names = tuple(ordered[0])
+    values = [(bundle, *map(r.__getitem__, names)) for r in ordered]
+    # The driver's own call: SQLAlchemy takes as long as SQLite to look at every value.
+    conn.exec_driver_sql(
+        _insert_text(conn.dialect, images if of_images else predictions, names), values
+    )
+
+
+@cache
+def _insert_text(dialect: sa.Dialect, table: sa.Table, names: tuple[str, ...]) -> str:
+    quoted = ", ".join(dialect.identifier_preparer.quote(n) for n in ("bundle", *names))
+    marks = ", ".join(["?" if dialect.paramstyle == "qmark" else "%s"] * (1 + len(names)))
+    return f"INSERT INTO {table.name} ({quoted}) VALUES ({marks}) ON CONFLICT DO NOTHING"
 
 
 def sources(conn: sa.Connection) -> dict[int, Source]:
@@ -71,7 +82,7 @@ def sources(conn: sa.Connection) -> dict[int, Source]:
             None if text is None else tuple(json.loads(text)) for text in (r.classes, r.levels)
         )
         found[r.bundle] = Source(
-            r.model, r.version, r.identity, _task(r.task), r.width, names, levels
+            r.model, r.version, r.identity, task_of(r.task), r.width, names, levels
         )
     return found
 
@@ -83,7 +94,8 @@ def sources_since(conn: sa.Connection, since: float) -> list[Source]:
     return [source for key, source in sources(conn).items() if key in keys]
 
 
-def _task(text: str) -> Task:
+def task_of(text: str) -> Task:
+    """The task that a text names."""
     return next(t for t in get_args(Task) if t == text)
 
 
@@ -309,7 +321,7 @@ def joined_pages(
             sa.select(labels.c.seq, labels.c.value, *JOINED)
             .select_from(labels_with(predictions))
             .where(labels.c.joined.is_not(None), labels.c.seq > last)
-            .where(*_only(predictions, model, since))
+            .where(*only(predictions, model, since))
             .order_by(labels.c.seq)
             .limit(CHUNK)
         )
@@ -320,79 +332,7 @@ def joined_pages(
         last = page[-1][0]
 
 
-def _only(table: sa.Table, model: str | None, since: float | None) -> list[Any]:
+def only(table: sa.Table, model: str | None, since: float | None) -> list[Any]:
+    """What holds of rows of one model, or of any, since a time."""
     chosen: list[Any] = [] if model is None else [table.c.model == model]
     return chosen if since is None else [*chosen, table.c.time >= since]
-
-
-def served_counts(
-    conn: sa.Connection, model: str | None, since: float | None
-) -> dict[tuple[str, str, Task], dict[int | None, tuple[int, float]]]:
-    """(model, version, task) -> bin (None: regression) -> rows served, sum of confidence."""
-    out: dict[tuple[str, str, Task], dict[int | None, tuple[int, float]]] = {}
-    for key, s in sources(conn).items():
-        if model not in (None, s.model):
-            continue
-        stmt = (
-            sa.select(predictions.c.bin, sa.func.count(), sa.func.sum(predictions.c.confidence))
-            .where(predictions.c.bundle == key, predictions.c.time >= (since or 0.0))
-            .group_by(predictions.c.bin)
-        )
-        bins = out.setdefault((s.model, s.version, s.task), {})
-        for b, n, total in conn.execute(stmt):
-            old = bins.get(b, (0, 0.0))
-            bins[b] = (old[0] + n, old[1] + (total or 0.0))
-    return out
-
-
-def image_means(
-    conn: sa.Connection, model: str | None, since: float | None
-) -> dict[tuple[str, str, Task], tuple[int, dict[str, float]]]:
-    """(model, version, task) -> images served, and means over them of what their summaries hold."""
-    key = (bundles.c.model, bundles.c.version, bundles.c.task)
-    stmt = (
-        sa.select(*key, sa.func.count(), *(sa.func.avg(images.c[name]) for name in _MEANS))
-        .join(bundles, bundles.c.bundle == images.c.bundle)
-        .where(*_only(images, model, since))
-        .group_by(*key)
-    )
-    return {
-        (name, version, _task(task)): (
-            n,
-            {k: float(v) for k, v in zip(_MEANS, means, strict=True) if v is not None},
-        )
-        for name, version, task, n, *means in conn.execute(stmt)
-    }
-
-
-def feedback_counts(conn: sa.Connection, model: str | None) -> dict[str, dict[str, int]]:
-    """Model -> result -> labels; ``joined`` counts those that a purge removed, too, and
-    ``waiting`` is as it is now."""
-    out: dict[str, dict[str, int]] = defaultdict(dict)
-    for r in conn.execute(sa.select(feedback).order_by(feedback.c.model, feedback.c.result)):
-        out[r.model][r.result] = r.n
-    state = sa.case((labels.c.joined.is_(None), "waiting"), else_="joined")
-    stmt = sa.select(labels.c.model, state, sa.func.count()).group_by(labels.c.model, state)
-    known = {s.model for s in sources(conn).values()}
-    for name, result, n in conn.execute(stmt):
-        counts = out[name if name in known else ""]
-        counts[result] = counts.get(result, 0) + n
-    return {m: out[m] for m in sorted(out) if model in (None, m)}
-
-
-def oldest(
-    conn: sa.Connection, model: str | None, since: float | None
-) -> dict[tuple[str, str, Task], float]:
-    """(model, version, task) -> when the oldest prediction was made that is there and counts."""
-    out: dict[tuple[str, str, Task], float] = {}
-    for key, s in sources(conn).items():
-        if model not in (None, s.model):
-            continue
-        for table in (predictions, images):
-            stmt = sa.select(sa.func.min(table.c.time)).where(table.c.bundle == key)
-            if since is not None:
-                stmt = stmt.where(table.c.time >= since)
-            found, name = conn.execute(stmt).scalar(), (s.model, s.version, s.task)
-            if found is not None:
-                out[name] = min(found, out.get(name, found))
-    return out
