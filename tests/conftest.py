@@ -18,6 +18,7 @@ LONGEST = (
     "bench/test_dense.py",
     "service/test_drain.py",
     "bench/test_bayescap.py",
+    "walks/test_incident.py",
     "service/test_page.py",
     "hedged/test_compare.py",
 )

@@ -191,7 +191,10 @@ def bet(state: Martingale, p: F64) -> tuple[Martingale, F64]:
             total += low + mid + high
         if not _SMALL < total < _LARGE:  # by a power of two, which rounds nothing
             shift = -_SHIFT if total >= _LARGE else _SHIFT
-            accounts = [tuple(math.ldexp(c, shift) for c in a) for a in accounts]  # type: ignore[misc]
+            accounts = [
+                (math.ldexp(a, shift), math.ldexp(b, shift), math.ldexp(c, shift))
+                for a, b, c in accounts
+            ]
             total, exponent = math.ldexp(total, shift), exponent - shift
             base = exponent * math.log10(2)
         log10 = base + math.log10(total)

@@ -108,7 +108,7 @@ def head_of(bundle: Bundle) -> Head:
         strength=m.scaling["strength"],
         noise=state.get("noise"),
         eps=state.get("eps"),
-        predictive=m.predictive,  # type: ignore[arg-type]
+        predictive=m.predictive,  # type: ignore[arg-type]  # a text in the manifest
         prediction=m.prediction,
         conformal=conformal.method if classes else "lac",
         conformal_settings=dict(conformal.settings) if classes else {},

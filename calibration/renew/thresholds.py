@@ -211,7 +211,7 @@ def _quantiles(head: Head, manifest: Manifest, rows: Labelled) -> tuple[Head, di
         raise FitError(f"quantiles made by {kind!r} are unknown here; upgrade hedged")
     assert rows.mean is not None and rows.std is not None
     base, signed = base_of(head), signed_residuals(rows.y, rows.mean, rows.std)
-    maps = recalibrate(kind, base, signed)  # type: ignore[arg-type]
+    maps = recalibrate(kind, base, signed)  # type: ignore[arg-type]  # a text there
     found = factors(base, maps, signed, np.asarray(manifest.quantile_levels))
     more = {TRANSFORMS: np.stack([m.z for m in maps])} if kind == "kde" else {}
     return head.with_(quantile_factors=found), more

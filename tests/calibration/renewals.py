@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+from calibration.bundle import Bundle, load_bundle
+from calibration.metrics.coverage import coverage_band
 from calibration.predictor import Predictor
+from calibration.renew.renewal import Renewal, renew
 from calibration.renew.rows import Labelled, Window, id_keys
 from posthoc.contract import Task
 from tests.factory import rows, weights
 
 WINDOW = Window(1_700_000_000.0, 1_700_600_000.0, 8000, 4000)
+SHIFTED: dict[Task, float] = {"classification": 5.0, "regression": 0.6}
+AS_FITTED: dict[Task, float] = {"classification": 2.0, "regression": 0.3}
+TASKS: tuple[Task, ...] = ("classification", "regression")
 
 
 def truth(task: Task, x: np.ndarray, spread: float, seed: int) -> np.ndarray:
@@ -57,3 +65,18 @@ def covered(bundle: Path, task: Task, spread: float, n: int = 4000, seed: int = 
     if task == "classification":
         return float(out["set"][np.arange(n), y].mean())
     return float(((out["lower"] <= y) & (y <= out["upper"])).all(1).mean())
+
+
+@pytest.fixture(scope="module")
+def bundles(classification_bundle: Path, regression_bundle: Path) -> dict[Task, Path]:
+    return {"classification": classification_bundle, "regression": regression_bundle}
+
+
+def renewed(bundle: Path, rows: Labelled, **how: Any) -> Renewal:
+    return renew(load_bundle(bundle), rows, WINDOW, **how)
+
+
+def in_band(bundle: Bundle, share: float, n: int = 4000) -> bool:
+    first = bundle.manifest.conformal.guarantees[0]
+    low, high = coverage_band(first.n, n, first.alpha)
+    return low <= share <= high
