@@ -43,7 +43,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt hedged/demo/sources.py
 # laplace-torch, the oracle, without torchvision: see pyproject.toml.
 ORACLE := laplace-torch==0.3 backpack-for-pytorch==1.7.1 asdfghjkl==0.1a4 curvlinops-for-pytorch==3.0.1 unfoldNd==0.2.3
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -c constraints.txt -e '.[fit,postgres,dev]'
+	$(PIP) -c constraints.txt -e '.[fit,postgres,ray,dev]'
 	$(PIP) --no-deps $(ORACLE)
 	touch $@
 

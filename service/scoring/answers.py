@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from posthoc.contract import I64, Array, HedgedError, ModelError
-from service.scoring.fragments import first_line
+from service.scoring.errors import first_line
 
 Inputs = Mapping[str, Array]
 Run = Callable[[Inputs], dict[str, Array]]

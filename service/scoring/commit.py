@@ -7,35 +7,36 @@ removed by the next run.
 
 from __future__ import annotations
 
-import fcntl
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from service.scoring.errors import ScoringError
+from service.lock import locked as hold
+from service.scoring.errors import ScoringError, first_line
 
 PART = ".part-"
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns the system's refusal to write ``path`` (disk full, read-only) into a ScoringError."""
+def writing(what: object) -> Iterator[None]:
+    """Turns the system's refusal to write ``what`` (disk full, read-only) into a ScoringError."""
     try:
         yield
     except OSError as e:
         raise ScoringError(
-            f"cannot write {path}: {e.strerror or e}; mend that and run the same command again, "
-            "finished fragments are kept"
+            f"cannot write {what}: {e.strerror or first_line(e)}; mend that and run the same "
+            "command again, finished fragments are kept"
         ) from e
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears at ``path`` when the block ends well, and not at all otherwise."""
-    # The process id keeps two workers that were given the same fragment out of each other's part.
-    part = path.parent / f"{PART}{os.getpid()}-{path.name}"
+    # Two workers, of any machine, that were given the same fragment keep out of each other's part.
+    part = path.parent / f"{PART}{secrets.token_hex(4)}-{path.name}"
     with writing(path):
         make_folder(path.parent)
         file = part.open("xb")
@@ -51,12 +52,6 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):  # closing flushes once more what could not be written
             file.close()
         part.unlink(missing_ok=True)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Commit a small file. Raises ScoringError, naming it, when it cannot be written."""
-    with new_file(path) as file, writing(path):
-        file.write(data)
 
 
 def remove(path: Path) -> None:
@@ -89,18 +84,6 @@ def remove_parts(folder: Path) -> None:
         part.unlink()
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for one run. Raises ScoringError when another run holds it.
-
-    The lock is the kernel's and ends with the process, however that ends.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise ScoringError(f"{folder}: another run is writing here; wait for its end") from e
-        yield
-    finally:
-        os.close(fd)
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Hold ``folder`` for one run. Raises ScoringError when another run holds it."""
+    return hold(folder, ScoringError(f"{folder}: another run is writing here; wait for its end"))

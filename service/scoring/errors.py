@@ -21,3 +21,8 @@ class Interrupted(ScoringError):  # noqa: N818  (nothing went wrong)
     """SIGTERM came and the fragment in hand was finished; the same command goes on from there."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: schedulers start the job again
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type when it has none."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

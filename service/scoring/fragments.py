@@ -1,60 +1,78 @@
 """The input of a run, cut into fragments: the unit that is scored, committed and resumed.
 
-A file is one fragment; a file of more than ``fragment_rows`` rows is cut at row groups. Names of
+A file is one fragment; a file of more than ``fragment_rows`` rows is cut at its groups. Names of
 outputs follow from names of inputs alone, so every run over one input has the same fragments.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.fs as pafs
 
 from posthoc.contract import DataError
-from service.scoring.errors import ScoringError
+from service.scoring.errors import ScoringError, first_line
+from service.scoring.formats.format import Format
+from service.scoring.formats.registry import FORMATS, tables_among
+from service.scoring.places import Found, Place, files_below
 
 FRAGMENT_ROWS = 100_000
+_FETCH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input file; ``name`` is its POSIX path below the input folder.
+    """One input file; ``name`` is its POSIX path below the input folder, ``format`` the name of its
+    format.
 
-    ``row_groups`` holds the rows of each row group, and is None when the file cannot be read;
-    ``problem`` then says why.
+    ``groups`` holds the rows of each group that can be read by itself, and is None when the file
+    cannot be read; ``problem`` then says why.
     """
 
-    path: Path
+    place: Place
     name: str
     size: int
     mtime_ns: int
-    row_groups: tuple[int, ...] | None = None
+    format: str
+    groups: tuple[int, ...] | None = None
     problem: str = ""
 
     @property
     def rows(self) -> int | None:
         """Rows of the file; None when it cannot be read."""
-        return None if self.row_groups is None else sum(self.row_groups)
+        return None if self.groups is None else sum(self.groups)
 
     def check_unchanged(self) -> None:
         """Raise ScoringError when the file is gone or is no longer the one that was listed."""
         try:
-            now = self.path.stat()
+            now = self.place.info()
         except OSError as e:
-            raise ScoringError(f"input {self.path} vanished during the run: {e.strerror}") from e
-        if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise ScoringError(f"input {self.place} cannot be asked for: {first_line(e)}") from e
+        if now.type != pafs.FileType.File:
+            raise ScoringError(f"input {self.place} vanished during the run")
+        if (now.size, now.mtime_ns or 0) != (self.size, self.mtime_ns):
             raise ScoringError(
-                f"input {self.path} changed during the run; start again with --overwrite"
+                f"input {self.place} changed during the run; start again with --overwrite"
             )
+
+    def check_readable(self) -> None:
+        """Raise ScoringError when the bytes of the file cannot be fetched, whatever they mean."""
+        try:
+            with self.place.open() as file:
+                while file.read(_FETCH_BYTES):
+                    pass
+        except OSError as e:
+            raise ScoringError(
+                f"input {self.place} cannot be fetched: {first_line(e)}; run the same command "
+                "again to go on"
+            ) from e
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """Row groups ``groups`` of a source: ``rows`` rows, of which the first is ``first_row``.
+    """Groups ``groups`` of a source: ``rows`` rows, of which the first is ``first_row``.
 
     ``name`` is the POSIX path of the output below the output folder.
     """
@@ -87,7 +105,7 @@ class Listing:
     @property
     def unreadable(self) -> tuple[Source, ...]:
         """Files whose footer cannot be read, and which therefore have no fragments."""
-        return tuple(s for s in self.sources if s.row_groups is None)
+        return tuple(s for s in self.sources if s.groups is None)
 
     @property
     def rows(self) -> int:
@@ -96,74 +114,54 @@ class Listing:
 
 
 def list_fragments(
-    path: str | Path,
+    place: Place,
     columns: Callable[[pa.Schema], Columns],
     fragment_rows: int = FRAGMENT_ROWS,
 ) -> Listing:
-    """Files and fragments of a Parquet file, or of a folder with all its sub-folders, by name.
+    """Files and fragments of a file, a folder with all its sub-folders, or a pattern, by name.
 
-    Names that begin with ``_`` or ``.`` are left out, as Hive and Spark do; ``columns`` chooses
-    from the schema of the first readable file. Raises DataError for a missing path, an input
-    without a readable file, two fragments with one output name, and for a file that lacks a
-    needed column or holds a kept one with another type than the first file does.
+    ``columns`` chooses from the schema of the first readable file. Raises DataError for a missing
+    place, an input without a readable file or of several formats, two fragments with one output
+    name, and for a file that lacks a needed column or holds a kept one with another type than the
+    first file does; ScoringError for a file whose bytes cannot be fetched.
     """
-    root = Path(path)
-    if not root.exists():
-        raise DataError(f"{root}: no such file or folder")
-    if root.is_file():
-        files = [(root, root.name)]
-    else:
-        files = sorted(((p, p.relative_to(root).as_posix()) for p in _walk(root)), key=_by_name)
-        if not files:
-            raise DataError(f"{root}: no .parquet file in the folder")
+    form, files = tables_among(files_below(place), place)
     sources: list[Source] = []
     shared: pa.Schema | None = None
     wanted = Columns((), ())
-    for file, name in files:
-        source, schema = _open_source(file, name)
+    for file in files:
+        source, schema = _look(file, form)
         sources.append(source)
         if schema is not None:
             if shared is None:
                 shared, wanted = schema, columns(schema)
-            _check_columns(file, schema, shared, wanted)
+            _check_columns(file.place, schema, shared, wanted)
     if shared is None:
-        raise DataError(f"{root}: no file can be read; {sources[0].name}: {sources[0].problem}")
+        raise DataError(f"{place}: no file can be read; {sources[0].name}: {sources[0].problem}")
     fragments = [f for s in sources for f in _cut(s, fragment_rows)]
     owners: dict[str, str] = {}
     for fragment in fragments:
         other = owners.setdefault(fragment.name, fragment.source.name)
         if other != fragment.source.name:
             raise DataError(
-                f"{root}: {other} and {fragment.source.name} would both be scored into "
+                f"{place}: {other} and {fragment.source.name} would both be scored into "
                 f"{fragment.name}; rename one"
             )
     return Listing(tuple(sources), tuple(fragments), shared, wanted)
 
 
-def _by_name(entry: tuple[Path, str]) -> str:
-    return entry[1]
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith((".", "_"))]
-        for name in names:
-            if name.endswith((".parquet", ".pq")) and not name.startswith((".", "_")):
-                yield Path(folder, name)
-
-
-def _open_source(path: Path, name: str) -> tuple[Source, pa.Schema | None]:
-    stat = path.stat()
+def _look(file: Found, form: Format) -> tuple[Source, pa.Schema | None]:
+    told = (file.place, file.name, file.size, file.mtime_ns, form.name)
     try:
-        with pq.ParquetFile(path) as file:
-            meta = file.metadata
-            groups = tuple(meta.row_group(g).num_rows for g in range(meta.num_row_groups))
-            return Source(path, name, stat.st_size, stat.st_mtime_ns, groups), file.schema_arrow
+        layout = form.look(file.place)
     except (OSError, pa.ArrowException) as e:
-        return Source(path, name, stat.st_size, stat.st_mtime_ns, problem=first_line(e)), None
+        source = Source(*told, problem=first_line(e))
+        source.check_readable()
+        return source, None
+    return Source(*told, groups=layout.groups), layout.schema
 
 
-def _check_columns(path: Path, schema: pa.Schema, shared: pa.Schema, columns: Columns) -> None:
+def _check_columns(path: Place, schema: pa.Schema, shared: pa.Schema, columns: Columns) -> None:
     for name in dict.fromkeys((*columns.needed, *columns.kept)):
         count = schema.names.count(name)
         if count != 1:
@@ -179,27 +177,22 @@ def _check_columns(path: Path, schema: pa.Schema, shared: pa.Schema, columns: Co
 
 
 def _cut(source: Source, fragment_rows: int) -> list[Fragment]:
-    """Consecutive row groups, as many as stay within ``fragment_rows``, at least one."""
-    if source.row_groups is None:
+    """Consecutive groups, as many as stay within ``fragment_rows``, at least one."""
+    if source.groups is None:
         return []
     parts: list[list[int]] = [[]]
     held = 0
-    for group, rows in enumerate(source.row_groups):
+    for group, rows in enumerate(source.groups):
         if parts[-1] and held + rows > fragment_rows:
             parts.append([])
             held = 0
         parts[-1].append(group)
         held += rows
-    stem = source.name.removesuffix(".parquet").removesuffix(".pq")
+    stem = FORMATS[source.format].stem(source.name)
     fragments, first = [], 0
     for index, part in enumerate(parts):
-        count = sum(source.row_groups[g] for g in part)
+        count = sum(source.groups[g] for g in part)
         suffix = "" if len(parts) == 1 else f"-{index:05d}-of-{len(parts):05d}"
         fragments.append(Fragment(source, tuple(part), first, count, f"{stem}{suffix}.parquet"))
         first += count
     return fragments
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type when it has none."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

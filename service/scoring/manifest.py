@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from calibration.bundle import Bundle
 from service.scoring.errors import ScoringError
 from service.scoring.fragments import Source
+from service.scoring.output import Output
 
 RUN = "_run.json"
 
@@ -92,17 +92,19 @@ def describe_run(
     )
 
 
-def read_manifest(path: Path) -> RunManifest:
-    """The manifest in a file. Raises ScoringError when it is no manifest of this version."""
+def read_manifest(output: Output) -> RunManifest:
+    """The manifest in an output. Raises ScoringError when it is no manifest of this version."""
     try:
-        return RunManifest.model_validate_json(path.read_bytes())
+        with output.open(RUN) as file:
+            return RunManifest.model_validate_json(file.read())
     except (OSError, ValidationError) as e:
         raise ScoringError(
-            f"{path} is not the manifest of a run of this version; --overwrite starts again"
+            f"{output.text}/{RUN} is not the manifest of a run of this version; --overwrite starts "
+            "again"
         ) from e
 
 
-def check_same_run(folder: Path, old: RunManifest, new: RunManifest) -> None:
+def check_same_run(folder: str, old: RunManifest, new: RunManifest) -> None:
     """Raise ScoringError, naming each difference, when ``folder`` belongs to another run."""
     if old == new:
         return

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from posthoc.contract import TensorSpec
 from posthoc.data import Rows, TableMapping, to_rows
-from service.scoring.errors import DamageError
-from service.scoring.fragments import Fragment, first_line
+from service.scoring.errors import DamageError, first_line
+from service.scoring.formats.format import Piece, Wanted
+from service.scoring.formats.registry import FORMATS
+from service.scoring.fragments import Fragment
 from service.scoring.images import Images
 
 BLOCK_ROWS = 16_384
 BLOCK_BYTES = 32 << 20
-_STREAM_BYTES = 1 << 20
 
 T = TypeVar("T")
 
@@ -64,17 +65,13 @@ def block_rows(batch_size: int, inputs: Sequence[TensorSpec]) -> int:
     return batch_size * max(1, limit // batch_size)
 
 
-def image_rows(file: pq.ParquetFile, fragment: Fragment, reader: Reader, images: Images) -> int:
-    """Images of a block. Where their size is free it is taken to be the fragment's mean, which the
-    file's footer has exactly."""
-    values: float = images.values
-    if images.free:
-        needed = {c for columns in reader.mapping.inputs.values() for c in columns}
-        groups = [file.metadata.row_group(g) for g in fragment.groups]
-        chunks = (group.column(i) for group in groups for i in range(group.num_columns))
-        held = (c.num_values for c in chunks if c.path_in_schema.split(".")[0] in needed)
-        values = sum(held) / max(1, fragment.rows)
-    return images.in_block(values, reader.batch_size)
+def _rows_of(reader: Reader, values: float | None) -> int:
+    """Rows of a block. Images of free size are taken to be as large as their fragment's mean."""
+    if reader.images is None:
+        return block_rows(reader.batch_size, reader.inputs)
+    typical = reader.images.values
+    size = values if values is not None and reader.images.free else typical
+    return reader.images.in_block(size, reader.batch_size)
 
 
 def read_blocks(fragment: Fragment, reader: Reader) -> Iterator[Block]:
@@ -85,39 +82,36 @@ def read_blocks(fragment: Fragment, reader: Reader) -> Iterator[Block]:
     """
     mapping = TableMapping(inputs=reader.mapping.inputs, group=reader.group)
     at = 0
-    for batch in _record_batches(fragment, reader):
-        cut = [batch]
+    for piece in _pieces(fragment, reader):
+        batch = piece.batch
+        cut = [(0, batch.num_rows)]
         if reader.images is not None and reader.images.free:
-            cut = [batch.slice(row, 1) for row in range(batch.num_rows)]
-        parts = tuple(
-            to_rows(part, mapping, reader.inputs, hashed=reader.randomised) for part in cut
-        )
-        yield Block(fragment.first_row + at, batch.select(list(reader.kept)), parts)
+            cut = [(row, 1) for row in range(batch.num_rows)]
+        parts = []
+        for start, count in cut:
+            bad = {r - start: why for r, why in piece.bad.items() if start <= r < start + count}
+            rows = to_rows(
+                batch.slice(start, count), mapping, reader.inputs, hashed=reader.randomised
+            )
+            parts.append(replace(rows, bad={**rows.bad, **bad}))
+        yield Block(fragment.first_row + at, batch.select(list(reader.kept)), tuple(parts))
         at += batch.num_rows
     if at != fragment.rows:
-        raise DamageError(f"{at} rows could be read where the footer says {fragment.rows}")
+        raise DamageError(f"{at} rows could be read where {fragment.rows} were counted")
 
 
-def _record_batches(fragment: Fragment, reader: Reader) -> Iterator[pa.RecordBatch]:
-    needed = (c for columns in reader.mapping.inputs.values() for c in columns)
+def _pieces(fragment: Fragment, reader: Reader) -> Iterator[Piece]:
+    specs = {s.name: s for s in reader.inputs}
+    inputs = {c: specs[name] for name, cs in reader.mapping.inputs.items() for c in cs}
     group = () if reader.group is None else (reader.group,)
-    columns = list(dict.fromkeys((*needed, *group, *reader.kept)))
+    wanted = Wanted(
+        groups=fragment.groups,
+        columns=tuple(dict.fromkeys((*inputs, *group, *reader.kept))),
+        inputs=inputs,
+        rows=partial(_rows_of, reader),
+    )
     try:
-        # Unbuffered and pre-buffered reading both hold whole row groups in memory.
-        with pq.ParquetFile(
-            fragment.source.path,
-            buffer_size=_STREAM_BYTES,
-            pre_buffer=False,
-            page_checksum_verification=True,
-        ) as file:
-            size = (
-                block_rows(reader.batch_size, reader.inputs)
-                if reader.images is None
-                else image_rows(file, fragment, reader, reader.images)
-            )
-            yield from file.iter_batches(
-                size, row_groups=fragment.groups, columns=columns, use_threads=False
-            )
+        yield from FORMATS[fragment.source.format].read(fragment.source.place, wanted)
     except (OSError, pa.ArrowException) as e:
         raise DamageError(first_line(e)) from e
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -18,16 +13,18 @@ from calibration.predictor import Predictor
 from posthoc.contract import DataError
 from posthoc.data import TableMapping
 from posthoc.runtime import provider_name
-from service.scoring.commit import locked, make_folder, remove, write_file, writing
-from service.scoring.errors import DamageError, ErrorRatioError, Interrupted
 from service.scoring.folder import SUCCESS, SUMMARY, begin, check_apart
-from service.scoring.fragments import FRAGMENT_ROWS, Columns, Fragment, Listing, list_fragments
+from service.scoring.fragments import FRAGMENT_ROWS, Columns, list_fragments
 from service.scoring.images import images_of
+from service.scoring.job import Job
+from service.scoring.local import run_local
 from service.scoring.manifest import Settings, describe_run
-from service.scoring.reading import Reader, read_ahead, read_blocks
+from service.scoring.output import open_output, write_file
+from service.scoring.places import open_place
+from service.scoring.reading import Reader
 from service.scoring.schema import output_schema
-from service.scoring.summary import Failure, Progress, Summary
-from service.scoring.task import Plan, committed, score_fragment
+from service.scoring.summary import Progress, Summary
+from service.scoring.task import Plan
 
 
 def score(
@@ -68,13 +65,14 @@ def score(
     predictor.self_check()
     if alpha is not None:
         predictor.q_hat(alpha)
-    check_apart(Path(input), Path(output))
+    source, target = open_place(input), open_place(output)
+    check_apart(source, target)
     mapping = predictor.manifest.mapping
     fields = _fields(predictor, outputs)
     images = images_of(predictor, fields)
     if fragment_rows is None:
         fragment_rows = FRAGMENT_ROWS if images is None else images.in_fragment()
-    listing = list_fragments(input, partial(_columns, mapping, tuple(passthrough)), fragment_rows)
+    listing = list_fragments(source, partial(_columns, mapping, tuple(passthrough)), fragment_rows)
     kept = listing.columns.kept
     schema = output_schema(predictor.manifest, listing.schema, kept, fields)
     settings = Settings(
@@ -92,138 +90,20 @@ def score(
     group = mapping.group if "group" in asked and mapping.group in listing.schema.names else None
     reader = Reader(mapping, predictor.inputs, kept, batch, images, group, "u" in asked)
     identity = predictor.bundle.identity
-    plan = Plan(Path(output), manifest.run, identity, reader, schema, alpha, fields)
-    with writing(plan.output):
-        make_folder(plan.output)
-    with locked(plan.output):
-        begin(plan.output, manifest, overwrite=overwrite)
-        job = _Job(predictor, plan, listing, max_error_ratio, progress)
-        job.run()
-        summary = job.summary(started)
-        write_file(plan.output / SUMMARY, summary.lasting())
+    where = open_output(target)
+    plan = Plan(where, manifest.run, identity, reader, schema, alpha, fields)
+    where.make()
+    with where.locked():
+        begin(where, manifest, overwrite=overwrite)
+        job = Job(plan, listing, max_error_ratio, progress)
+        job.begin()
+        with job.until_sigterm():
+            run_local(job, predictor)
+        summary = job.summary(predictor, started)
+        write_file(where, SUMMARY, summary.lasting())
         if not summary.failed:
-            write_file(plan.output / SUCCESS, b"")
+            write_file(where, SUCCESS, b"")
     return summary
-
-
-class _Job:
-    """The fragments of one run, one after the other; reading and writing overlap with scoring."""
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        plan: Plan,
-        listing: Listing,
-        max_error_ratio: float,
-        progress: Callable[[Progress], None] | None,
-    ):
-        self._predictor = predictor
-        self._plan = plan
-        self._listing = listing
-        self._ratio = max_error_ratio
-        # Rounding first: .29 * 100 lies a hair below 29 in floating point.
-        self._limit = int(round(max_error_ratio * listing.rows, 6))
-        self._progress = progress
-        self._failed = [Failure(s.name, None, None, s.problem) for s in listing.unreadable]
-        found = [(f, committed(f, plan)) for f in listing.fragments]
-        self._pending = [f for f, outcome in found if outcome is None]
-        self._outcomes = [outcome for _, outcome in found if outcome is not None]
-        self._resumed = len(self._outcomes)
-        self._rows_before = self._rows_seen = sum(o.good + o.bad for o in self._outcomes)
-
-    def run(self) -> None:
-        """Score every fragment that is not committed yet."""
-        self._check_errors(None)
-        if self._pending:
-            for name in (SUCCESS, SUMMARY):
-                remove(self._plan.output / name)
-        with (
-            ThreadPoolExecutor(1, "read") as reading,
-            ThreadPoolExecutor(1, "write") as writer,
-            _sigterm() as stop,
-        ):
-            streams = (
-                read_ahead(reading, read_blocks(f, self._plan.reader)) for f in self._pending
-            )
-            upcoming = next(streams, iter(()))
-            for fragment in self._pending:
-                if stop.is_set():
-                    raise Interrupted(
-                        f"stopped by SIGTERM after {len(self._outcomes)} of "
-                        f"{len(self._listing.fragments)} fragments; the same command goes on"
-                    )
-                blocks, upcoming = upcoming, next(streams, iter(()))
-                seen = self._rows_seen
-                try:
-                    self._outcomes.append(
-                        score_fragment(
-                            self._predictor,
-                            fragment,
-                            self._plan,
-                            blocks,
-                            allowed_bad=self._limit - self._bad,
-                            pool=writer,
-                            on_rows=self._on_rows,
-                        )
-                    )
-                except ErrorRatioError as e:
-                    self._check_errors(e)
-                except DamageError as e:
-                    self._failed.append(_failure(fragment, e))
-                    self._rows_seen = seen + fragment.rows
-                self._tell()
-
-    def summary(self, started: float) -> Summary:
-        """What the run did."""
-        seconds = time.perf_counter() - started
-        return Summary(
-            run=self._plan.run,
-            bundle=self._plan.bundle,
-            rows=self._listing.rows,
-            good=sum(o.good for o in self._outcomes),
-            errors=self._bad,
-            fragments=len(self._listing.fragments) + len(self._listing.unreadable),
-            failed=tuple(self._failed),
-            resumed=self._resumed,
-            seconds=seconds,
-            rows_per_s=(self._rows_seen - self._rows_before) / seconds,
-            output=str(self._plan.output),
-            notes=self._notes(),
-        )
-
-    def _notes(self) -> tuple[str, ...]:
-        """Groups that the bundle has thresholds for and the input does not name."""
-        column = self._predictor.manifest.mapping.group
-        asked = "group" in {s.name for s in self._predictor.optional}
-        if not asked or self._plan.reader.group is not None:
-            return ()
-        return (
-            f"the input has no column {column!r}: every row had the threshold of all rows, and "
-            "nothing is promised of groups",
-        )
-
-    @property
-    def _bad(self) -> int:
-        return sum(o.bad for o in self._outcomes)
-
-    def _check_errors(self, beyond: ErrorRatioError | None) -> None:
-        if beyond is not None or self._bad > self._limit:
-            detail = "" if beyond is None else f" ({beyond})"
-            raise ErrorRatioError(
-                f"more than {self._limit:,} of {self._listing.rows:,} rows are bad{detail}, and "
-                f"--max-error-ratio is {self._ratio}; mend the input, or raise the ratio and run "
-                "the same command to go on"
-            ) from beyond
-
-    def _on_rows(self, count: int) -> None:
-        self._rows_seen += count
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._progress is not None:
-            done = len(self._outcomes) + len(self._failed)
-            total = len(self._listing.fragments) + len(self._listing.unreadable)
-            self._progress(Progress(done, total, self._rows_seen, self._listing.rows))
 
 
 def _check(batch_size: int, threads: int, fragment_rows: int, max_error_ratio: float) -> None:
@@ -251,25 +131,3 @@ def _columns(mapping: TableMapping, passthrough: tuple[str, ...], schema: pa.Sch
     ids = (mapping.id,) if mapping.id is not None and mapping.id in schema.names else ()
     needed = tuple(c for columns in mapping.inputs.values() for c in columns)
     return Columns(tuple(dict.fromkeys(needed)), tuple(dict.fromkeys((*ids, *passthrough))))
-
-
-def _failure(fragment: Fragment, error: DamageError) -> Failure:
-    return Failure(fragment.source.name, fragment.first_row, fragment.rows, str(error))
-
-
-@contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process, while the block runs."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread can take signals
-        return
-
-    def on_signal(*_: Any) -> None:
-        stop.set()
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -12,7 +12,6 @@ from concurrent.futures import Executor, Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,9 +19,10 @@ import pyarrow.parquet as pq
 
 from calibration.predictor import Predictor
 from service.scoring.answers import Answers, answer
-from service.scoring.commit import new_file, remove, writing
+from service.scoring.commit import writing
 from service.scoring.errors import DamageError, ErrorRatioError
 from service.scoring.fragments import Fragment
+from service.scoring.output import Output
 from service.scoring.reading import Block, Reader
 from service.scoring.schema import error_table, to_table
 
@@ -35,7 +35,7 @@ class Plan:
     """What every fragment of a run is scored with: ``alpha`` None is the bundle's own level,
     ``fields`` are those that are written."""
 
-    output: Path
+    output: Output
     run: str
     bundle: str
     reader: Reader
@@ -54,7 +54,7 @@ class Outcome:
 
 def committed(fragment: Fragment, plan: Plan) -> Outcome | None:
     """What an earlier process committed for this fragment in this run; None when it is to do."""
-    footer = _footer(plan.output / fragment.name)
+    footer = _footer(plan.output, fragment.name)
     stamp = _stamp(footer)
     good, bad = stamp.pop("good", None), stamp.pop("bad", None)
     if stamp != _identity(fragment, plan) or not isinstance(good, int) or not isinstance(bad, int):
@@ -62,15 +62,15 @@ def committed(fragment: Fragment, plan: Plan) -> Outcome | None:
     if good + bad != fragment.rows or footer is None or footer.num_rows != good:
         return None
     if bad:
-        errors = _footer(errors_path(fragment, plan.output))
+        errors = _footer(plan.output, errors_name(fragment))
         if errors is None or errors.num_rows != bad:
             return None
     return Outcome(good, bad)
 
 
-def errors_path(fragment: Fragment, output: Path) -> Path:
-    """Where the rows without a prediction go."""
-    return output / ERRORS_FOLDER / fragment.name
+def errors_name(fragment: Fragment) -> str:
+    """Where the rows without a prediction go, below the output."""
+    return f"{ERRORS_FOLDER}/{fragment.name}"
 
 
 def score_fragment(
@@ -94,7 +94,7 @@ def score_fragment(
     run = partial(predictor.run, outputs=plan.fields, q_hat=q_hat)
     good = 0
     bad: dict[int, str] = {}
-    with Writer(plan.output / fragment.name, plan.schema, pool) as writer:
+    with Writer(plan.output, fragment.name, plan.schema, pool) as writer:
         try:
             for block in blocks:
                 tables, at = [], 0
@@ -117,6 +117,7 @@ def score_fragment(
                 on_rows(at)
         except DamageError:
             fragment.source.check_unchanged()  # a file that was replaced is not a damaged one
+            fragment.source.check_readable()  # nor is one that cannot be fetched
             raise
         fragment.source.check_unchanged()
         _commit_errors(fragment, plan, bad)
@@ -139,8 +140,10 @@ class Writer:
     The writing settings are pinned, since a resumed run must give the bytes of an unbroken one.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, pool: Executor):
-        self._path = path
+    def __init__(self, output: Output, name: str, schema: pa.Schema, pool: Executor):
+        self._output = output
+        self._name = name
+        self._path = f"{output.text}/{name}"
         self._pool = pool
         self._stack = ExitStack()
         self._pending: Future[None] | None = None
@@ -148,7 +151,7 @@ class Writer:
 
     def __enter__(self) -> Writer:
         with ExitStack() as stack:
-            file = stack.enter_context(new_file(self._path))
+            file = stack.enter_context(self._output.new_file(self._name))
             with writing(self._path):
                 self._writer = pq.ParquetWriter(
                     file,
@@ -209,12 +212,12 @@ def _identity(fragment: Fragment, plan: Plan) -> dict[str, Any]:
 
 
 def _commit_errors(fragment: Fragment, plan: Plan, bad: dict[int, str]) -> None:
-    path = errors_path(fragment, plan.output)
+    name = errors_name(fragment)
     if not bad:
-        remove(path)
+        plan.output.remove(name)
         return
     table = error_table(fragment.source.name, list(bad), list(bad.values()))
-    with new_file(path) as file, writing(path):
+    with plan.output.new_file(name) as file, writing(f"{plan.output.text}/{name}"):
         pq.write_table(table, file, version="2.6", compression="zstd", compression_level=1)
 
 
@@ -228,9 +231,10 @@ def _stamp(footer: pq.FileMetaData | None) -> dict[str, Any]:
     return stamp if isinstance(stamp, dict) else {}
 
 
-def _footer(path: Path) -> pq.FileMetaData | None:
+def _footer(output: Output, name: str) -> pq.FileMetaData | None:
     try:
-        return pq.read_metadata(path)
+        with output.open(name) as file:
+            return pq.read_metadata(file)
     except (OSError, pa.ArrowException):
         return None
 

@@ -26,7 +26,7 @@ FUNCTIONS = {
     ("calibration/predictor.py", "run"): "scoring",
     ("scoring/task.py", "_write"): "writing",
     ("scoring/task.py", "commit"): "writing",
-    ("scoring/commit.py", "write_file"): "manifest",
+    ("scoring/output.py", "write_file"): "manifest",
 }
 BUILTINS = {os.replace: "renaming", os.fsync: "renaming"}
 

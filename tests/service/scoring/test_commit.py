@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from service.scoring.commit import locked, make_folder, new_file, remove_parts, write_file
+from service.scoring.commit import locked, make_folder, new_file, remove_parts
 from service.scoring.errors import ScoringError
+from service.scoring.output import open_output, write_file
+from service.scoring.places import open_place
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -25,10 +27,10 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_what_the_system_refuses_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ScoringError, match=r"cannot write .*file/a: .*same command again"):
-        write_file(tmp_path / "file" / "a", b"")
+        write_file(open_output(open_place(tmp_path / "file")), "a", b"")
     (tmp_path / "taken").mkdir()
     with pytest.raises(ScoringError, match=r"cannot write .*taken"):
-        write_file(tmp_path / "taken", b"")
+        write_file(open_output(open_place(tmp_path)), "taken", b"")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken"]
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from posthoc.contract import DataError
 from service.scoring import ScoringError
 from service.scoring.fragments import Columns, Listing, Source, _cut, list_fragments
+from service.scoring.places import open_place
 
 
 def put(path: Path, n: int = 3, **columns: pa.Array) -> Path:
@@ -22,13 +23,13 @@ def put(path: Path, n: int = 3, **columns: pa.Array) -> Path:
 
 
 def listing(path: Path, kept: tuple[str, ...] = (), rows: int = 100) -> Listing:
-    return list_fragments(path, lambda schema: Columns(("a",), kept), rows)
+    return list_fragments(open_place(path), lambda schema: Columns(("a",), kept), rows)
 
 
 @given(groups=st.lists(st.integers(0, 50), max_size=30), limit=st.integers(1, 80))
 @settings(deadline=None, derandomize=True, max_examples=60)
 def test_fragments_partition_a_file_by_row_groups(groups: list[int], limit: int) -> None:
-    parts = _cut(Source(Path("x/f.parquet"), "x/f.parquet", 1, 1, tuple(groups)), limit)
+    parts = _cut(Source(open_place("f"), "x/f.parquet", 1, 1, "Parquet", tuple(groups)), limit)
     assert [g for p in parts for g in p.groups] == list(range(len(groups)))
     at = 0
     for part in parts:
@@ -88,7 +89,7 @@ def test_columns_must_be_there_in_every_file(tmp_path: Path) -> None:
 def test_inputs_that_cannot_be_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         listing(tmp_path / "gone")
-    with pytest.raises(DataError, match=r"no \.parquet file"):
+    with pytest.raises(DataError, match=r"none of its files ends in \.parquet"):
         listing(tmp_path)
     (tmp_path / "c.parquet").touch()
     with pytest.raises(DataError, match=r"no file can be read; c\.parquet: .*0 bytes"):

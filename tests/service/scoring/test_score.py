@@ -170,8 +170,8 @@ def test_damaged_files_are_reported_and_the_rest_is_scored(
     flipped.write_bytes(data)
     summary = score(bundle, source, tmp_path / "out")
     assert [(f.source, f.rows) for f in summary.failed] == [
-        ("half=1/part-01.parquet", None),
         ("half=0/part-02.parquet", 152),
+        ("half=1/part-01.parquet", None),
     ]
     assert all(f.reason for f in summary.failed)
     assert (summary.fragments, summary.good, summary.rows) == (4, 150 + 153, 150 + 152 + 153)

@@ -1,0 +1,1 @@
+"""What files of rows may be: each format on a page of its own."""

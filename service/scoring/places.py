@@ -1,0 +1,138 @@
+"""Where data lies: a path of this machine, or a URL that pyarrow can open (file, s3, gs, abfs)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from posthoc.contract import DataError
+
+_WILD = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file: ``name`` is its POSIX path below where it was looked for; ``mtime_ns`` when it was
+    changed last, as its file system says (object stores know seconds)."""
+
+    place: Place
+    name: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path on a file system; ``text`` is what the user calls it. It can be pickled."""
+
+    text: str
+    fs: pafs.FileSystem
+    path: str
+
+    @property
+    def local(self) -> Path | None:
+        """The path of this machine; None on an object store."""
+        return Path(self.path) if isinstance(self.fs, pafs.LocalFileSystem) else None
+
+    def below(self, name: str) -> Place:
+        """The place of a POSIX path below this one."""
+        return Place(_joined(self.text, name), self.fs, _joined(self.path, name))
+
+    def info(self) -> pafs.FileInfo:
+        """What is there. Raises OSError when the store cannot be asked."""
+        return self.fs.get_file_info(self.path)
+
+    def open(self) -> pa.NativeFile:
+        """The file, for random access. Raises OSError."""
+        return self.fs.open_input_file(self.path)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def open_place(text: str | Path) -> Place:
+    """The place of a path or URL; nothing needs to be there.
+
+    Settings of a store stand in the URL as pyarrow reads them, such as
+    ``s3://bucket/path?region=eu-west-1``, and credentials in the environment. Raises DataError
+    for a URL that is none, or of a file system that this pyarrow does not have.
+    """
+    url = str(text)
+    if "://" not in url:
+        where = Path(text).absolute()
+        return Place(url, pafs.LocalFileSystem(), where.as_posix())
+    try:
+        fs, path = pafs.FileSystem.from_uri(url)
+    except (OSError, pa.ArrowException, ValueError) as e:
+        reason = (str(e).splitlines() or [""])[0]
+        raise DataError(
+            f"{url}: this URL cannot be opened ({reason}); file, s3, gs and abfs are known"
+        ) from e
+    return Place(url.split("?", 1)[0], fs, path.rstrip("/") or path)
+
+
+def files_below(place: Place) -> list[Found]:
+    """Every file at a place: the file itself, those of a folder and its sub-folders, or those that
+    a pattern matches (``*``, ``?`` and ``[]`` within a name, ``**`` for any folders), by name.
+
+    Names that begin with ``_`` or ``.`` are left out below a folder, as Hive and Spark do. Raises
+    DataError for a place where nothing is, and when the store cannot be asked.
+    """
+    try:
+        info = place.info()
+        if info.type == pafs.FileType.File:
+            return [_found(place, info, info.base_name)]
+        if info.type == pafs.FileType.Directory:
+            return sorted(_walk(place), key=_by_name)
+        root, pattern = _pattern(place)
+        if not pattern:
+            raise DataError(f"{place}: no such file or folder")
+        matching = [f for f in _walk(root) if _matches(f.name.split("/"), pattern)]
+    except OSError as e:
+        raise DataError(f"{place}: cannot be listed ({e})") from e
+    if not matching:
+        raise DataError(f"{place}: no file has such a name")
+    return sorted(matching, key=_by_name)
+
+
+def _by_name(found: Found) -> str:
+    return found.name
+
+
+def _found(place: Place, info: pafs.FileInfo, name: str) -> Found:
+    return Found(place, name, info.size, info.mtime_ns or 0)
+
+
+def _walk(root: Place) -> Iterator[Found]:
+    selector = pafs.FileSelector(root.path, recursive=True, allow_not_found=True)
+    for info in root.fs.get_file_info(selector):
+        name = info.path[len(root.path) :].lstrip("/")
+        hidden = any(part.startswith((".", "_")) for part in name.split("/"))
+        if info.type == pafs.FileType.File and not hidden:
+            yield _found(root.below(name), info, name)
+
+
+def _pattern(place: Place) -> tuple[Place, list[str]]:
+    """The folder before the first part of the path that is a pattern, and those from it on."""
+    parts = place.path.split("/")
+    fixed = next((i for i, part in enumerate(parts) if _WILD & set(part)), len(parts))
+    path, rest = "/".join(parts[:fixed]) or "/", parts[fixed:]
+    text = place.text.split("/")
+    return Place("/".join(text[: len(text) - len(rest)]) or ".", place.fs, path), rest
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[at:], pattern[1:]) for at in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path.rstrip('/')}/{name}"
