@@ -32,6 +32,8 @@ NAMES = (
     "labels",
     "drift",
     "monitors",
+    "batch",
+    "shift_kinds",
 )
 
 

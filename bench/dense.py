@@ -174,12 +174,12 @@ def fitted(
     started = time.perf_counter()
     if at_network(method.name):
         material = cached(made, method.model, options, folder)
-    head, test, roles = fitting.fit_material(material, options)
+    head, _, roles = fitting.fit_material(material, options)
     seconds = time.perf_counter() - started
     with TemporaryDirectory(dir=folder) as name:
         out = Path(name) / "bundle"
         predictor = Predictor(
-            fitting.write(material, head, test, roles, out, options, made.table), threads=1
+            fitting.write(material, head, roles, out, options, made.table), threads=1
         )
         found = evaluate(predictor, made.table, threads=1)
         record = figures(found) | {"seconds": seconds, "strength": head.scaling.strength}

@@ -31,15 +31,17 @@ from calibration.material import (
     raw_rows,
     split,
 )
-from calibration.quality import summary
+from calibration.quality import Piece, summary
 from calibration.sampling import Sampling, linearised
 from calibration.strange import corrupted_sets, given_sets
 from posthoc import logits
 from posthoc.contract import Array, Features, FitError, State
+from posthoc.folds import Mapper
 from posthoc.frozen import expose
 from posthoc.methods.laplace.importing import import_laplace
 from posthoc.model.probe import difference
 from posthoc.pixels import pixels
+from posthoc.rows import SHARE
 from posthoc.runtime import open_session
 
 GOLDEN_ROWS, GOLDEN_IMAGES = 8, 2
@@ -62,9 +64,14 @@ def fit(
     sampling: Sampling | None = None,
     ood_data: Mapping[str, str | Path] | None = None,
     corrupt: bool | tuple[str, ...] = False,
+    mapper: Mapper | None = None,
     **how: Any,
 ) -> Bundle:
     """Fit and write a bundle at ``out``. ``how`` goes to `prepare`.
+
+    What is a sum over rows is made by the workers of ``mapper`` and merged in a fixed order: the
+    cached outputs of the frozen model, the statistics of module and score, the figures of the test
+    rows. How many workers there are does not show in them.
 
     ``ood_data`` are strange rows by name, ``corrupt`` asks for corrupted copies of the user's own
     (True: every kind): they help to choose the score, and have no part in any promise.
@@ -100,15 +107,18 @@ def fit(
         progress=progress,
         sampling=sampling,
         fractions=fractions,
+        mapper=mapper,
         **how,
     )
-    also = {**how, "progress": progress}
+    also = {**how, "progress": progress, "mapper": mapper}
     material = _with_strange(material, data, options, ood_data or {}, corrupt, also)
     posterior = None if laplace is None else _imported(laplace, material, options)
-    fitted, test, roles = fit_material(material, options, fractions, posterior)
+    fitted, _, roles = fit_material(material, options, fractions, posterior, mapper)
     if options.mask is not None:
         fitted = control_misses(fitted, material, data, roles, options)
-    return write(material, fitted, test, roles, out, options, data, name=name, version=version)
+    return write(
+        material, fitted, roles, out, options, data, name=name, version=version, mapper=mapper
+    )
 
 
 def _with_strange(
@@ -142,11 +152,15 @@ def fit_material(
     options: FitOptions,
     fractions: Mapping[str, float] = DEFAULT_SPLIT,
     posterior: tuple[str, State] | None = None,
+    mapper: Mapper | None = None,
 ) -> tuple[Fitted, Features, Array]:
     """(fitted head, test rows, role of every usable row) for the seed in ``options``."""
     roles = split(material, options.seed, fractions)
     parts, test = parts_of(material, roles)
-    fitted = fit_head(material.linear, parts, options, posterior, material.train)
+    own = material.shared(rows_of(material, roles, "module"))
+    fitted = fit_head(
+        material.linear, parts, options, posterior, material.train, own=own, mapper=mapper
+    )
     return _with_network(fitted, material), test, roles
 
 
@@ -168,7 +182,6 @@ def _with_network(fitted: Fitted, material: Material) -> Fitted:
 def write(
     material: Material,
     fitted: Fitted,
-    test: Features,
     roles: Array,
     out: Path,
     options: FitOptions,
@@ -176,6 +189,7 @@ def write(
     *,
     name: str | None = None,
     version: str = "1",
+    mapper: Mapper | None = None,
 ) -> Bundle:
     """Measure the head on the test rows, compile it behind the model and write the bundle."""
     dense, per = material.frozen.dense is not None, material.per
@@ -221,7 +235,7 @@ def write(
         options,
         name=name or Path(material.frozen.file).stem,
         version=version,
-        evaluation=summary(fitted, test, *beside(material, rows_of(material, roles, "test")))
+        evaluation=summary(fitted, _tested(material, rows_of(material, roles, "test")), mapper)
         | _beside(material, data, roles),
     )
 
@@ -229,6 +243,13 @@ def write(
 def rows_of(material: Material, roles: Array, role: str) -> Array:
     """The usable rows of a role."""
     return np.asarray(material.usable[roles == ROLES.index(role)])
+
+
+def _tested(material: Material, rows: Array) -> list[Piece]:
+    """Test rows in the parts that they are measured in."""
+    size = SHARE // material.per * material.per or material.per
+    parts = [rows[at : at + size] for at in range(0, len(rows), size)]
+    return [Piece(material.shared(part).shares[0], *beside(material, part)) for part in parts]
 
 
 def _beside(material: Material, data: str | Path, roles: Array) -> dict[str, Any]:
@@ -276,14 +297,14 @@ def _items(material: Material, roles: Array) -> dict[str, int] | None:
 
 
 def _reference(material: Material, fitted: Fitted, roles: Array) -> dict[str, Array]:
-    """What live traffic is held against: confidence, entropy and OOD score of conformal rows, of an
-    image those of one pixel."""
+    """What traffic is held against: confidence, entropy and OOD score of conformal rows, or their
+    error bar, of several outputs its mean; of an image those of one pixel."""
     mask = roles[:: material.per] == ROLES.index("conformal")
     made = run_head(fitted.head, material.features(material.usable[:: material.per][mask]))
     out: dict[str, Array] = {}
-    for key in ("confidence", "entropy", "ood_score", "ood_pvalue", "set_size"):
+    for key in ("confidence", "entropy", "std", "ood_score", "ood_pvalue", "set_size"):
         if key in made:
             column = np.full(len(mask), np.nan)
-            column[mask] = made[key]
+            column[mask] = made[key].mean(axis=1) if key == "std" else made[key]
             out[key] = column
     return out

@@ -33,6 +33,7 @@ from calibration.scaling import (
 from posthoc import links, registry
 from posthoc import rows as blocks_of
 from posthoc.contract import F64, Array, Features, FitError, LinearHead, State
+from posthoc.folds import Mapper
 
 TINY = 1e-38  # of a probability, which has a logarithm in float32
 _ROUNDING = 1e-6  # of the outputs: float32 says no more
@@ -44,10 +45,14 @@ def fit_head(
     options: FitOptions,
     posterior: tuple[str, State] | None = None,
     train: blocks_of.Rows | None = None,
+    *,
+    own: blocks_of.Rows | None = None,
+    mapper: Mapper | None = None,
 ) -> Fitted:
     """Fit module, scaling, conformal thresholds, OOD flag and abstention. A ``posterior`` (module
     and state) fitted elsewhere takes the place of the module's own fit; ``train`` are rows that the
-    network was trained on, for the curvature.
+    network was trained on, for the curvature. ``own`` are the module rows once more, in shares:
+    what is a sum over them is made by the workers of ``mapper``.
 
     Raises FitError when a method is unknown or does not fit the model, when a part is empty or
     without labels, or when an interval is asked for at a level that the rows cannot support.
@@ -61,12 +66,13 @@ def fit_head(
             raise FitError("a fit needs labels: name their column with --target")
     if options.task == "classification" and len(np.unique(np.asarray(parts.calibration.y))) < 2:
         raise FitError("a temperature needs labels of at least two classes and has 1")
-    module = posterior or _fit_module(linear, parts.module, options, train)
+    own = blocks_of.of(parts.module) if own is None else own
+    module = posterior or _fit_module(linear, parts.module, own, options, train, mapper)
     spread = None if module is None else _spread(module, parts.calibration, options)
     noise = _noise(module, parts.module) if options.task == "regression" else None
     eps = _draws(spread, options)
     scaling = _fit_scaling(parts.calibration, spread, noise, module, options, eps)
-    ood, tried_scores = _choose_score(linear, parts, options, module)
+    ood, tried_scores = _choose_score(linear, parts, options, module, own, mapper)
     head = Head(
         task=options.task,
         width=parts.module.z.shape[1],
@@ -98,7 +104,12 @@ def fit_head(
 
 
 def _choose_score(
-    linear: LinearHead | None, parts: Parts, options: FitOptions, module: tuple[str, State] | None
+    linear: LinearHead | None,
+    parts: Parts,
+    options: FitOptions,
+    module: tuple[str, State] | None,
+    shares: blocks_of.Rows,
+    mapper: Mapper | None,
 ) -> tuple[Ood | None, dict[str, dict[str, float]]]:
     """The score that was asked for or chosen, and what was tried for it.
 
@@ -109,6 +120,7 @@ def _choose_score(
     own, known = parts.module, parts.calibration
     if module and not registry.info(module[0]).needs.isdisjoint({"network", "weight_samples"}):
         linear, own, known = None, Features(None, own.z, own.y), Features(None, known.z, known.y)
+        shares = blocks_of.of(own)
     choice = Choice(options.ood)
     if options.ood == "auto":
         choice = choose_score(
@@ -116,7 +128,10 @@ def _choose_score(
         )
     if choice.score is None:
         return None, {}
-    return fit_ood(linear, own, known, task=options.task, ood=choice.score), choice.tried
+    found = fit_ood(
+        linear, own, known, task=options.task, ood=choice.score, own=shares, mapper=mapper
+    )
+    return found, choice.tried
 
 
 def _check_spread(name: str, spread: links.Spread, options: FitOptions) -> None:
@@ -139,7 +154,12 @@ def _check_spread(name: str, spread: links.Spread, options: FitOptions) -> None:
 
 
 def _fit_module(
-    linear: LinearHead | None, rows: Features, options: FitOptions, train: blocks_of.Rows | None
+    linear: LinearHead | None,
+    rows: Features,
+    own: blocks_of.Rows,
+    options: FitOptions,
+    train: blocks_of.Rows | None,
+    mapper: Mapper | None,
 ) -> tuple[str, State] | None:
     if options.method == "none":
         return None
@@ -151,8 +171,8 @@ def _fit_module(
             f"{' or '.join([*others, 'none'])} (scaling, conformal sets and output scores still "
             "work)"
         )
-    name, own = options.method, blocks_of.of(rows)
-    return name, registry.fit(name, linear, options.task, own, options.settings, train)
+    name = options.method
+    return name, registry.fit(name, linear, options.task, own, options.settings, train, mapper)
 
 
 def _spread(module: tuple[str, State], rows: Features, options: FitOptions) -> links.Spread:

@@ -14,16 +14,25 @@ from calibration.ranks import fit_ranks
 from calibration.threshold import neyman_pearson_rank, neyman_pearson_rows, pvalue_table
 from posthoc import registry
 from posthoc import rows as blocks_of
-from posthoc.contract import Array, Features, FitError, LinearHead, Task
+from posthoc.contract import Array, Features, FitError, LinearHead, State, Task
+from posthoc.folds import Mapper
 
 FINEST = 0.03  # of a score, what counts as one: a standard deviation, or a rank
 
 
 def fit_ood(
-    linear: LinearHead | None, module: Features, calibration: Features, *, task: Task, ood: str
+    linear: LinearHead | None,
+    module: Features,
+    calibration: Features,
+    *,
+    task: Task,
+    ood: str,
+    own: blocks_of.Rows | None = None,
+    mapper: Mapper | None = None,
 ) -> Ood:
     """The scores that ``ood`` names (a+b: their mean; rank:a+b: that of their ranks), fitted on
-    module rows and standardised, or ranked, on calibration rows; thresholds follow later.
+    module rows and standardised, or ranked, on calibration rows; thresholds follow later. ``own``
+    are the module rows once more, in shares for the workers of ``mapper``.
 
     Raises FitError for a score that does not fit the model, naming those that do.
     """
@@ -38,14 +47,13 @@ def fit_ood(
                 f"{', '.join(fitting) or 'none'}"
             )
     ranked = ood.startswith(RANK)
-    members = tuple(_fit_score(name, linear, module, calibration, ranked) for name in wanted)
+    rows = blocks_of.of(module) if own is None else own
+    states = {name: registry.fit_score(name, linear, rows, mapper) for name in wanted}
+    members = tuple(_member(name, state, calibration, ranked) for name, state in states.items())
     return Ood(members, np.zeros(0), np.ones(1))
 
 
-def _fit_score(
-    name: str, linear: LinearHead | None, module: Features, calibration: Features, ranked: bool
-) -> Member:
-    state = registry.fit_score(name, linear, blocks_of.of(module))
+def _member(name: str, state: State, calibration: Features, ranked: bool) -> Member:
     clean = registry.page(name).score(state, calibration.phi, calibration.z)
     mean, scale = float(clean.mean()), float(clean.std())
     # A score that hardly varies, such as GEN of an untrained network, would be blown up until the

@@ -22,13 +22,14 @@ from posthoc import logits
 from posthoc.contract import F64, Array, DataError, Features, FitError, LinearHead
 from posthoc.data import TableMapping, open_table, split_roles, to_rows
 from posthoc.features import Cache, build_cache, default_cache_dir
+from posthoc.folds import Mapper
 from posthoc.frozen import Frozen
 from posthoc.laplace_torch import Sampled
 from posthoc.model.samples import Samples
 from posthoc.network.attach import Attached
 from posthoc.opening import Source, open_model
 from posthoc.pixels import PER_IMAGE
-from posthoc.rows import BLOCK, Rows
+from posthoc.rows import Rows
 
 if TYPE_CHECKING:
     from calibration.strange import Strange
@@ -80,6 +81,10 @@ class Material:
         taken = self.cache.take(rows)
         return Features(taken.phi, logits.to_logits(taken.z, self.link), taken.y)
 
+    def shared(self, rows: Array) -> Rows:
+        """The same, read block by block in whatever process a share of them is sent to."""
+        return self.cache.shared(rows, self.link)
+
 
 def link_of(frozen: Frozen) -> logits.Link:
     """How the frozen tensor becomes logits: see `posthoc.logits.Link`."""
@@ -106,6 +111,7 @@ def prepare(
     train_data: str | Path | None = None,
     production: str | Path | None = None,
     pixels: int | None = None,
+    mapper: Mapper | None = None,
     **source: Any,
 ) -> Material:
     """Open the model and cache its features over the data, in one resumable pass.
@@ -120,6 +126,8 @@ def prepare(
     curvature may come from them, and nothing else.
 
     ``production`` are rows without labels that a shift is learnt from.
+
+    With a ``mapper`` its workers make the caches: see `posthoc.features.build_cache`.
 
     ``source`` are the further fields of `posthoc.opening.Source`: checkpoint, preprocess, example,
     trust_pickle, output, head.
@@ -171,6 +179,7 @@ def prepare(
         "threads": threads,
         "max_bytes": max_cache_bytes,
         "pixels": PER_IMAGE if pixels is None else pixels,
+        "mapper": mapper,
     }
     if progress is not None:
         how["progress"] = lambda done, total: progress("cache", done, total)
@@ -201,11 +210,9 @@ def prepare(
         return material
     seen = build_cache(frozen, open_table(train_data), inputs, task=options.task, **how)
     good = np.setdiff1d(np.arange(seen.n_rows), np.fromiter(seen.bad, np.int64))
-    blocks = [good[i : i + BLOCK] for i in range(0, len(good), BLOCK)]
-    other = dataclasses.replace(material, cache=seen)
     return dataclasses.replace(
         material,
-        train=Rows(lambda: map(other.features, blocks), len(good)),
+        train=seen.shared(good, link),
         overlap=int(np.isin(cache.content_hashes[usable], seen.content_hashes[good]).sum()),
     )
 

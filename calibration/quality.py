@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -16,14 +19,19 @@ from calibration.metrics.totals import (
     ClassificationTotals,
     RegressionTotals,
     level_name,
+    merge,
     update_classification,
     update_regression,
 )
 from calibration.recalibration import TRANSFORMS, base_of, log_density
 from calibration.shift.weighted import Weighted
 from posthoc.contract import Array, Features
+from posthoc.folds import Mapper, each
 from posthoc.links import softmax
+from posthoc.rows import Share, join
 
+Totals = ClassificationTotals | RegressionTotals
+Sums = dict[str, Array]  # named numbers, or one for each cell, to be added up over rows
 FEWEST = 10  # test rows of a class or group whose coverage is told
 
 
@@ -35,73 +43,182 @@ def classification_totals(p: Array, label: Array, y: Array) -> ClassificationTot
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some test rows: what reads them, the groups they are in and their u for randomised scores.
+    The drawn pixels of an image are together."""
+
+    rows: Share
+    groups: Array | None = None
+    u: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Sums over test rows: of the frozen model, of the fitted head, and named ones of each level
+    and of the rest."""
+
+    frozen: Totals
+    hedged: Totals
+    levels: dict[str, Sums]
+    rest: Sums
+
+
 def summary(
-    fitted: Fitted, test: Features, groups: Array | None = None, u: Array | None = None
+    fitted: Fitted, tested: Sequence[Piece], mapper: Mapper | None = None
 ) -> dict[str, Any]:
-    """Accuracy (or RMSE), NLL, ECE and coverage on the test rows, frozen beside hedged.
+    """Accuracy (or RMSE), NLL, ECE and coverage on the test rows, frozen beside hedged. Every
+    figure is made of sums, which the workers of ``mapper`` take over a part of the rows each.
 
     Of a dense model the rows are the pixels drawn from the test images, ``rows`` counts images and
     a level has the promised figure: the mean over images of the share of uncovered pixels, or of
     those of a class that its mask misses.
     """
-    assert test.y is not None
-    if len(test) == 0:
+    found = [m for m in each(mapper, partial(_measure, fitted), tested) if m is not None]
+    if not found:
         return {}
-    group = None if groups is None else codes_of(fitted, groups)
-    out = run_head(fitted.head, test, group=group, u=u)
-    levels = {}
-    per = _pixels(fitted)
-    if fitted.head.task == "classification":
-        y = np.asarray(test.y, np.int64)
-        label, said = out["label"], test.z.argmax(1)
-        rows = np.arange(len(y))
-        for g in fitted.conformal.guarantees:
-            q = _thresholds(fitted, g, group, test)
-            if g.kind == "missed":
-                c = int(fitted.conformal.settings["mask"])
-                mask = out["set_scores"][:, c] <= q[:, 0]
-                levels[level_name(g.alpha)] = _missed(mask, y == c, per or 1)
-                continue
-            sets = out["set_scores"] <= q
-            weights = _weights(fitted, test, y)
-            levels[level_name(g.alpha)] = {
-                **_covered(sets[rows, y], g.alpha, per),
-                **_expected(sets[rows, y], weights),
-                **_least_covered(sets[rows, y], y if group is None else group, fitted),
-                "mean_set_size": float(sets.sum(1).mean()),
-                "empty": float((sets.sum(1) == 0).mean()),
-            }
-        return {
-            "rows": len(test) // (per or 1),
-            "frozen": _classification(classification_totals(softmax(test.z), said, y)),
-            "hedged": _classification(classification_totals(out["probs"], label, y)),
-            "levels": levels,
+    whole = reduce(_merged, found)
+    told = _told_classification if fitted.head.task == "classification" else _told_regression
+    return {
+        "rows": int(whole.rest["rows"]) // (_pixels(fitted) or 1),
+        **told(whole),
+        "levels": {name: _told_level(sums) for name, sums in whole.levels.items()},
+    }
+
+
+def _told_classification(whole: _Measured) -> dict[str, Any]:
+    return {"frozen": _classification(whole.frozen), "hedged": _classification(whole.hedged)}
+
+
+def _told_regression(whole: _Measured) -> dict[str, Any]:
+    frozen, totals, rest = whole.frozen, whole.hedged, whole.rest
+    assert isinstance(frozen, RegressionTotals) and isinstance(totals, RegressionTotals)
+    hedged = {"rmse": totals.rmse, "crps": totals.crps, "nll": totals.log_loss}
+    if "densities" in rest:
+        hedged["nll_recalibrated"] = -float(rest["log_density"] / rest["densities"])
+    return {"frozen": {"rmse": frozen.rmse}, "hedged": hedged}
+
+
+def _told_level(sums: Sums) -> dict[str, float]:
+    """The figures of a level from its sums."""
+    if "pixels" in sums:
+        told = {"images_with_class": float(sums["shown"])}
+        told["mask_share"] = float(sums["mask"] / sums["pixels"])
+        if sums["shown"]:
+            told = {"missed_pixels": float(sums["missed"] / sums["shown"]), **told}
+        return told
+    if "images" in sums:
+        told = {
+            "uncovered_pixels": float(sums["uncovered"] / sums["images"]),
+            "images_above": float(sums["above"] / sums["images"]),
         }
-    y = np.asarray(test.y, np.float64)
-    totals = update_regression(RegressionTotals(), mean=out["mean"], std=out["std"], y=y)
-    score = interval_scores(fitted.head.interval, y, out["mean"], out["std"])
+    else:
+        told = {"coverage": float(sums["covered"] / sums["rows"])}
+    if "weight" in sums:
+        told["coverage_in_production"] = float(sums["weighed"] / sums["weight"])
+    if "cell_rows" in sums:
+        enough = sums["cell_rows"] >= FEWEST
+        if enough.any():
+            shares = sums["cell_covered"][enough] / sums["cell_rows"][enough]
+            told["least_covered"] = float(shares.min())
+    if "set_size" in sums:
+        told["mean_set_size"] = float(sums["set_size"] / sums["rows"])
+        told["empty"] = float(sums["empty"] / sums["rows"])
+    elif math.isfinite(sums["width"]):
+        told["mean_width"] = float(sums["width"] / sums["widths"])
+    return told
+
+
+def _merged(a: _Measured, b: _Measured) -> _Measured:
+    return _Measured(
+        _sum(a.frozen, b.frozen),
+        _sum(a.hedged, b.hedged),
+        {name: _added(sums, b.levels[name]) for name, sums in a.levels.items()},
+        _added(a.rest, b.rest),
+    )
+
+
+def _sum(a: Totals, b: Totals) -> Totals:
+    if isinstance(a, RegressionTotals):
+        assert isinstance(b, RegressionTotals)
+        return merge(a, b)
+    assert isinstance(b, ClassificationTotals)
+    return merge(a, b)
+
+
+def _added(a: Sums, b: Sums) -> Sums:
+    return {name: value + b[name] for name, value in a.items()}
+
+
+def _measure(fitted: Fitted, tested: Piece) -> _Measured | None:
+    """The sums of some test rows; None for no rows."""
+    blocks = list(tested.rows())
+    if not sum(map(len, blocks)):
+        return None
+    test = join(blocks)
+    group = None if tested.groups is None else codes_of(fitted, tested.groups)
+    out = run_head(fitted.head, test, group=group, u=tested.u)
+    if fitted.head.task == "classification":
+        return _measure_classes(fitted, test, group, out)
+    return _measure_values(fitted, test, group, out)
+
+
+def _measure_classes(
+    fitted: Fitted, test: Features, group: Array | None, out: Mapping[str, Array]
+) -> _Measured:
+    y, per = np.asarray(test.y, np.int64), _pixels(fitted)
+    rows = np.arange(len(y))
+    levels: dict[str, Sums] = {}
+    for g in fitted.conformal.guarantees:
+        q = _thresholds(fitted, g, group, test)
+        if g.kind == "missed":
+            c = int(fitted.conformal.settings["mask"])
+            mask = out["set_scores"][:, c] <= q[:, 0]
+            levels[level_name(g.alpha)] = _missed(mask, y == c, per or 1)
+            continue
+        sets = out["set_scores"] <= q
+        inside = sets[rows, y]
+        levels[level_name(g.alpha)] = {
+            **_covered(inside, g.alpha, per),
+            **_weighed(inside, _weights(fitted, test, y)),
+            **_by_cell(inside, y, group, fitted),
+            "set_size": np.asarray(sets.sum()),
+            "empty": np.asarray((sets.sum(1) == 0).sum()),
+        }
+    return _Measured(
+        classification_totals(softmax(test.z), test.z.argmax(1), y),
+        classification_totals(out["probs"], out["label"], y),
+        levels,
+        {"rows": np.asarray(len(y))},
+    )
+
+
+def _measure_values(
+    fitted: Fitted, test: Features, group: Array | None, out: Mapping[str, Array]
+) -> _Measured:
+    y, per, interval = np.asarray(test.y, np.float64), _pixels(fitted), fitted.head.interval
+    score = interval_scores(interval, y, out["mean"], out["std"])
+    levels: dict[str, Sums] = {}
     for g in fitted.conformal.guarantees:
         q = _thresholds(fitted, g, group, test)
         inside = score <= np.broadcast_to(q, (len(y), 1))[:, 0]
-        lower, upper = bounds(fitted.head.interval, q, out["mean"], out["std"])
-        width = float((upper - lower).mean())
+        lower, upper = bounds(interval, q, out["mean"], out["std"])
         levels[level_name(g.alpha)] = {
             **_covered(inside, g.alpha, per),
-            **_expected(inside, _weights(fitted, test, y[:, 0])),
-            **({} if group is None else _least_covered(inside, group, fitted)),
-            **({"mean_width": width} if math.isfinite(width) else {}),
+            **_weighed(inside, _weights(fitted, test, y[:, 0])),
+            **_by_cell(inside, None, group, fitted),
+            "width": np.asarray((upper - lower).sum(dtype=np.float64)),
+            "widths": np.asarray((upper - lower).size),
         }
-    hedged = {"rmse": totals.rmse, "crps": totals.crps, "nll": totals.log_loss}
+    rest: Sums = {"rows": np.asarray(len(y))}
     if TRANSFORMS in fitted.scores:
         signed, base = signed_residuals(y, out["mean"], out["std"]), base_of(fitted.head)
         found = log_density(base, fitted.scores[TRANSFORMS], signed, out["std"])
-        hedged["nll_recalibrated"] = -float(found.mean())
-    return {
-        "rows": len(test) // (per or 1),
-        "frozen": {"rmse": float(np.sqrt(((y - test.z) ** 2).mean()))},
-        "hedged": hedged,
-        "levels": levels,
-    }
+        rest |= {"log_density": np.asarray(found.sum()), "densities": np.asarray(found.size)}
+    hedged = update_regression(RegressionTotals(), mean=out["mean"], std=out["std"], y=y)
+    squared = float(((y - test.z) ** 2).mean(axis=1).sum())
+    frozen = RegressionTotals(n=len(y), squared_error_sum=squared)
+    return _Measured(frozen, hedged, levels, rest)
 
 
 def codes_of(fitted: Fitted, groups: Array) -> Array:
@@ -137,21 +254,29 @@ def _weights(fitted: Fitted, test: Features, y: Array) -> Array | None:
     return cells.own[y] if fitted.head.task == "classification" else None
 
 
-def _expected(inside: Array, weights: Array | None) -> dict[str, float]:
-    """Coverage of production rows as the weights have it."""
+def _weighed(inside: Array, weights: Array | None) -> Sums:
+    """Of the coverage of production rows as the weights have it."""
     if weights is None:
         return {}
-    return {"coverage_in_production": float(weights @ inside / weights.sum())}
+    return {"weighed": np.asarray(weights @ inside), "weight": np.asarray(weights.sum())}
 
 
-def _least_covered(inside: Array, cell: Array, fitted: Fitted) -> dict[str, float]:
-    """Coverage of the class or group that has the least, of those with ten test rows at least."""
-    if not isinstance(fitted.head.cells, Cells):
+def _by_cell(inside: Array, y: Array | None, group: Array | None, fitted: Fitted) -> Sums:
+    """Of the coverage of each class or known group, where they have thresholds of their own."""
+    cells = fitted.head.cells
+    if not isinstance(cells, Cells):
         return {}
-    found, index, count = np.unique(cell, return_inverse=True, return_counts=True)
-    shares = np.bincount(index, inside) / count
-    shares = shares[(count >= FEWEST) & (found != UNKNOWN)]
-    return {"least_covered": float(shares.min())} if len(shares) else {}
+    if cells.by == "group":
+        assert group is not None
+        cell, n = group_index(cells.of, group), len(cells.of)
+    else:
+        assert y is not None
+        cell, n = y, fitted.head.width
+    known = cell < n
+    return {
+        "cell_rows": np.bincount(cell[known], minlength=n),
+        "cell_covered": np.bincount(cell[known], inside[known], minlength=n),
+    }
 
 
 def _pixels(fitted: Fitted) -> int | None:
@@ -162,29 +287,37 @@ def _pixels(fitted: Fitted) -> int | None:
     return int(fitted.scores[key].shape[1])
 
 
-def _covered(inside: Array, alpha: float, per: int | None) -> dict[str, float]:
-    """Coverage of rows; of images the share of uncovered pixels, and how many have over alpha."""
+def _covered(inside: Array, alpha: float, per: int | None) -> Sums:
+    """Of the coverage of rows; of images the share of uncovered pixels, and how many have over
+    alpha."""
+    rows = {"rows": np.asarray(len(inside))}
     if per is None:
-        return {"coverage": float(inside.mean())}
+        return {**rows, "covered": np.asarray(inside.sum())}
     shares = 1 - inside.reshape(-1, per).mean(axis=1)
     return {
-        "uncovered_pixels": float(shares.mean()),
-        "images_above": float((shares > alpha).mean()),
+        **rows,
+        "images": np.asarray(len(shares)),
+        "uncovered": np.asarray(shares.sum()),
+        "above": np.asarray((shares > alpha).sum()),
     }
 
 
-def _missed(mask: Array, shown: Array, per: int) -> dict[str, float]:
-    """Mean over images of the share of a class's drawn pixels outside its mask, where any were."""
+def _missed(mask: Array, shown: Array, per: int) -> Sums:
+    """Of the mean over images of the share of a class's drawn pixels outside its mask, where any
+    were."""
     count = shown.reshape(-1, per).sum(axis=1)
     outside = (shown & ~mask).reshape(-1, per).sum(axis=1)
     some = count > 0
-    found = {"images_with_class": float(some.sum()), "mask_share": float(mask.mean())}
-    if some.any():
-        found = {"missed_pixels": float((outside[some] / count[some]).mean()), **found}
-    return found
+    return {
+        "shown": np.asarray(some.sum()),
+        "missed": np.asarray((outside[some] / count[some]).sum()),
+        "mask": np.asarray(mask.sum()),
+        "pixels": np.asarray(len(mask)),
+    }
 
 
-def _classification(totals: ClassificationTotals) -> dict[str, float]:
+def _classification(totals: Totals) -> dict[str, float]:
+    assert isinstance(totals, ClassificationTotals)
     return {
         "accuracy": totals.accuracy,
         "nll": totals.log_loss,

@@ -166,7 +166,7 @@ def corrupted_sets(
 def _told(how: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Of what `prepare` was told, that which a further cache is told too."""
     renamed = {"max_cache_bytes": "max_bytes"}
-    keys = ("cache_dir", "device", "threads", "batch_size", "pixels", "max_cache_bytes")
+    keys = ("cache_dir", "device", "threads", "batch_size", "pixels", "max_cache_bytes", "mapper")
     found = {renamed.get(k, k): how[k] for k in keys if how.get(k) is not None}
     if (progress := how.get("progress")) is not None:
         found["progress"] = lambda done, total: progress(name, done, total)

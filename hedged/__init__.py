@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from calibration.evaluation import Evaluation
     from calibration.predictor import Predictor
     from posthoc.contract import Array, Task
+    from service.scoring.batches import batches_schema, score_batches
 
-__all__ = ["control_risk", "evaluate", "fit", "load"]
+__all__ = ["batches_schema", "control_risk", "evaluate", "fit", "load", "score_batches"]
 __version__ = "0.1.0"
 
 
@@ -76,6 +77,15 @@ def fit(
         production=production,
         **(source or {}),
     )
+
+
+def __getattr__(name: str) -> Any:
+    """`score_batches` and `batches_schema`, imported when they are used."""
+    if name in ("batches_schema", "score_batches"):
+        from service.scoring import batches
+
+        return getattr(batches, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(bundle: str | Path, *, device: str = "cpu", threads: int = 0) -> Predictor:

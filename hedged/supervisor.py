@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from posthoc.contract import HedgedError
-from service.drain import FAILED, LIFELINE, READY, STARTING, handed_down
+from service.drain import FAILED, LIFELINE, READY, STARTING, UNSERVED, handed_down
 
 _FIRST = asyncio.FIRST_COMPLETED
 _ORPHANS_S = 40.0  # for workers whose parent was killed: longer than the last request may take
@@ -26,15 +26,20 @@ class _Start:
     """How the start of the workers went."""
 
     workers: int
+    say: Callable[[str], None]
     count: int = 0
     failure: str = ""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    said: set[str] = field(default_factory=set)
 
     def take(self, report: str) -> None:
         """One line of a worker. What fails after one was ready BentoML starts again."""
         what, _, text = report.strip().partition(" ")
         self.count += what == STARTING
+        if what == UNSERVED and text not in self.said:  # every worker reports it
+            self.said.add(text)
+            self.say(f"not served: {text}")
         if what == READY:
             self.ready.set()
         elif not self.ready.is_set() and not self.failure:
@@ -55,7 +60,7 @@ def supervise(
     0; a second signal skips the wait. ``say`` gets a line at each step. Raises HedgedError when the
     workers cannot start, with their reason.
     """
-    return asyncio.run(_supervise(command, drain_s, _Start(workers), say))
+    return asyncio.run(_supervise(command, drain_s, _Start(workers, say), say))
 
 
 async def _supervise(

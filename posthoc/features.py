@@ -25,22 +25,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from posthoc.contract import I64, Array, DataError, Features, ModelError, Task
-from posthoc.data import Rows, Table, TableMapping, to_rows
-from posthoc.frozen import Frozen, expose
-from posthoc.pixels import PER_IMAGE, sampled, size, target_shape
-from posthoc.runtime import open_session, planned_provider
-from posthoc.shards import Writer, allocate, commit, meta_table
-
-# Rows of a batch as they are cached, their values, and which pixels they are.
-Block = tuple[Rows, dict[str, Array], I64 | None]
+from posthoc import logits
+from posthoc import rows as blocks_of
+from posthoc.contract import I64, Array, DataError, Features, Task
+from posthoc.data import Table, TableMapping
+from posthoc.filling import ARRAYS, META, Pass, arrays_fit, fill, images_at_once, unseen, widths
+from posthoc.folds import Mapper
+from posthoc.frozen import Frozen
+from posthoc.pixels import PER_IMAGE, size
+from posthoc.runtime import planned_provider
 
 CACHE_VERSION = 2
 _SHARD_ROWS = 65_536
 _SHARD_BYTES = 1 << 26
-_BATCH_BYTES = 1 << 28  # inputs, φ and z of the images that are run at once
-_ARRAYS = ("z", "phi")
-_META = "meta.parquet"
 
 
 @dataclass(frozen=True)
@@ -89,10 +86,47 @@ class Cache:
         for at in range(0, len(rows), size):
             yield self.take(rows[at : at + size])
 
+    def shared(self, rows: I64, link: logits.Link) -> blocks_of.Rows:
+        """The given rows, outputs as logits, in shares that read them where they are used. Drawn
+        pixels of an image are in one share."""
+        size = blocks_of.SHARE // self.per * self.per or self.per
+        shares = []
+        for at in range(0, len(rows), size):
+            part = rows[at : at + size]
+            y = None if self.y is None else self.y[part]
+            shares.append(Share(self.path, part, y, self.phi is not None, link))
+        return blocks_of.shared(shares, len(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Some rows of the cache in ``path``. Their numbers and labels travel; φ and z are read by the
+    process that it is called in, DataError where the folder is not seen from there."""
+
+    path: Path
+    rows: I64
+    y: Array | None
+    features: bool
+    link: logits.Link
+
+    def __call__(self) -> Iterator[Features]:
+        """The rows, a block at a time."""
+        try:
+            arrays = [
+                np.load(self.path / f"{n}.npy", mmap_mode="r") for n in ARRAYS[: 1 + self.features]
+            ]
+        except FileNotFoundError:
+            raise unseen(self.path) from None
+        for at in range(0, len(self.rows), blocks_of.BLOCK):
+            part = slice(at, at + blocks_of.BLOCK)
+            z, *phi = (np.asarray(a[self.rows[part]]) for a in arrays)
+            y = None if self.y is None else self.y[part]
+            yield Features(phi[0] if phi else None, logits.to_logits(z, self.link), y)
+
 
 def _mapped(features: bool, parts: dict[str, Any]) -> Cache:
     """A cache that was sent from another process."""
-    found = {n: np.load(parts["path"] / f"{n}.npy", mmap_mode="r") for n in _ARRAYS[: 1 + features]}
+    found = {n: np.load(parts["path"] / f"{n}.npy", mmap_mode="r") for n in ARRAYS[: 1 + features]}
     return Cache(**parts | found)
 
 
@@ -104,7 +138,7 @@ def default_cache_dir() -> Path:
 
 def estimated_bytes(frozen: Frozen, n_rows: int) -> int:
     """Size on disk of the cache of ``n_rows`` rows (or pixels), within a few per cent."""
-    return n_rows * (4 * sum(_widths(frozen).values()) + 32)
+    return n_rows * (4 * sum(widths(frozen).values()) + 32)
 
 
 def build_cache(
@@ -121,6 +155,7 @@ def build_cache(
     max_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     pixels: int = PER_IMAGE,
+    mapper: Mapper | None = None,
 ) -> Cache:
     """Run every row of ``table`` through ``frozen`` once and cache φ, z and y.
 
@@ -131,14 +166,16 @@ def build_cache(
     The cache lies in a folder of ``cache_dir`` (default: `default_cache_dir`) whose name is a hash
     of the model, its tensors, the mapping, the table's content, ``batch_size`` and the provider.
     A complete cache is opened without running the model; finished shards of a killed build are
-    kept. ``progress(done, total)`` counts rows. Raises DataError when the cache would take more
+    kept. ``progress(done, total)`` counts rows. With a ``mapper`` its workers run the model, and
+    write what it makes of their rows into the folder, which all of them have to see; the bytes are
+    the same. Raises DataError when the cache would take more
     than ``max_bytes`` or than the disk has, when the names in ``classes`` are not as many as the
     model's classes, and for what `to_rows` raises; ModelError when the model fails on a batch.
     """
     n_classes = max(2, frozen.z_dim) if task == "classification" else None
     if n_classes is not None and classes is not None and len(classes) != n_classes:
         raise DataError(f"{len(classes)} class names for a model with {n_classes} classes")
-    root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    root = (Path(cache_dir) if cache_dir is not None else default_cache_dir()).absolute()
     per = 1 if frozen.dense is None else min(pixels, size(frozen.dense.spatial) or pixels)
     if frozen.dense is not None and per < 2:
         raise DataError(f"{per} pixels of an image are too few; draw two or more")
@@ -152,101 +189,28 @@ def build_cache(
         with _alone(path):
             cache = _open(path, frozen, table.n_rows, per)
             if cache is None:
-                session = open_session(expose(frozen), device=device, threads=threads)
-                target = bool(mapping.target) and set(mapping.target) <= set(table.columns)
-
-                def read(batch: pa.RecordBatch) -> Rows:
-                    return to_rows(
-                        batch,
-                        mapping,
-                        frozen.inputs,
-                        task=task if target else None,
-                        classes=classes,
-                        n_classes=n_classes,
-                        maps=maps,
-                    )
-
-                maps = None
+                given = Pass(
+                    path,
+                    frozen,
+                    table,
+                    mapping,
+                    task,
+                    None if classes is None else tuple(classes),
+                    batch_size,
+                    0,
+                    per,
+                    device,
+                    threads,
+                )
                 if frozen.dense is not None:
-                    maps = target_shape(frozen.dense, task, frozen.z_dim)
-
-                def shrink(rows: Rows, values: dict[str, Array]) -> Block:
-                    if frozen.dense is None:
-                        return rows, values, None
-                    return sampled(rows, values, frozen.dense, task, per)
-
-                columns = mapping.columns(target=target)
-                _fill(path, frozen, session, table, columns, read, shrink, batch_size, per, report)
+                    given = dataclasses.replace(given, batch_size=images_at_once(given))
+                shard = _shard_rows(frozen, given.batch_size, per)
+                fill(dataclasses.replace(given, shard=shard), report, mapper)
                 cache = _open(path, frozen, table.n_rows, per)
     if cache is None:
         raise DataError(f"{path} was changed while it was written; remove it and run again")
     report(table.n_rows, table.n_rows)
     return cache
-
-
-def _fill(
-    path: Path,
-    frozen: Frozen,
-    session: Any,
-    table: Table,
-    columns: Sequence[str],
-    read: Callable[[pa.RecordBatch], Rows],
-    shrink: Callable[[Rows, dict[str, Array]], Block],
-    batch_size: int,
-    per: int,
-    report: Callable[[int, int], None],
-) -> None:
-    """Run the rows of every shard that has no record yet, then join the records."""
-    n_rows = table.n_rows
-    tensors = {"phi": frozen.phi, "z": frozen.z}
-    names = list(_widths(frozen))
-
-    def run(rows: Rows, at: int) -> dict[str, Array]:
-        if frozen.dense is not None and len(rows.bad) == len(rows):
-            return _nothing(frozen, len(rows))  # nothing says what size such images have
-        try:
-            values = session.run([tensors[n] for n in names], rows.inputs)
-        except Exception as e:  # kernels raise unrelated types
-            raise ModelError(
-                f"the model fails on rows {at} to {at + len(rows) - 1} of {table.path}: {e}"
-            ) from e
-        return dict(zip(names, map(np.asarray, values), strict=True))
-
-    if frozen.dense is not None:
-        for at, batch in enumerate(table.batches(1, columns)):
-            if (one := read(batch)).bad:
-                continue
-            held = sum(a.nbytes for a in (*one.inputs.values(), *run(one, at).values()))
-            batch_size = max(1, min(batch_size, _BATCH_BYTES // held))
-            break
-    shard = _shard_rows(frozen, batch_size, per)
-    records = [path / f"rows-{index:06d}.parquet" for index in range(-(-n_rows // shard))]
-    if not _arrays_fit(path, frozen, n_rows * per):
-        for record in records:
-            record.unlink(missing_ok=True)
-        allocate(path, _widths(frozen), n_rows * per)
-    first = next((i for i, r in enumerate(records) if not r.exists()), len(records))
-    at = first * shard
-    report(min(at, n_rows), n_rows)
-    done: list[tuple[Rows, I64 | None]] = []
-    with Writer(path, _widths(frozen), n_rows * per) as writer:
-        for batch in table.batches(batch_size, columns, at) if at < n_rows else ():
-            rows = read(batch)
-            size = len(rows)
-            rows, made, which = shrink(rows, run(rows, at))
-            writer.write(at * per, rows, made)
-            done.append((rows, which))
-            at += size
-            if at % shard == 0 or at == n_rows:
-                writer.flush()
-                commit(meta_table(done), records[(at - 1) // shard])
-                done = []
-            report(at, n_rows)
-    if at < n_rows:
-        raise DataError(f"{table.path}: {at} rows could be read of {n_rows}")
-    commit(pa.concat_tables([pq.read_table(r) for r in records]), path / _META)
-    for record in records:
-        record.unlink()
 
 
 @contextmanager
@@ -284,12 +248,6 @@ def _size(n: int) -> str:
     return f"{value:.3g} {unit}"
 
 
-def _widths(frozen: Frozen) -> dict[str, int]:
-    """Array name -> its width: φ (unless a black box) and z."""
-    phi = {} if frozen.width is None else {"phi": frozen.width}
-    return {**phi, "z": frozen.z_dim}
-
-
 def _key(
     frozen: Frozen,
     table: Table,
@@ -314,44 +272,20 @@ def _key(
 
 def _shard_rows(frozen: Frozen, batch_size: int, per: int) -> int:
     """Rows of a shard: whole batches, so that a resumed build sees the same batch shapes."""
-    width = 4 * sum(_widths(frozen).values())
+    width = 4 * sum(widths(frozen).values())
     return max(1, min(_SHARD_ROWS, _SHARD_BYTES // width) // (batch_size * per)) * batch_size
-
-
-def _nothing(frozen: Frozen, n: int) -> dict[str, Array]:
-    """Maps of one pixel and zeros, for images that are all bad."""
-    assert frozen.dense is not None
-    axes = {"z": frozen.dense.axis, "phi": frozen.dense.phi_axis}
-    one = (1,) * len(frozen.dense.spatial)
-    shapes = {
-        name: one if axes[name] is None else (width, *one) if axes[name] == 1 else (*one, width)
-        for name, width in _widths(frozen).items()
-    }
-    return {name: np.zeros((n, *shape), np.float32) for name, shape in shapes.items()}
-
-
-def _arrays_fit(path: Path, frozen: Frozen, n_rows: int) -> bool:
-    """Whether the arrays on disk are those of this cache, whole."""
-    try:
-        for name, width in _widths(frozen).items():
-            array = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            if array.shape != (n_rows, width) or array.dtype != np.float32:
-                return False
-    except (OSError, ValueError, EOFError):
-        return False
-    return True
 
 
 def _open(path: Path, frozen: Frozen, items: int, per: int) -> Cache | None:
     """The complete cache in ``path``; None when there is none or it is damaged."""
     try:
-        meta = pq.read_table(path / _META)
+        meta = pq.read_table(path / META)
     except (OSError, pa.ArrowException):
         return None
     n_rows = items * per
-    if meta.num_rows != n_rows or not _arrays_fit(path, frozen, n_rows):
+    if meta.num_rows != n_rows or not arrays_fit(path, frozen, n_rows):
         return None
-    arrays = {n: np.load(path / f"{n}.npy", mmap_mode="r") for n in _widths(frozen)}
+    arrays = {n: np.load(path / f"{n}.npy", mmap_mode="r") for n in widths(frozen)}
     reasons = meta.column("bad").to_pylist()
     return Cache(
         path=path,

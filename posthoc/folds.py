@@ -7,14 +7,15 @@ a Prometheus counter all hold the same statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from posthoc.contract import F64, I64, Array, DataError
 
+A = TypeVar("A")
 S = TypeVar("S")
 B = TypeVar("B")
 R = TypeVar("R")
@@ -44,6 +45,28 @@ def run(fold: Fold[S, B, R], batches: Iterable[B]) -> R:
     for batch in batches:
         state = fold.update(state, batch)
     return fold.result(state)
+
+
+class Mapper(Protocol):
+    """Runs a function over items in other processes; its results come in the order of the items.
+
+    Function and items are sent there: they say where large arrays lie and do not hold them. What
+    the function raises is raised here. Only a few items for each worker are drawn ahead.
+    """
+
+    @property
+    def workers(self) -> int:
+        """How many items are worked on at once, at most."""
+        ...
+
+    def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
+        """The function's results, in the order of the items."""
+        ...
+
+
+def each(mapper: Mapper | None, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """The function's results in order, by ``mapper``; None: in this process."""
+    return map(function, items) if mapper is None else mapper(function, items)
 
 
 def log_softmax(z: Array) -> F64:

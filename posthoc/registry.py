@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
-from itertools import chain
 from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from posthoc.contract import FitError, HedgedError, Info, LinearHead, State, Task
-from posthoc.rows import Rows, check, join, unlabelled
+from posthoc.contract import Features, FitError, HedgedError, Info, LinearHead, State, Task
+from posthoc.folds import Mapper
+from posthoc.rows import Rows, check, fold, join
 
 MODULES = {
     "laplace": "posthoc.methods.laplace.kron",
@@ -99,9 +100,11 @@ def fit(
     rows: Rows,
     given: Mapping[str, Any],
     train: Rows | None = None,
+    mapper: Mapper | None = None,
 ) -> State:
-    """Fit a module on rows: one pass of its fold, or its own iterations. ``train`` are rows that
-    the network was trained on: their features, never their labels, give the curvature.
+    """Fit a module on rows: one pass of its fold, shared out by ``mapper``, or its own iterations,
+    which stay in this process. ``train`` are rows that the network was trained on: their features,
+    never their labels, give the curvature.
 
     Raises FitError where the module needs a linear head, where a setting is wrong, and for rows
     that `posthoc.rows.check` or the page cannot use.
@@ -109,9 +112,9 @@ def fit(
     module, chosen = page(name), settings(name, given)
     if head is None and "linear_head" in info(name).needs:
         raise FitError(f"{name} needs a linear head and this model is a black box")
-    check(rows, info(name), task)
+    check(rows, info(name), task, mapper)
     if train is not None:
-        _check_train(name, chosen, train, task)
+        _check_train(name, chosen, train, task, mapper)
     if hasattr(module, "fit"):
         done: State = module.fit(rows, head, task, chosen)
         return done
@@ -122,36 +125,48 @@ def fit(
         held, rows = (join(list(rows)) if choosing else None), Rows(lambda: iter(()), 0)
     elif choosing:
         rows, held = rows.hold_out()
-    stats = module.init(head, task, chosen)
-    for block in chain(() if train is None else map(unlabelled, train), rows):
-        stats = module.update(stats, block)
-    state: State = module.finish(stats, head, chosen, held)
+    parts = [rows] if train is None else [train.unlabelled(), rows]
+    start = partial(module.init, head, task, chosen)
+    stats = fold(partial(_started, start), module.update, module.merge, parts, mapper)
+    state: State = module.finish(start() if stats is None else stats, head, chosen, held)
     if train is None:
         return state
     return State(state.tensors, {**state.settings, "training_rows": train.n})
 
 
-def fit_score(name: str, head: LinearHead | None, rows: Rows) -> State:
-    """Fit a score on rows: one pass of its fold.
+def _started(start: Callable[[], Any], block: Features) -> Any:
+    """The empty statistic of a module, which no block changes."""
+    del block
+    return start()
+
+
+def _start_score(start: Callable[[int, int], Any], block: Features) -> Any:
+    """The empty statistic of a score for rows like these."""
+    return start(block.z.shape[1], 0 if block.phi is None else block.phi.shape[1])
+
+
+def fit_score(
+    name: str, head: LinearHead | None, rows: Rows, mapper: Mapper | None = None
+) -> State:
+    """Fit a score on rows: one pass of its fold, shared out by ``mapper``.
 
     Raises FitError where the score needs a linear head, for no rows, and for rows that the page
     cannot use.
     """
-    score, stats = page(name), None
+    score = page(name)
     if head is None and "linear_head" in info(name).needs:
         raise FitError(f"{name} needs a linear head and this model is a black box")
-    for block in rows:
-        if stats is None:
-            width = 0 if block.phi is None else block.phi.shape[1]
-            stats = score.init(block.z.shape[1], width)
-        stats = score.update(stats, block)
+    start = partial(_start_score, score.init)
+    stats = fold(start, score.update, score.merge, [rows], mapper)
     if stats is None:
         raise FitError(f"{name} was given no rows")
     state: State = score.finish(stats, head)
     return state
 
 
-def _check_train(name: str, chosen: BaseModel, train: Rows, task: Task) -> None:
+def _check_train(
+    name: str, chosen: BaseModel, train: Rows, task: Task, mapper: Mapper | None
+) -> None:
     """Only a curvature may come from rows that the network was trained on."""
     own = info(name)
     if hasattr(page(name), "fit") or "labels" in own.needs:
@@ -163,4 +178,4 @@ def _check_train(name: str, chosen: BaseModel, train: Rows, task: Task) -> None:
         raise FitError("fisher=empirical needs labels, and those of training rows are not used")
     if getattr(chosen, "train_rows", None) is not None:
         raise FitError("--train-data and train_rows say the same twice; leave one out")
-    check(train, own, task)
+    check(train, own, task, mapper)

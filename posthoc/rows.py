@@ -1,15 +1,28 @@
-"""The rows that a module is fitted on: blocks that can be read again and again."""
+"""The rows that a module is fitted on: blocks that can be read again and again.
+
+A sum over rows is taken a share at a time and the shares' sums are merged in their order. Shares
+depend on the rows alone, never on how many workers there are, so neither do the sums.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
 from posthoc.contract import Array, Features, FitError, Info, Task
+from posthoc.folds import Mapper, each
+
+S = TypeVar("S")
+# Reads some rows, block by block, each time it is called.
+Share = Callable[[], Iterable[Features]]
 
 BLOCK = 4096
+SHARE = 16 * BLOCK  # rows of a share: seconds of work where there are many features
 HELD_OUT = (
     5  # one row in so many, where a page chooses a setting on rows its posterior has not seen
 )
@@ -17,10 +30,12 @@ HELD_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """``n`` rows as blocks of `Features`; iterating reads them anew, in the same order."""
+    """``n`` rows as blocks of `Features`; iterating reads them anew, in the same order. ``shares``
+    are the same blocks in parts that can be sent to another process; none where they cannot."""
 
     blocks: Callable[[], Iterator[Features]]
     n: int
+    shares: tuple[Share, ...] = ()
 
     def __iter__(self) -> Iterator[Features]:
         return self.blocks()
@@ -35,50 +50,111 @@ class Rows:
     def hold_out(self, every: int = HELD_OUT) -> tuple[Rows, Features]:
         """(the other rows, every ``every``-th row of each block)."""
 
-        def kept() -> Iterator[Features]:
-            for block in self.blocks():
-                index = np.arange(len(block))
-                yield take(block, index % every != every - 1)
+        held = join([take(b, slice(every - 1, None, every)) for b in self.blocks()])
+        kept = tuple(partial(_kept, share, every) for share in self.shares)
+        return Rows(partial(_kept, self.blocks, every), self.n - len(held), kept), held
 
-        parts = [take(b, slice(every - 1, None, every)) for b in self.blocks()]
-        held = join(parts)
-        return Rows(kept, self.n - len(held)), held
+    def unlabelled(self) -> Rows:
+        """The rows without their labels."""
+        shares = tuple(partial(_unlabelled, share) for share in self.shares)
+        return Rows(partial(_unlabelled, self.blocks), self.n, shares)
+
+
+def _kept(share: Share, every: int) -> Iterator[Features]:
+    for block in share():
+        yield take(block, np.arange(len(block)) % every != every - 1)
+
+
+def _unlabelled(share: Share) -> Iterator[Features]:
+    return map(unlabelled, share())
+
+
+def _cut(rows: Features, size: int) -> Iterator[Features]:
+    for i in range(0, len(rows), size):
+        yield take(rows, slice(i, i + size))
 
 
 def of(rows: Features, size: int = BLOCK) -> Rows:
     """Rows in memory, as blocks of at most ``size``."""
+    length = max(size, SHARE // size * size)
+    parts = (take(rows, slice(i, i + length)) for i in range(0, len(rows), length))
+    return Rows(
+        partial(_cut, rows, size), len(rows), tuple(partial(_cut, part, size) for part in parts)
+    )
 
-    def blocks() -> Iterator[Features]:
-        for i in range(0, len(rows), size):
-            yield take(rows, slice(i, i + size))
 
-    return Rows(blocks, len(rows))
+def shared(shares: Sequence[Share], n: int) -> Rows:
+    """The ``n`` rows of shares, one after the other."""
+    return Rows(lambda: chain.from_iterable(share() for share in shares), n, tuple(shares))
 
 
-def check(rows: Rows, info: Info, task: Task) -> None:
+def fold(
+    init: Callable[[Features], S],
+    update: Callable[[S, Features], S],
+    merge: Callable[[S, S], S],
+    rows: Sequence[Rows],
+    mapper: Mapper | None = None,
+) -> S | None:
+    """The statistic of rows: that of each share, on whatever workers there are, merged in order.
+    ``init`` is shown the first block of a share; None for no rows.
+    """
+    states: list[Iterator[S | None]] = []
+    for part in rows:
+        shares = part.shares or (part.blocks,)
+        by = mapper if part.shares else None  # what is no share stays in this process
+        states.append(each(by, partial(_statistic, init, update), shares))
+    found = (s for s in chain.from_iterable(states) if s is not None)
+    first = next(found, None)
+    return None if first is None else reduce(merge, found, first)
+
+
+def _statistic(
+    init: Callable[[Features], S], update: Callable[[S, Features], S], share: Share
+) -> S | None:
+    stats: S | None = None
+    for block in share():
+        stats = update(init(block) if stats is None else stats, block)
+    return stats
+
+
+def check(rows: Rows, info: Info, task: Task, mapper: Mapper | None = None) -> None:
     """One pass over the rows before a fit, so that no page has to look.
 
     Raises FitError, naming the module, for no rows, features it needs and the model does not give,
     numbers that are not finite, features that are all zero, and labels that it needs and that are
     absent, of another shape than the outputs, or no class of theirs.
     """
-    name, n, anything = info.name, 0, False
-    for block in rows:
-        n += len(block)
-        if "features" in info.needs:
-            if block.phi is None:
-                raise FitError(f"{name} needs features; this model is a black box")
-            if not np.isfinite(block.phi).all():
-                raise FitError(f"{name} met features that are not finite")
-            anything = anything or bool(block.phi.any())
-        if not np.isfinite(block.z).all():
-            raise FitError(f"{name} met outputs that are not finite")
-        if "labels" in info.needs:
-            _check_labels(name, block, task)
-    if n == 0:
+    name = info.name
+    seen = fold(_unseen, partial(_seen, info, task), _both, [rows], mapper) or (0, False)
+    if seen[0] == 0:
         raise FitError(f"{name} was given no rows")
-    if "features" in info.needs and not anything:
+    if "features" in info.needs and not seen[1]:
         raise FitError(f"{name}: every feature is zero on the given rows")
+
+
+def _unseen(block: Features) -> tuple[int, bool]:
+    del block
+    return 0, False
+
+
+def _both(a: tuple[int, bool], b: tuple[int, bool]) -> tuple[int, bool]:
+    return a[0] + b[0], a[1] or b[1]
+
+
+def _seen(info: Info, task: Task, seen: tuple[int, bool], block: Features) -> tuple[int, bool]:
+    """(rows so far, whether a feature is not zero); FitError for what no page can use."""
+    name, anything = info.name, seen[1]
+    if "features" in info.needs:
+        if block.phi is None:
+            raise FitError(f"{name} needs features; this model is a black box")
+        if not np.isfinite(block.phi).all():
+            raise FitError(f"{name} met features that are not finite")
+        anything = anything or bool(block.phi.any())
+    if not np.isfinite(block.z).all():
+        raise FitError(f"{name} met outputs that are not finite")
+    if "labels" in info.needs:
+        _check_labels(name, block, task)
+    return seen[0] + len(block), anything
 
 
 def _check_labels(name: str, block: Features, task: Task) -> None:

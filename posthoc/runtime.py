@@ -7,7 +7,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ _DTYPES = {
     "tensor(string)": "str",
     **{f"tensor({s}int{n})": f"{s}int{n}" for s in ("", "u") for n in (8, 16, 32, 64)},
 }
+_LARGE = 4 << 20  # bytes of a graph that take the interpreter about ten milliseconds
+_DESCRIPTORS = Path("/proc/self/fd")  # Linux
 _QUIET = 4  # ONNX Runtime logs fatal errors only: everything else reaches the caller as exceptions
 
 
@@ -120,14 +122,15 @@ def open_session(
     if wanted != CPU and cuda_device_count():
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
             ort.preload_dlls()  # the CUDA and cuDNN of pip packages
-    source = model if isinstance(model, bytes) else str(model)
     label = "the model" if isinstance(model, bytes) else str(model)
-    try:
-        session = _create(source, options, providers)
-    except Exception as e:  # onnxruntime raises a dozen unrelated exception types
-        if not auto or wanted == CPU:
-            raise ModelError(f"ONNX Runtime cannot load {label} on {device}: {e}") from e
-        return _create(source, options, [CPU])
+    with _source(model) as source:
+        try:
+            session = _create(source, options, providers)
+        except Exception as e:  # onnxruntime raises a dozen unrelated exception types
+            if not auto or wanted == CPU:
+                said = str(e) if isinstance(source, bytes) else str(e).replace(source, label)
+                raise ModelError(f"ONNX Runtime cannot load {label} on {device}: {said}") from e
+            return _create(source, options, [CPU])
     if not auto and wanted not in session.get_providers():
         seen = cuda_device_count()
         raise ModelError(
@@ -142,6 +145,28 @@ def _plan(device: str) -> list[Provider]:
     # A named device is asked for even when none is visible: the driver's own complaint helps.
     auto = device == "auto"
     return choose_providers(device, usable_providers() if auto else ort.get_available_providers())
+
+
+@contextlib.contextmanager
+def _source(model: bytes | str | Path) -> Iterator[bytes | str]:
+    """What a session is made from: the bytes of a small graph, the path of any other.
+
+    ONNX Runtime parses bytes with the interpreter held, about 4 ms for each MB, in which a server
+    answers nobody, and a file without. So many bytes go into a file of memory, which has no name
+    that another process could change it by. Where there is none (not Linux) they stay bytes.
+    """
+    if not isinstance(model, bytes):
+        yield str(model)
+    elif len(model) < _LARGE or not _DESCRIPTORS.is_dir():
+        yield model
+    else:
+        descriptor = os.memfd_create("model")
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(model)
+            yield f"{_DESCRIPTORS}/{descriptor}"
+        finally:
+            os.close(descriptor)
 
 
 def _create(

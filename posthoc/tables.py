@@ -13,16 +13,15 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from posthoc import arrays
 from posthoc.contract import Array, DataError, HedgedError
 
 _READ_BLOCK = 1 << 20
@@ -264,22 +263,18 @@ class _Npz(Table):
 
     def __init__(self, path: str):
         super().__init__(path)
-        self._arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...], bool]] = {}
+        self._arrays: dict[str, arrays.Header] = {}
         with _damage(path), zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
                 if not member.endswith(".npy"):
                     raise DataError(f"{path}: {member!r} is not an array")
-                with archive.open(member) as file:
-                    shape, fortran, dtype = _npy_header(file)
                 name = member.removesuffix(".npy")
-                if dtype.hasobject or dtype.kind not in "biufUSM":
-                    raise DataError(f"{path}: array {name!r} holds {dtype}, not numbers or text")
-                if not shape or 0 in shape[1:]:
-                    raise DataError(
-                        f"{path}: array {name!r} of shape {shape} has no values in a row"
-                    )
-                self._arrays[name] = (dtype, shape, fortran)
-        lengths = {name: shape[0] for name, (_, shape, _) in self._arrays.items()}
+                with archive.open(member) as file:
+                    try:
+                        self._arrays[name] = arrays.read_header(file, name)
+                    except DataError as e:
+                        raise DataError(f"{path}: {e}") from e
+        lengths = {name: header.rows for name, header in self._arrays.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"{path}: arrays must have one length; they have {lengths}")
         self.columns = tuple(self._arrays)
@@ -288,47 +283,12 @@ class _Npz(Table):
     def _read(self, size: int, columns: list[str], start: int) -> Iterator[pa.RecordBatch]:
         with zipfile.ZipFile(self.path) as archive:
             readers = [self._blocks(archive, name, size, start) for name in columns]
-            for arrays in zip(*readers, strict=True):
-                yield pa.record_batch(
-                    [_to_arrow(a) for a in arrays],
-                    names=columns,
-                )
+            for blocks in zip(*readers, strict=True):
+                yield pa.record_batch([arrays.to_arrow(b) for b in blocks], names=columns)
 
     def _blocks(
         self, archive: zipfile.ZipFile, name: str, size: int, start: int
     ) -> Iterator[Array]:
-        dtype, shape, fortran = self._arrays[name]
         with archive.open(f"{name}.npy") as file:
-            _npy_header(file)
-            if fortran:  # its rows are not contiguous: only the whole array can be read
-                flat = np.frombuffer(file.read(), dtype)
-                whole = flat.reshape(shape, order="F")
-                for at in range(start, shape[0], size):
-                    yield whole[at : at + size]
-                return
-            width = prod(shape[1:]) * dtype.itemsize
-            file.seek(start * width, 1)
-            for at in range(start, shape[0], size):
-                rows = min(size, shape[0] - at)
-                block = file.read(rows * width)
-                yield np.frombuffer(block, dtype).reshape(rows, *shape[1:])
-
-
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
-
-
-def _to_arrow(array: Array) -> pa.Array:
-    """An array N×… as an Arrow column: scalars, or fixed-shape tensors."""
-    if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8")
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    if array.ndim == 1:
-        return pa.array(array)
-    values = pa.array(array.ravel())
-    rows = pa.FixedSizeListArray.from_arrays(values, prod(array.shape[1:]))
-    kind = pa.fixed_shape_tensor(values.type, array.shape[1:])
-    return pa.ExtensionArray.from_storage(kind, rows)
+            arrays.read_header(file, name)
+            yield from arrays.read_rows(file, self._arrays[name], size, start)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable
 from types import MappingProxyType
 
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 from service.addresses import is_local
@@ -55,11 +55,14 @@ class Access:
     """Decides on a request before any of its body is read.
 
     With ``keys``, every path but OPEN needs one of them, and a route of ours its role. Without,
-    both ends of the connection must be on this machine, unless the server is ``open``.
+    both ends of the connection must be on this machine, unless the server is ``open``. ``find``
+    gives the route of a request.
     """
 
-    def __init__(self, routes: Sequence[BaseRoute], keys: Keys | None, *, open: bool) -> None:
-        self._routes = routes
+    def __init__(
+        self, find: Callable[[Scope], BaseRoute | None], keys: Keys | None, *, open: bool
+    ) -> None:
+        self._route = find
         self._keys = keys
         self._open = open
 
@@ -113,9 +116,6 @@ class Access:
         if found is None:
             raise _unauthorized("no such key")
         return found
-
-    def _route(self, scope: Scope) -> BaseRoute | None:
-        return next((r for r in self._routes if r.matches(scope)[0] is Match.FULL), None)
 
 
 def _password(sent: bytes) -> bytes | None:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.routing import Route, Router
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import instruments, logs
@@ -21,16 +21,18 @@ from service.access import Access
 from service.bundles import is_bundle
 from service.connections import Connections, transport_of
 from service.core import Core
-from service.drain import Drain, Lifeline
+from service.drain import UNSERVED, Drain, Lifeline
 from service.errors import ServiceError
 from service.guard import Guard
+from service.headers import bound_headers
 from service.joiner import EXPIRE_AFTER_S, Joiner
 from service.keys import Keys
 from service.later import Later
 from service.ledger import Ledger, LedgerError
-from service.live import Watcher, announce
-from service.models import Model, load_models
+from service.live import Found, Watcher, announce, explain, open_models
+from service.models import Model
 from service.routes import service_routes
+from service.routing import Routes
 from service.rows import MAX_STORED_CLASSES
 from service.settings import Settings, load_settings
 
@@ -59,15 +61,16 @@ class Application:
             *service_routes(self.running, self._later),
             *(Route(path, beside, methods=methods) for path, methods in beside_routes if beside),
         ]
+        router = Routes(routes, redirect_slashes=False, lifespan=lambda _: self.lifespan())
         # A bare router: every failure reaches the guard, which alone shapes errors.
         self.guarded: ASGIApp = Guard(
-            Router(routes, redirect_slashes=False, lifespan=lambda _: self.lifespan()),
+            router,
             max_body_bytes=settings.max_body_bytes,
             max_body_bytes_total=settings.max_body_bytes_total,
             max_answer_bytes_total=settings.max_answer_bytes_total,
             body_timeout=settings.request_timeout_s,
             send_timeout=settings.send_timeout_s,
-            access=Access(routes, _keys(settings), open=settings.open).check,
+            access=Access(router.find, _keys(settings), open=settings.open).check,
             log=logs.RequestLog(settings.log_requests, settings.log_slow_s),
             later=self._later,
         )
@@ -75,13 +78,21 @@ class Application:
             max(settings.request_timeout_s, settings.send_timeout_s),
             lambda: instruments.count_rejected("client_silent"),
         )
-        self.drained: ASGIApp = Drain(self.guarded, Lifeline.inherited())
+        self._lifeline = Lifeline.inherited()
+        self.drained: ASGIApp = Drain(self.guarded, self._lifeline)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # without it the router would answer 404 and 405 by itself
         if scope["type"] == "http":
             scope["hedged.transport"] = transport_of(send)
             self._connections.learn(scope["hedged.transport"])
+        elif scope["type"] == "lifespan":
+            bound_headers(
+                receive,
+                self.settings.max_header_bytes,
+                met=self._connections.learn,
+                refused=lambda: instruments.count_rejected("headers_too_large"),
+            )
         await self.drained(scope, receive, send)
 
     def running(self) -> Core:
@@ -96,24 +107,25 @@ class Application:
         versions; undo it at the end. A server enters it by ASGI's protocol."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._connections.stop)
-            self.core = self._begin(stack)
+            self.core, seen = self._begin(stack)
             stack.push_async_callback(self._stop)
             if self._beside is not None:
                 await stack.enter_async_context(self._beside.router.lifespan_context(self._beside))
             if not is_bundle(self.settings.bundle_path):
-                watcher = Watcher(self.core)
+                watcher = Watcher(self.core, seen)
                 watcher.start()
                 stack.push_async_callback(asyncio.to_thread, watcher.stop)
             gc.freeze()  # what was loaded stays: the collector need not walk it on a request
             self.core.ready = True
             yield
 
-    def _begin(self, stack: AsyncExitStack) -> Core:
+    def _begin(self, stack: AsyncExitStack) -> tuple[Core, Mapping[str, Found]]:
         # Not in the lifespan, whose variables would keep a model that is served no longer.
         settings = self.settings
-        models = load_models(
+        opened = open_models(
             settings.bundle_path, device=settings.device, threads=settings.model_threads
         )
+        models = opened.models
         ledger = Ledger.open(settings.ledger_url, spool_dir=settings.data_dir / "spool")
         stack.callback(ledger.close)
         for model in models.values():
@@ -122,7 +134,12 @@ class Application:
         joiner = Joiner(ledger, retain_s=settings.retain_s)
         joiner.start()
         stack.callback(joiner.stop)
-        return Core(settings, models, ledger, self._later)
+        core = Core(settings, models, ledger, self._later)
+        for name, problem in opened.problems.items():
+            explain(core, name, problem)
+            if self._lifeline is not None:
+                self._lifeline.report(UNSERVED, f"{name}: {problem}")
+        return core, opened.seen
 
     async def _stop(self) -> None:
         if self.core is not None:

@@ -95,6 +95,7 @@ class Batcher:
         self._open: dict[Work, None] = {}  # what is not answered, but for this turn of the loop
         self._timer: asyncio.TimerHandle | None = None
         self._alarm = inf  # when it goes off
+        self._told = 0  # rows that the metric has
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
 
     def submit(
@@ -116,14 +117,13 @@ class Batcher:
         504 when ``timeout`` seconds passed. `drop` takes the work back. Raises ServiceError 503 at
         once when the rows do not fit into the queue.
         """
-        rows = len(next(iter(feed.values())))
+        rows, values = len(next(iter(feed.values()))), sum([v.size for v in feed.values()])
         if self._closed:
             raise overloaded("the server is stopping")
         # An idle device takes any request; the bound is on what has to wait behind others.
         if (self._busy or self._queue) and self.queued_rows + rows > self.max_queue_rows:
             raise overloaded(f"{self.queued_rows} rows are waiting for the model", "queue_full")
         loop = asyncio.get_running_loop()
-        values = sum(value.size for value in feed.values())
         future: asyncio.Future[Answer] = loop.create_future()
         work = Work(
             *(run, feed, outputs, rows, values, row_bytes, timeout, pace, waits),
@@ -214,7 +214,9 @@ class Batcher:
         for work in fresh:
             if (work.waiting or not quick) and not work.future.done():
                 self._hold(work)
-        self._later.add(instruments.set_queue_rows, self.queued_rows)
+        if self.queued_rows != self._told:
+            self._told = self.queued_rows
+            self._later.add(instruments.set_queue_rows, self._told)
         if not batch:
             return
         if quick:
@@ -263,7 +265,7 @@ class Batcher:
     def _timed(self, batch: list[Work]) -> tuple[list[Answer | Exception], float, float]:
         """The answers, when they were begun, and the seconds that they took."""
         start = monotonic()
-        answers = solve(batch, self._room(max(work.row_bytes for work in batch)))
+        answers = solve(batch, self._room(max([work.row_bytes for work in batch])))
         return answers, start, monotonic() - start
 
     def _finish(
@@ -286,14 +288,14 @@ class Batcher:
             else:
                 work.future.set_result(answer)
         if (pace := batch[0].pace) is not None:
-            pace.note(sum(work.values for work in batch), seconds)
-        queued = [start - work.joined for work in batch]
-        self._later.add(instruments.observe_batches, (sum(w.rows for w in batch), queued, seconds))
+            pace.note(sum([work.values for work in batch]), seconds)
+        rows, queued = sum([w.rows for w in batch]), [start - work.joined for work in batch]
+        self._later.add(instruments.observe_batches, (rows, queued, seconds))
 
 
 def _is_quick(batch: Sequence[Work]) -> bool:
     return (
         bool(batch)
         and (pace := batch[0].pace) is not None
-        and pace.quick(sum(work.values for work in batch))
+        and pace.quick(sum([work.values for work in batch]))
     )

@@ -16,9 +16,10 @@ from bentoml.exceptions import BentoMLException
 from pydantic import ValidationError
 
 from calibration.bundle import load_bundle
+from posthoc.contract import HedgedError
 from service import friendly, logs
 from service.app import Application
-from service.bundles import check_place, find_bundles
+from service.bundles import check_place, is_bundle, live_version, model_folders, none_of
 from service.core import Core
 from service.drain import watched
 from service.errors import ServiceError
@@ -79,13 +80,21 @@ class Hedged:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
-        """Once, before any worker starts: say what is wrong while somebody is looking."""
+        """Once, before any worker starts: where nothing can be served, say so while somebody is
+        looking. Of one among several the workers say it."""
         with watched():
-            path = _settings.bundle_path
-            for name, folder in find_bundles(path).items():
-                manifest = load_bundle(folder).manifest
-                if folder != path:
-                    check_place(name, folder, manifest)
+            path, problems = _settings.bundle_path, dict[str, Exception]()
+            if is_bundle(path):
+                load_bundle(path)
+                return
+            for name, folder in model_folders(path).items():
+                try:
+                    live = folder / live_version(folder)
+                    check_place(name, live, load_bundle(live).manifest)
+                    return
+                except HedgedError as e:
+                    problems[name] = e
+            raise none_of(path, problems)
 
     @bentoml.api  # type: ignore[untyped-decorator]
     async def predict(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from calibration.bundle import MANIFEST, Manifest, parse_manifest
@@ -25,16 +26,33 @@ def find_bundles(path: Path) -> dict[str, Path]:
     """Name → bundle folder, of one bundle or of a root ``ROOT/<name>/<version>/``.
 
     ``ROOT/<name>/active.json`` (``{"version": "…"}``) says which version is live; it may be left
-    out while there is one version. Raises BundleError for a folder that holds no bundle, and
-    where the live version is not said or not there.
+    out while there is one version. A name whose live version is not said or not there is left out.
+    Raises BundleError for a folder that holds no bundle, and with every reason where no name is
+    left.
     """
     if is_bundle(path):
         manifest = parse_manifest((path / MANIFEST).read_bytes(), path)
         return {manifest.name: path}
-    found = {name: folder / live_version(folder) for name, folder in model_folders(path).items()}
+    found: dict[str, Path] = {}
+    problems: dict[str, Exception] = {}
+    for name, folder in model_folders(path).items():
+        try:
+            found[name] = folder / live_version(folder)
+        except BundleError as e:
+            problems[name] = e
     if not found:
-        raise BundleError(f"{path} holds no bundle: neither {MANIFEST} nor <name>/<version>/")
+        raise none_of(path, problems)
     return found
+
+
+def none_of(root: Path, problems: Mapping[str, Exception]) -> Exception:
+    """What to raise where no model of a root can be served, with the reason of each name."""
+    if not problems:
+        return BundleError(f"{root} holds no bundle: neither {MANIFEST} nor <name>/<version>/")
+    if len(problems) == 1:
+        return next(iter(problems.values()))
+    why = "; ".join(f"{name}: {error}" for name, error in problems.items())
+    return BundleError(f"no model of {root} can be served: {why}")
 
 
 def model_folders(root: Path) -> dict[str, Path]:
@@ -44,8 +62,15 @@ def model_folders(root: Path) -> dict[str, Path]:
     return {
         folder.name: folder
         for folder in sorted(root.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
+        if folder.is_dir() and not folder.name.startswith(".") and _is_model(folder)
     }
+
+
+def _is_model(folder: Path) -> bool:
+    # Other folders, such as the lost+found of a disk, are no model that anybody could miss.
+    return any(
+        p.name == ACTIVE or (p.is_dir() and not p.name.startswith(".")) for p in folder.glob("*")
+    )
 
 
 def model_folder(root: Path, name: str) -> Path:

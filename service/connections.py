@@ -27,7 +27,7 @@ def transport_of(send: Send) -> asyncio.Transport | None:
 class Connections:
     """Drops connections that make the server wait for ``timeout`` seconds.
 
-    It learns of the server with the first request, and of all its connections through it.
+    It learns of the server with the first connection or request, and of all others through it.
     """
 
     def __init__(self, timeout: float, dropped: Callable[[], None] = lambda: None) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
@@ -16,7 +17,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from posthoc.contract import Array, DataError
 from service import images, instruments, sizes
 from service.batcher import Batcher, Work
-from service.errors import ServiceError, invalid, shorten, unknown_model
+from service.errors import ServiceError, invalid, shorten, unavailable_model, unknown_model
 from service.ids import row_ids
 from service.inputs import validate
 from service.later import Later
@@ -32,8 +33,7 @@ _MAP_LEVELS = 16  # in one request: of maps each is searched among the pixels of
 _log = logging.getLogger("hedged.core")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The answer to one request: N rows of fields and outputs, and an id for each row."""
 
     model: Model
@@ -44,7 +44,7 @@ class Answer:
     @property
     def nbytes(self) -> int:
         """Bytes of the fields."""
-        return sum(value.nbytes for value in self.fields.values())
+        return sum(map(attrgetter("nbytes"), self.fields.values()))
 
 
 class Core:
@@ -76,13 +76,19 @@ class Core:
         self.calibration = Shared(ledger.calibration, seconds=2.0, name="hedged-calibration")
 
     def model(self, name: str | None = None, version: str | None = None) -> Model:
-        """The model of that name, or the only one. Raises ServiceError 404, or 400 when several."""
+        """The model of that name, or the only one. Raises ServiceError 404, 400 when several, and
+        503 for one that is `unavailable`."""
+        errors = self.swap_errors  # read first: what is switched meanwhile is in one of the two
         models = self.models
         if name is None:
-            if len(models) != 1:
-                raise invalid(f"several models are served; name one of {sorted(models)}")
+            # One that is broken is a model all the same: who names none must not get the other.
+            if len(models) != 1 or not errors.keys() <= models.keys():
+                known = sorted({*models, *errors})
+                raise invalid(f"several models are served; name one of {known}")
             return next(iter(models.values()))
         if name not in models:
+            if name in errors:
+                raise unavailable_model(name, errors[name], self.settings.poll_s)
             raise unknown_model(name, models)
         model = models[name]
         if version is not None and version != model.version:
@@ -92,6 +98,18 @@ class Core:
                 f"model {name!r} is served in version {model.version!r}, not {shorten(version)!r}",
             )
         return model
+
+    def known(self, name: str | None = None) -> str:
+        """The name of a model that is served or `unavailable`, or of the only one: for what asks
+        the ledger and not the model. Raises as `model` does otherwise."""
+        if name is not None and name in self.unavailable:
+            return name
+        return self.model(name).name
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Why each name that is there has no version that can be served."""
+        return {name: why for name, why in self.swap_errors.items() if name not in self.models}
 
     def switch(self, model: Model) -> None:
         """Serve ``model`` under its name from the next request on; what has begun ends on the
@@ -124,8 +142,8 @@ class Core:
         beforehand and may refuse them. The work is dropped before it is computed when
         ``disconnected()`` returns. Raises ServiceError, naming the input and row at fault.
         """
-        given = sum(v.nbytes for v in inputs.values())
-        with Refusals(model, max((len(v) for v in inputs.values() if v.ndim), default=0)):
+        given = sum(map(attrgetter("nbytes"), inputs.values()))
+        with Refusals(model, most_rows(inputs)):
             feed = await self.parse.beside(given, lambda: self._validated(model, inputs))
             rows = len(next(iter(feed.values())))
             plan = model.plan(outputs, text)
@@ -148,8 +166,7 @@ class Core:
                 waits=watch.begin,
             )
             fields = await self._answer(work, watch)
-        kept = {name: fields[name] for name in model.recorded}
-        await self._remember(model, alphas, ids, kept, feed.get("group"), rows * answer_bytes)
+        await self._remember(model, alphas, ids, fields, feed.get("group"), rows * answer_bytes)
         return Answer(model, id, ids, {name: fields[name] for name in plan.names})
 
     async def _answer(self, work: Work, watch: _Watch) -> dict[str, Array]:
@@ -233,12 +250,19 @@ class Core:
             except Exception:
                 _log.exception("a prediction of %s could not be recorded", model.name)
                 return
+        elif len(fields) > len(model.recorded):
+            fields = {name: fields[name] for name in model.recorded}
         # Only the bundle's own levels are metric labels: callers may ask for any alpha.
         levels = [model.levels.get(alpha) for alpha in alphas]
         self.later.add(self._record, Predicted(model, levels, ids, fields, group), size)
 
     def _record(self, predicted: Sequence[Predicted]) -> None:
         record(self.ledger, predicted)
+
+
+def most_rows(inputs: Mapping[str, Array]) -> int:
+    """Rows of the longest input, before it is known whether they fit together."""
+    return max([len(value) for value in inputs.values() if value.ndim], default=0)
 
 
 class Refusals:
@@ -262,7 +286,7 @@ class Refusals:
 def _alphas(model: Model, alpha: float | Sequence[float] | None, rows: int) -> Sequence[float]:
     """One α for all rows, or one per row."""
     if alpha is None:
-        return model.predictor.manifest.alphas[:1]
+        return (next(iter(model.levels)),)
     if isinstance(alpha, float | int):
         return (float(alpha),)
     if len(alpha) != rows:

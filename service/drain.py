@@ -24,7 +24,8 @@ from posthoc.contract import HedgedError
 
 # Holds the descriptor and its giver's process id. Between our own processes: no setting (HEDGED_*).
 LIFELINE = "_HEDGED_LIFELINE"
-STARTING, READY, FAILED = "starting", "ready", "failed"  # what a worker reports
+# What a worker reports; UNSERVED of each model that it starts without.
+STARTING, READY, FAILED, UNSERVED = "starting", "ready", "failed", "unserved"
 _MAX_REPORT = 2000  # characters; a short write to such a socket is never torn
 _LOOK_S = 0.2
 _log = logging.getLogger("hedged.drain")
@@ -62,7 +63,7 @@ class Lifeline:
         os.environ[LIFELINE] = handed_down(self._descriptor)
 
     def report(self, what: str, text: str = "") -> None:
-        """Tell ``hedged serve`` one of STARTING, READY and FAILED with its reason."""
+        """Tell ``hedged serve`` one of STARTING, READY, and FAILED or UNSERVED with its reason."""
         line = " ".join(f"{what} {text}".split())[:_MAX_REPORT]
         with contextlib.suppress(OSError):  # it is gone
             os.write(self._descriptor, f"{line}\n".encode())

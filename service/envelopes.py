@@ -40,7 +40,10 @@ def envelopes(models: Sequence[str]) -> dict[str, Json]:
         "Error": _whole(error=_whole(code=TEXT, message=TEXT, request_id=reference("Id"))),
         "OipError": _whole(error=TEXT),
         "Live": _whole(live={"const": True}),
-        "Ready": _whole(ready={"type": "boolean"}),
+        "Ready": _whole(
+            ready={"type": "boolean"},
+            unavailable={"type": "array", "items": TEXT, "description": "models that are not"},
+        ),
         **_labels(models),
         **_protocol(),
     }
@@ -60,6 +63,8 @@ def _labels(models: Sequence[str]) -> dict[str, Json]:
     model = _shares("accuracy", "expected_accuracy", "ece", "debiased_ece", "ece_noise_floor")
     model |= _shares("stratified_accuracy", "stratified_ece", "stratified_ece_noise_floor")
     model |= _shares("stratified_share")
+    bias = "expected_accuracy_bias"
+    model |= _shares(bias, f"{bias}_error", f"stratified_{bias}", f"stratified_{bias}_error")
     model |= _shares("log_loss", "brier", "rmse", "mae", "crps", "label_coverage", "oldest")
     return {
         "Label": closed(
@@ -156,6 +161,7 @@ def _protocol() -> dict[str, Json]:
             version=TEXT,
             extensions={"type": "array", "items": TEXT},
             models={"type": "array", "items": TEXT},
+            unavailable={"type": "object", "additionalProperties": TEXT, "description": "why"},
         ),
         "ModelMetadata": _whole(
             name=TEXT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,13 @@ def unknown_model(name: str, known: Mapping[str, Any]) -> ServiceError:
     """404: no such model here."""
     served = ", ".join(sorted(known)) or "none"
     return ServiceError(404, "unknown_model", f"no model {shorten(name)!r} is served ({served})")
+
+
+def unavailable_model(name: str, why: str, seconds: float) -> ServiceError:
+    """503: a model that is there and cannot be served, ``why``; looked at again in ``seconds``."""
+    message = f"model {name!r} cannot be served: {why}"
+    after = {"Retry-After": str(math.ceil(seconds))}
+    return ServiceError(503, "model_unavailable", message, headers=after)
 
 
 def overloaded(reason: str, code: str = "overloaded") -> ServiceError:

@@ -24,12 +24,14 @@ from service.ids import new_id, valid_id
 from service.later import Later
 from service.logs import RequestLog
 from service.sender import Sender
+from service.within import within
 
 MEDIA_TYPES = (media.JSON, media.BINARY, media.NDJSON, media.ARROW, media.PARQUET)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _DRAIN = 4  # a refused body is read on to this many times the limit
 OTHER = "other"  # the route label of every path that the application does not know
 _BODYLESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+_NO_SNIFF = (b"x-content-type-options", b"nosniff")
 _HTML_HEADERS = (
     (
         b"content-security-policy",
@@ -46,6 +48,7 @@ class Guard:
     """Bounds, names, times and answers for an ASGI application.
 
     The application finds the whole body in ``scope["hedged.body"]`` (and through ``receive``), the
+    headers by name in ``scope["hedged.headers"]`` (of one that is sent twice the first), the
     request's id in ``scope["hedged.request_id"]``, and in ``scope["hedged.reserve"]`` whom to tell
     the bytes of an answer before it is made: that raises ServiceError 503 where the answers of all
     requests together would be more than ``max_answer_bytes_total``. It may put the served model's
@@ -102,6 +105,7 @@ class _Exchange:
         "code",
         "ended",
         "guard",
+        "headers",
         "held",
         "receive",
         "replayed",
@@ -123,18 +127,21 @@ class _Exchange:
         self.replayed = False
         self.held = 0  # bytes of this body
         self.reserved = 0  # bytes of this answer
-        self.request_id = _request_id(scope)
+        self.headers: dict[bytes, bytes] = dict(reversed([*scope["headers"]]))
+        self.request_id = _request_id(self.headers.get(b"x-request-id"))
 
     async def run(self) -> None:
         start = time.perf_counter()
-        self.scope["hedged.request_id"] = self.request_id
-        self.scope["hedged.reserve"] = self.reserve
-        self.scope["hedged.facts"] = {}
+        guard, scope = self.guard, self.scope
+        scope["hedged.request_id"] = self.request_id
+        scope["hedged.headers"] = self.headers
+        scope["hedged.reserve"] = self.reserve
+        scope["hedged.facts"] = {}
         try:
-            if self.guard.access is not None:
-                self.guard.access(self.scope)
-            self.scope["hedged.body"] = b"" if self.ended else await self.read_body()
-            await self.guard.app(self.scope, self.replay, self.send)
+            if guard.access is not None:
+                guard.access(scope)
+            scope["hedged.body"] = b"" if self.ended else await self.read_body()
+            await guard.app(scope, self.replay, self.send)
         except ServiceError as e:
             await self.refuse(e)
         except HTTPException as e:  # the router's: no such path, another method
@@ -144,14 +151,13 @@ class _Exchange:
             _log.exception("request %s failed", self.request_id)
             await self.refuse(ServiceError(500, "internal", "the server failed on this request"))
         finally:
-            self.guard.held -= self.held
-            self.guard.reserved -= self.reserved
+            guard.held -= self.held
+            guard.reserved -= self.reserved
             seconds = time.perf_counter() - start
             status = self.status or 499
-            ended = _route(self.scope), status, seconds
-            self.guard.later.add(instruments.observe_requests, ended)
-            if self.guard.log is not None and self.guard.log.wants(status, seconds):
-                self.write_log(self.guard.log, status, seconds)
+            guard.later.add(instruments.observe_requests, (_route(scope), status, seconds))
+            if guard.log is not None and guard.log.wants(status, seconds):
+                self.write_log(guard.log, status, seconds)
 
     def write_log(self, log: RequestLog, status: int, seconds: float) -> None:
         log.write(
@@ -169,27 +175,27 @@ class _Exchange:
 
     async def read_body(self) -> bytes:
         """The whole body. Raises ServiceError 408, 413, 415, or 499 when the client went away."""
-        headers = dict(self.scope["headers"])
-        if b"content-encoding" in headers:
+        if b"content-encoding" in self.headers:
             raise ServiceError(
                 415, "unsupported_encoding", "Content-Encoding is not accepted; send the body plain"
             )
-        self.check_media_type(headers.get(b"content-type"))
+        self.check_media_type(self.headers.get(b"content-type"))
         limit = self.guard.max_body_bytes
-        declared = headers.get(b"content-length", b"0")
+        declared = self.headers.get(b"content-length", b"0")
         if declared.isdigit() and (len(declared) > 19 or int(declared) > limit):
             raise _too_large(limit)
         self.check_room(int(declared) if declared.isdigit() else 0)
         parts: list[bytes] = []
+        by = asyncio.get_running_loop().time() + self.guard.body_timeout
         try:
-            async with asyncio.timeout(self.guard.body_timeout):
-                while not self.ended:
-                    parts.append(await self.next_part())
-                    self.held += len(parts[-1])
-                    self.guard.held += len(parts[-1])
-                    if self.held > limit:
-                        raise _too_large(limit)
-                    self.check_room()
+            while not self.ended:
+                part = await within(self.next_part(), by)
+                parts.append(part)
+                self.held += len(part)
+                self.guard.held += len(part)
+                if self.held > limit:
+                    raise _too_large(limit)
+                self.check_room()
         except TimeoutError:
             seconds = f"{self.guard.body_timeout:g} s"
             raise ServiceError(408, "body_timeout", f"no whole body within {seconds}") from None
@@ -250,7 +256,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": self.headers(message.get("headers", ()))}
+            message = {**message, "headers": self.completed(message.get("headers", ()))}
         try:
             await self.send_on(message)
         except ServiceError as e:
@@ -258,16 +264,13 @@ class _Exchange:
             instruments.count_rejected(e.code)
             raise
 
-    def headers(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    def completed(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The application's headers, the request's id, and what a browser must be told."""
-        extra = [
-            (b"x-request-id", self.request_id.encode()),
-            (b"x-content-type-options", b"nosniff"),
-        ]
-        headers = list(headers)
-        if any(n == b"content-type" and v.startswith(b"text/html") for n, v in headers):
-            extra.extend(_HTML_HEADERS)
-        return headers + extra
+        found = [*headers, (b"x-request-id", self.request_id.encode()), _NO_SNIFF]
+        for name, value in found:
+            if name == b"content-type" and value.startswith(b"text/html"):
+                return [*found, *_HTML_HEADERS]
+        return found
 
     async def refuse(self, error: ServiceError) -> None:
         """Answer with an error, unless an answer has begun or nobody is there to read it."""
@@ -276,8 +279,7 @@ class _Exchange:
             return
         instruments.count_rejected(error.code)
         # A client that timed out, or that asks before it sends, is sending nothing just now.
-        asks_first = any(name == b"expect" for name, _ in self.scope["headers"])
-        if error.status != 408 and not asks_first:
+        if error.status != 408 and b"expect" not in self.headers:
             await self.drain()
         body = error_body(self.scope["path"], error.code, error.message, self.request_id)
         headers = [
@@ -297,13 +299,10 @@ def _too_large(limit: int) -> ServiceError:
     return ServiceError(413, "body_too_large", f"the body is larger than {limit} bytes")
 
 
-def _request_id(scope: Scope) -> str:
+def _request_id(sent: bytes | None) -> str:
     """The client's X-Request-Id where it is a valid id, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            given: str = value.decode("latin-1")
-            return given if valid_id(given) else new_id()
-    return new_id()
+    given = "" if sent is None else sent.decode("latin-1")
+    return given if valid_id(given) else new_id()
 
 
 def _route(scope: Scope) -> str:

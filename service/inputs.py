@@ -9,7 +9,7 @@ import numpy as np
 from calibration.conformal.cells import DEFAULTS
 from posthoc.contract import Array, TensorSpec
 from service.errors import invalid, shorten
-from service.tensors import cast, first_row
+from service.tensors import cast, first_row, surely_finite
 
 
 def validate(
@@ -28,19 +28,20 @@ def validate(
     inputs may hold NaN and infinity, if they were sent as such.
     """
     known = (*specs, *optional)
-    if unknown := inputs.keys() - {spec.name for spec in known}:
-        name = next(name for name in inputs if name in unknown)
-        raise invalid(f"the model has no input {shorten(name)!r}; it takes {_names(known)}")
+    names = [spec.name for spec in known]
+    for name in inputs:
+        if name not in names:
+            raise invalid(f"the model has no input {shorten(name)!r}; it takes {', '.join(names)}")
     feed: dict[str, Array] = {}
     rows = -1
     for spec in specs:
         sent = inputs.get(spec.name)
         if sent is None:
-            raise invalid(f"input {spec.name!r} is missing; the model takes {_names(known)}")
+            raise invalid(f"input {spec.name!r} is missing; the model takes {', '.join(names)}")
         _check_shape(sent, spec, rows, max_rows)
         rows = len(sent)
         feed[spec.name] = value = cast(sent, np.dtype(spec.dtype), f"input {spec.name!r}")
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        if value.dtype.kind == "f" and not (surely_finite((value,)) or np.isfinite(value).all()):
             # What was finite as it was sent is too large for the dtype.
             _refuse(~np.isfinite(value) & (np.isfinite(sent) | (not nonfinite)), spec)
     for spec in optional:
@@ -62,23 +63,17 @@ def validate(
 def _check_shape(value: Array, spec: TensorSpec, rows: int, max_rows: int) -> None:
     """That an input has the shape of its spec, as many rows as those before it (-1: it is the
     first), and not too many."""
-    where = f"input {spec.name!r}"
-    if value.ndim != len(spec.shape) or any(
-        want not in (-1, have) for want, have in zip(spec.shape, value.shape, strict=True)
-    ):
-        tail = ("any" if d < 0 else str(d) for d in spec.shape[1:])
-        wanted = ", ".join(("N", *tail) if spec.shape else ())
-        raise invalid(f"{where} has shape {list(value.shape)}; the model takes [{wanted}]")
-    if rows not in (-1, len(value)):
-        raise invalid(f"{where} has {len(value)} rows and another input has {rows}")
-    if not 1 <= len(value) <= max_rows:
-        raise invalid(f"{where} has {len(value)} rows; a request holds 1 to {max_rows}")
+    have, want = value.shape, spec.shape
+    if len(have) != len(want) or any(w not in (-1, h) for w, h in zip(want, have, strict=True)):
+        tail = ("any" if d < 0 else str(d) for d in want[1:])
+        wanted = ", ".join(("N", *tail) if want else ())
+        raise invalid(f"input {spec.name!r} has shape {list(have)}; the model takes [{wanted}]")
+    if rows not in (-1, have[0]):
+        raise invalid(f"input {spec.name!r} has {have[0]} rows and another input has {rows}")
+    if not 1 <= have[0] <= max_rows:
+        raise invalid(f"input {spec.name!r} has {have[0]} rows; a request holds 1 to {max_rows}")
 
 
 def _refuse(bad: Array, spec: TensorSpec) -> None:
     if bad.any():
         raise invalid(f"row {first_row(bad)} of input {spec.name!r} is not finite")
-
-
-def _names(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(spec.name for spec in specs)

@@ -20,6 +20,7 @@ from calibration.metrics.totals import (
     RegressionTotals,
 )
 from posthoc.contract import Array
+from service.expected_loss import LossScale
 from service.exposition import CONTENT_TYPE as CONTENT_TYPE
 from service.exposition import BulkHistogram, unmark
 from service.exposition import render as render
@@ -34,6 +35,7 @@ from service.metrics import (
     CRPS,
     DEVICE_INFO,
     EXPECTED_CORRECT,
+    EXPECTED_LOSS,
     FEEDBACK,
     FEEDBACK_DELAY,
     FEEDBACK_RESULTS,
@@ -45,6 +47,7 @@ from service.metrics import (
     LOG_LOSS,
     MAX_FOREIGN_LEVELS,
     MODEL_INFO,
+    MODEL_UNAVAILABLE,
     OOD,
     OOD_PVALUE,
     OUTCOMES,
@@ -127,6 +130,7 @@ class _Series:
 _series: dict[tuple[str, str], _Series] = {}
 _models: set[str] = set()
 _calibrated: dict[tuple[str, str], str] = {}  # the bundle that CONFORMAL_ROWS speaks of
+_losses: dict[tuple[str, str], tuple[LossScale, Counter]] = {}  # of bundles with a loss head
 
 
 def register_model(
@@ -140,20 +144,31 @@ def register_model(
     scored: bool = True,
     labels: bool = True,
     conformal_rows: float = 0,
+    loss: LossScale | None = None,
 ) -> None:
     """Start every series of a bundle at 0 and announce that it is served.
 
     ``levels`` are its level names such as "0.9"; ``identity`` is its sha256; ``scored`` says that
     probs are kept in the ledger, without which log loss and Brier have no series; without
     ``labels`` nothing that labels move has one. ``conformal_rows``: see `metrics`; 0 is unknown.
+    ``loss``: how scores are expected losses, without which these have no series.
     """
     start_series(model, version, levels, task, scored=scored, labels=labels)
     for result in ("ok", "failed"):
         SWAPS.labels(model, result)
     MODEL_INFO.labels(model, version, identity, method, task).set(1)
+    mark_unavailable(model, False)
     if conformal_rows:
         CONFORMAL_ROWS.labels(model, version).set(conformal_rows)
         _calibrated[model, version] = identity
+    _losses.pop((model, version), None)
+    if loss is not None:
+        _losses[model, version] = loss, EXPECTED_LOSS.labels(model, version)
+
+
+def mark_unavailable(model: str, unavailable: bool) -> None:
+    """Say whether a name of the root has no version that this process could serve."""
+    MODEL_UNAVAILABLE.labels(model).set(int(unavailable))
 
 
 def set_provider(provider: str) -> None:
@@ -237,6 +252,9 @@ def _observe(series: _Series, n: int, fields: Mapping[str, Array], level: str | 
             sizes.observe_many(fields["set_size"])
     if "ood" in fields and (flagged := float(np.sum(fields["ood"]))):
         series.ood.inc(flagged)
+    if (found := _losses.get(series.key)) is not None and "ood_score" in fields:
+        loss, total = found
+        total.inc(loss.total(fields["ood_score"]))
     if "ood_pvalue" in fields:
         series.ood_pvalue.observe_many(fields["ood_pvalue"])
 

@@ -14,9 +14,9 @@ from service import ipc
 from service.errors import ServiceError, invalid, shorten
 from service.feedback import check_count
 from service.media import PARQUET
+from service.parquet import check_pages, check_size
 
 KEYS = ("id", "label", "model")
-_BATCH = 10_000  # rows of Parquet decoded at a time
 _FILE = "Parquet file that can be read"
 _THRIFT = 1 << 20  # of a Parquet footer: characters of a text, elements of a list
 
@@ -85,7 +85,7 @@ def cells(column: pa.Array, most: int) -> list[Any]:
 def _objects(
     batches: Iterable[pa.RecordBatch], limit: int, max_bytes: int
 ) -> Iterator[dict[str, Any]]:
-    rows = 0
+    rows = texts = 0
     for batch in batches:
         rows += batch.num_rows
         check_count(rows, limit)
@@ -93,6 +93,8 @@ def _objects(
             columns = [cells(column, max_bytes) for column in batch.columns]
         except DataError as e:
             raise _too_large(str(e)) from None
+        texts += sum(len(v) for column in columns for v in column if isinstance(v, str))
+        check_size(texts, max_bytes)
         names = batch.schema.names
         ids = names.index("id")
         columns[ids] = [v if v is None else str(v) for v in columns[ids]]
@@ -107,24 +109,21 @@ def _parquet(body: bytes, limit: int, max_bytes: int) -> tuple[pa.Schema, Iterat
             found = file.metadata
         check_count(found.num_rows, limit)
         every = range(found.num_columns)
-        parts = [found.row_group(g).column(c) for g in range(found.num_row_groups) for c in every]
-        # A page may hold a million equal numbers in a few bytes; each takes eight when decoded.
-        unpacked = max(
-            sum(p.total_uncompressed_size for p in parts), 8 * sum(p.num_values for p in parts)
-        )
-        if unpacked > max_bytes:
-            raise _too_large(f"the labels unpack to {unpacked} bytes and {max_bytes} are the most")
+        reading = check_pages(body, found, max_bytes)
         # Texts stay encoded, so that many rows with one long text stay small.
         plain = [path for path in (found.schema.column(c).path for c in every) if path in KEYS]
         file = pq.ParquetFile(
-            pa.BufferReader(body), metadata=found, read_dictionary=plain, **bounds
+            pa.BufferReader(body),
+            metadata=found,
+            read_dictionary=plain if reading.encoded else None,
+            **bounds,
         )
-        return file.schema_arrow, _batches(file)
+        return file.schema_arrow, _batches(file, reading.rows)
 
 
-def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+def _batches(file: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
     with ipc.refusing(_FILE):
-        for batch in file.iter_batches(_BATCH, use_threads=False):
+        for batch in file.iter_batches(rows, use_threads=False):
             batch.validate(full=True)
             yield batch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,16 +24,13 @@ class Later:
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._waiting: dict[Callable[[list[Any]], None], list[Any]] = {}
+        self._waiting: defaultdict[Callable[[list[Any]], None], list[Any]] = defaultdict(list)
         self._due: deque[tuple[Callable[[list[Any]], None], list[Any]]] = deque()
         self._handle: asyncio.Handle | None = None  # of the next turn
 
     def add(self, sink: Callable[[list[T]], None], item: T, size: int = 0) -> None:
         """Keep an item of ``size`` bytes for ``sink``."""
-        waiting = self._waiting.get(sink)
-        if waiting is None:
-            waiting = self._waiting[sink] = []
-        waiting.append(item)
+        self._waiting[sink].append(item)
         self._bytes += size
         if self._bytes > self._max_bytes:
             self.flush()
@@ -63,7 +60,7 @@ class Later:
 
     def _take(self) -> None:
         self._due.extend(self._waiting.items())
-        self._waiting, self._bytes = {}, 0
+        self._waiting, self._bytes = defaultdict(list), 0
 
     def _give(self) -> None:
         sink, items = self._due.popleft()

@@ -65,6 +65,12 @@ INTERVAL_WIDTH = Counter(
 LOG_LOSS = Counter("uq_log_loss_sum_total", "Sum of log loss over labelled rows, in nats.", _MV)
 BRIER = Counter("uq_brier_sum_total", "Sum of Brier scores over labelled rows.", _MV)
 CRPS = Counter("uq_crps_sum_total", "Sum of CRPS over labelled rows, in target units.", _MV)
+EXPECTED_LOSS = Counter(
+    "uq_expected_loss_sum_total",
+    "Sum of the loss that the head of the score expected_loss expects of served rows: log loss in "
+    "nats, or squared error in units of the mean one of the fit.",
+    _MV,
+)
 OOD = Counter(
     "uq_ood_total", "Rows flagged as out of distribution; of an image its share of pixels.", _MV
 )
@@ -105,6 +111,12 @@ MODEL_INFO = Gauge(
     "uq_model_info",
     "1 while the bundle is served.",
     (*_MV, "sha256", "method", "task"),
+    multiprocess_mode="livemax",
+)
+MODEL_UNAVAILABLE = Gauge(
+    "uq_model_unavailable",
+    "1 while a name of the root has no version that can be served, and its requests get 503.",
+    ("model",),
     multiprocess_mode="livemax",
 )
 CONFORMAL_ROWS = Gauge(
@@ -165,6 +177,51 @@ COVERAGE_BOUND = Gauge(
     "Anytime-valid bound on coverage since the monitor began.",
     (*_MV, "level", "bound"),
 )
+# Of bundles that the monitor knows: what their own rows leave at least, less a tolerance.
+COVERAGE_FLOOR = Gauge(
+    "uq_coverage_floor_ratio",
+    "Coverage that is no alarm: the bundle's own lower bound less a tolerance.",
+    (*_MV, "level"),
+)
+COVERAGE_EVIDENCE = Gauge(
+    "uq_coverage_evidence_log10",
+    "Evidence of all labels that coverage is below its floor; a bundle that is not ever passes L "
+    "with probability at most 10^-L.",
+    (*_MV, "level"),
+)
+COVERAGE_ALARM = Gauge(
+    "uq_coverage_alarm",
+    "1 once the evidence passed its bound, else 0. Each level's error is its own: 0.05, ever.",
+    (*_MV, "level"),
+)
+ACCURACY_FLOOR = Gauge(
+    "uq_accuracy_floor_ratio",
+    "Accuracy that is no alarm: the lower bound by the bundle's test rows less a tolerance.",
+    _MV,
+)
+ACCURACY_EVIDENCE = Gauge(
+    "uq_accuracy_evidence_log10", "As uq_coverage_evidence_log10, of accuracy and its floor.", _MV
+)
+ACCURACY_ALARM = Gauge("uq_accuracy_alarm", "As uq_coverage_alarm, of accuracy.", _MV)
+EXPECTED_BIAS = Gauge(
+    "uq_expected_accuracy_bias_ratio",
+    "Expected (mean confidence) less observed accuracy of the labelled rows in the monitor's "
+    "window, by kind: raw, or stratified by what was served, right only if labels are missing at "
+    "random given confidence. Bounds: value, lower and upper of 95 %, and of raw chance, which a "
+    "calibrated model's bias stays within.",
+    (*_MV, "kind", "bound"),
+)
+SHIFT_KIND = Gauge(
+    "uq_shift_kind_info",
+    "1 for the kind of shift that the latest window looks like, 0 for the others; a statement, no "
+    "alarm.",
+    (*_MV, "kind"),
+)
+SHIFT_STRANGE = Gauge(
+    "uq_shift_strange_ratio",
+    "Share of the latest window that the reference does not explain: value, and bounds of 95 %.",
+    (*_MV, "bound"),
+)
 SAMPLES = Counter(
     "uq_sample_rows_total",
     "Rows by EATA's filter: all; reliable, of low entropy; compared, those with others before; "
@@ -176,6 +233,49 @@ MONITOR_TIME = Gauge(
     "uq_monitor_last_prediction_timestamp_seconds",
     "Time of the latest prediction that the monitor has read.",
     _MV,
+)
+
+# Of `hedged score --textfile`, in a file of its own; `service.scoring.textfile` has the values.
+_BATCH = ("batch",)
+BATCH_INFO = Gauge(
+    "uq_batch_job_info",
+    "1 for what the latest run of a job read and wrote, batch being the name of its file; run and "
+    "sha256 (of the bundle) are known once it ended well.",
+    (*_BATCH, "bundle", "sha256", "input", "output", "run"),
+)
+BATCH_INPUT_ROWS = Gauge("uq_batch_job_input_rows", "Rows of all readable files.", _BATCH)
+BATCH_RESULT_ROWS = Gauge(
+    "uq_batch_job_rows",
+    "Rows so far: good with a prediction, bad without; those of earlier goes at the same run too.",
+    (*_BATCH, "result"),
+)
+BATCH_FRAGMENTS = Gauge(
+    "uq_batch_job_fragments", "Fragments of the input that are done, and left.", (*_BATCH, "state")
+)
+BATCH_FAILED = Gauge(
+    "uq_batch_job_failed_files", "Files, or parts of them, that could not be read.", _BATCH
+)
+BATCH_RATE = Gauge(
+    "uq_batch_job_rows_per_second", "Rows that this go scored, by its seconds.", _BATCH
+)
+BATCH_SECONDS = Gauge("uq_batch_job_duration_seconds", "Time that this go took so far.", _BATCH)
+BATCH_RUNNING = Gauge(
+    "uq_batch_job_running",
+    "1 from a run's begin to its end; of one that was killed the file just grows old.",
+    _BATCH,
+)
+BATCH_SUCCESS = Gauge(
+    "uq_batch_job_success",
+    "1 where the latest run that ended scored everything, 0 where it stopped or could not read a "
+    "file.",
+    _BATCH,
+)
+BATCH_LAST_SUCCESS = Gauge(
+    "uq_batch_job_last_success_timestamp_seconds", "When a run last scored everything.", _BATCH
+)
+BATCH_JOB = (
+    *(BATCH_INFO, BATCH_INPUT_ROWS, BATCH_RESULT_ROWS, BATCH_FRAGMENTS, BATCH_FAILED, BATCH_RATE),
+    *(BATCH_SECONDS, BATCH_RUNNING, BATCH_SUCCESS, BATCH_LAST_SUCCESS),
 )
 
 METRIC_NAMES: frozenset[str] = frozenset(sample_names("uq_"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,15 @@ from calibration.bundle import DenseRecord
 from calibration.metrics.totals import level_name
 from calibration.predictor import Predictor
 from posthoc.contract import Array, BundleError, HedgedError, Task, TensorSpec, output_fields
-from service.bundles import check_place, find_bundles, is_bundle
+from service.bundles import check_place
 from service.errors import invalid, shorten
 from service.images import summarised
 from service.pace import Pace
 from service.protocol import has_datatype
 from service.sizes import Sizes, measure
+from service.tensors import surely_finite
 
 _MAX_PLANS = 256
-_FEW = 64
 _UNBOUNDED = frozenset({"lower", "upper", "quantiles"})  # infinite where a level needs more rows
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -137,29 +136,15 @@ class Model:
         rows than there are.
         """
         fields = self.predictor.run(feed, outputs=outputs, q_hat=feed["q_hat"])
+        if surely_finite(fields.values()):
+            return fields
         for name, value in fields.items():
-            if value.dtype.kind == "f" and not _surely_finite(value):
+            if value.dtype.kind == "f":
                 unbounded = name in _UNBOUNDED or name not in self.fields
                 good = ~np.isnan(value) if unbounded else np.isfinite(value)
                 if not good.all():
                     raise NotFiniteError(f"the model's {name} is not finite for this input")
         return fields
-
-
-def _surely_finite(value: Array) -> bool:
-    # A finite sum has finite terms, and of few values Python has it sooner than numpy.
-    return value.size <= _FEW and isfinite(sum(value.ravel().tolist()))
-
-
-def load_models(path: Path, *, device: str, threads: int) -> dict[str, Model]:
-    """Every live model at ``path``, by name. Raises BundleError or ModelError, see `load_model`."""
-    found = find_bundles(path)
-    if is_bundle(path):
-        return {name: load_model(path, device=device, threads=threads) for name in found}
-    return {
-        name: load_live(name, folder, device=device, threads=threads)
-        for name, folder in found.items()
-    }
 
 
 def load_live(name: str, folder: Path, *, device: str, threads: int) -> Model:

@@ -29,7 +29,7 @@ _REASONS = {
     415: "A media type, or a Content-Encoding, that is not taken",
     422: "It cannot be answered: no finite answer to the row, or labels of maps",
     500: "The server failed",
-    503: "Full, stopping or not ready; try again after Retry-After seconds",
+    503: "Full, stopping or not ready, or the model is broken; try again after Retry-After seconds",
     504: "No answer in time",
 }
 _BODY = (400, 408, 413, 415)
@@ -191,7 +191,7 @@ def _protocol(models: Mapping[str, Model]) -> Iterable[_Operation]:
                 {media.JSON: {"schema": reference(schema)}}, fails=(404, 503), parameters=chosen,
             )  # fmt: skip
     for path, summary, schema, fails in (
-        ("/v2", "The server, and the names of its models", "ServerMetadata", (503,)),
+        ("/v2", "The server, its models, and why others are not served", "ServerMetadata", (503,)),
         ("/v2/health/live", "Alive", "Live", ()),
         ("/v2/health/ready", "Ready to answer", "Ready", (503,)),
     ):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +18,7 @@ from service.models import Model
 _log = logging.getLogger("hedged.record")
 
 
-@dataclass(frozen=True, slots=True)
-class Predicted:
+class Predicted(NamedTuple):
     """One answered request of N rows, or images by their `service.images.summary`.
 
     ``levels``: the names of the levels of their sets or intervals, one for all rows or one per
@@ -75,12 +76,12 @@ def _by_level(one: Predicted) -> Iterator[Predicted]:
 
 
 def _joined(many: Sequence[Predicted]) -> Predicted:
-    first = many[0]
+    first, fields = many[0], [one.fields for one in many]
     groups = [one.group for one in many if one.group is not None]
     return Predicted(
         model=first.model,
         levels=first.levels[:1],
-        ids=[id for one in many for id in one.ids],
-        fields={n: np.concatenate([one.fields[n] for one in many]) for n in first.fields},
+        ids=list(chain.from_iterable([one.ids for one in many])),
+        fields={name: np.concatenate(list(map(itemgetter(name), fields))) for name in first.fields},
         group=np.concatenate(groups) if groups else None,
     )

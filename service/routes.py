@@ -7,18 +7,17 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
+from itertools import filterfalse
 from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
 
 from posthoc.contract import Array
 from posthoc.runtime import provider_name
 from service import feedback, friendly, instruments, media, parsing, protocol
-from service.core import Core
+from service.core import Core, most_rows
 from service.errors import ServiceError, overloaded, shorten
 from service.examples import example_request
 from service.ids import valid_id
@@ -26,9 +25,10 @@ from service.later import Later
 from service.ledger import LedgerError
 from service.models import Model
 from service.openapi import document
+from service.routing import Direct, Handler, Reply
 
 T = TypeVar("T")
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+_HEADER_LENGTH = protocol.HEADER_LENGTH.lower().encode()
 _PAGES = {
     "index.html": "text/html; charset=utf-8",
     "docs.html": "text/html; charset=utf-8",
@@ -41,17 +41,6 @@ _PARTS = (
 )
 
 
-class Direct:
-    """A handler as an ASGI application: what it raises goes to the guard as it is."""
-
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._handler(Request(scope, receive, send))
-        await response(scope, receive, send)
-
-
 def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]:
     """The routes over the core that ``running`` gives, or raises ServiceError 503 for; ``later``
     holds what the metrics have not been told yet.
@@ -59,10 +48,10 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
     The busiest come first: they are tried in order.
     """
 
-    async def infer(request: Request) -> Response:
+    async def infer(request: Request) -> Reply:
         core, model = _find(running(), request)
         body = request.scope["hedged.body"]
-        header = request.headers.get(protocol.HEADER_LENGTH)
+        header = _header_length(request)
         specs = model.predictor.inputs
         wanted = await core.parse(
             body,
@@ -77,8 +66,8 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
         answer = await core.predict(
             model,
             wanted.inputs,
-            outputs=list(binary),
-            text=[name for name, raw in binary.items() if not raw],
+            outputs=tuple(binary),
+            text=tuple(filterfalse(binary.get, binary)),
             alpha=wanted.alpha,
             id=wanted.id,
             reserve=request.scope["hedged.reserve"],
@@ -91,14 +80,10 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
             ),
         )
         if head is None:
-            return Response(body, media_type=media.JSON)
-        return Response(
-            body,
-            media_type=media.BINARY,
-            headers={protocol.HEADER_LENGTH: str(head)},
-        )
+            return Reply(body, media.JSON)
+        return Reply(body, media.BINARY, headers={protocol.HEADER_LENGTH.lower(): str(head)})
 
-    async def predict(request: Request) -> Response:
+    async def predict(request: Request) -> Reply:
         core, model = _find(running(), request)
         body = request.scope["hedged.body"]
         given = media.media_type(request.headers["content-type"])
@@ -125,13 +110,13 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
         if asked == media.ARROW:
             encode = (await _arrow()).encode_predict
         encoded = await core.parse.beside(answer.nbytes, lambda: encode(answer))
-        return Response(encoded, media_type=asked)
+        return Reply(encoded, asked)
 
-    async def example(request: Request) -> Response:
+    async def example(request: Request) -> Reply:
         _, model = _find(running(), request)
         return _json(example_request(model))
 
-    async def labels(request: Request) -> Response:
+    async def labels(request: Request) -> Reply:
         core = running()
         media_type = media.media_type(request.headers["content-type"])
         body, limit = request.scope["hedged.body"], core.settings.max_labels
@@ -140,27 +125,34 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
             body,
             lambda: parsing.most_labels(limit, width),
             lambda: feedback.parse_labels(
-                body, media_type, core.model, limit, core.settings.max_body_bytes
+                body,
+                media_type,
+                core.known,
+                limit,
+                core.settings.max_body_bytes,
+                dense=feedback.dense_models(core.models),
             ),
             # A table bounds itself, and has commas anywhere.
             json=0 if media_type in feedback.TABLES else None,
         )
-        outcomes = await _in_ledger(asyncio.to_thread(core.ledger.add_labels, items))
+        outcomes = await _in_ledger(
+            asyncio.to_thread(feedback.keep, items, core.models, core.ledger)
+        )
         if single and outcomes[0] == "invalid":
             raise feedback.unfit(items[0])
         return _json(feedback.results(items, outcomes), feedback.status(outcomes, single))
 
-    async def calibration(request: Request) -> Response:
+    async def calibration(request: Request) -> Reply:
         core = running()
         name = request.query_params.get("model")
-        model = None if name is None else core.model(name).name
+        model = None if name is None else core.known(name)
         return _json(await _in_ledger(core.calibration.get(model)))
 
-    async def forget(request: Request) -> Response:
+    async def forget(request: Request) -> Reply:
         core = running()
         id = request.path_params["id"]
         name = request.query_params.get("model")
-        model = None if name is None else core.model(name).name
+        model = None if name is None else core.known(name)
         known = valid_id(id)
         core.later.flush()
         if not known or not await _in_ledger(asyncio.to_thread(core.ledger.forget, id, model)):
@@ -168,44 +160,55 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
         core.calibration.forget()
         return _json({"id": id, "forgotten": True})
 
-    async def server_metadata(_: Request) -> Response:
+    async def server_metadata(_: Request) -> Reply:
+        core = running()
         return _json(
             {
                 "name": "hedged",
                 "version": _version(),
                 "extensions": list(protocol.EXTENSIONS),
-                "models": sorted(running().models),
+                "models": sorted(core.models),
+                "unavailable": core.unavailable,
             }
         )
 
-    async def model_metadata(request: Request) -> Response:
+    async def model_metadata(request: Request) -> Reply:
         core, model = _find(running(), request)
         return _json(describe(model, core.swap_errors.get(model.name)))
 
-    async def model_ready(request: Request) -> Response:
+    async def model_ready(request: Request) -> Reply:
         _refuse_draining(request)
         core, model = _find(running(), request)
         return _json({"name": model.name, "ready": core.ready})
 
-    async def live(_: Request) -> Response:
+    async def live(_: Request) -> Reply:
         return _json({"live": True})
 
-    async def ready(request: Request) -> Response:
-        _refuse_draining(request)
-        return _json({"ready": running().ready})
+    async def ready(request: Request) -> Reply:
+        """Whether to send requests here: 200 while any model is served, with the names of those
+        that are not.
 
-    async def metrics(_: Request) -> Response:
+        What is broken under the root is so for every replica of it. A 503 for one of three models
+        would take all replicas out of service, and with them the two that answer; each model says
+        of itself under ``/v2/models/NAME/ready``. The Open Inference Protocol would have all models
+        ready here, and a readiness probe built on this path: both cannot be.
+        """
+        _refuse_draining(request)
+        core = running()
+        return _json({"ready": core.ready, "unavailable": sorted(core.unavailable)})
+
+    async def metrics(_: Request) -> Reply:
         later.flush()
         text = await asyncio.to_thread(instruments.render)
-        return Response(text, headers={"content-type": instruments.CONTENT_TYPE})
+        return Reply(text, instruments.CONTENT_TYPE)
 
-    async def described(_: Request) -> Response:
+    async def described(_: Request) -> Reply:
         core = running()
         return _json(document(core.models, core.settings, version=_version(), parts=_PARTS))
 
     parts = {name: _page(name) for name in _PARTS}
 
-    async def part(request: Request) -> Response:
+    async def part(request: Request) -> Reply:
         name = request.path_params["part"]
         if name not in parts:
             raise ServiceError(404, "not_found", f"the live page has no part {shorten(name)!r}")
@@ -294,6 +297,11 @@ def _find(core: Core, request: Request) -> tuple[Core, Model]:
     return core, model
 
 
+def _header_length(request: Request) -> str | None:
+    sent: bytes | None = request.scope["hedged.headers"].get(_HEADER_LENGTH)
+    return None if sent is None else sent.decode("latin-1")
+
+
 def _refuse_draining(request: Request) -> None:
     if request.scope.get("hedged.draining"):
         raise overloaded("the server is stopping; use another", "draining")
@@ -301,8 +309,7 @@ def _refuse_draining(request: Request) -> None:
 
 def _note_rows(request: Request, inputs: Mapping[str, Array]) -> None:
     """For the log."""
-    rows = max((len(value) for value in inputs.values() if value.ndim), default=0)
-    request.scope["hedged.facts"]["rows"] = rows
+    request.scope["hedged.facts"]["rows"] = most_rows(inputs)
 
 
 async def _from_json(core: Core, model: Model, body: bytes) -> friendly.PredictRequest:
@@ -339,16 +346,16 @@ def _watch(request: Request) -> Callable[[], Coroutine[Any, Any, None]]:
     return disconnected
 
 
-def _json(value: Any, status: int = 200) -> Response:
+def _json(value: Any, status: int = 200) -> Reply:
     body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, status, media_type=media.JSON)
+    return Reply(body, media.JSON, status)
 
 
 def _page(name: str) -> Handler:
     body = files("service.page").joinpath(name).read_bytes()
 
-    async def page(_: Request) -> Response:
+    async def page(_: Request) -> Reply:
         kind = _PAGES.get(name, _PAGES["page.css" if name.endswith(".css") else "page.js"])
-        return Response(body, headers={"content-type": kind, "cache-control": "no-cache"})
+        return Reply(body, kind, headers={"cache-control": "no-cache"})
 
     return page

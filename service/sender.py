@@ -7,9 +7,9 @@ import asyncio
 from starlette.types import Message, Send
 
 from service.errors import ServiceError
+from service.within import within
 
 PIECE = 256 << 10  # bytes of an answer that are handed to the server at once
-_LITTLE = 8 << 10  # bytes: a server that waits for its client holds more
 
 
 class Sender:
@@ -36,29 +36,20 @@ class Sender:
         if self._by is None:
             self._by = asyncio.get_running_loop().time() + self._timeout
         body: bytes = message.get("body", b"")
-        if len(body) <= PIECE and not self._holds():  # most answers: a timeout costs 10 µs
-            await self._send(message)
-            self.sent += len(body)
-            return
         try:
-            async with asyncio.timeout_at(self._by):
-                if len(body) > PIECE:
-                    await self._pieces(message["type"], body)
-                    message, body = {**message, "body": b""}, b""
-                await self._send(message)
-                self.sent += len(body)
+            if len(body) > PIECE:
+                await self._pieces(message["type"], body, self._by)
+                message, body = {**message, "body": b""}, b""
+            await within(self._send(message), self._by)
+            self.sent += len(body)
         except TimeoutError:
             await self._drop()
             raise ServiceError(499, "client_slow", "the client does not take its answer") from None
 
-    def _holds(self) -> bool:
-        """Whether bytes from before wait for the client: only then may a small message."""
-        return self._transport is not None and self._transport.get_write_buffer_size() > _LITTLE
-
-    async def _pieces(self, kind: str, body: bytes) -> None:
+    async def _pieces(self, kind: str, body: bytes, by: float) -> None:
         for at in range(0, len(body), PIECE):
             piece = body[at : at + PIECE]
-            await self._send({"type": kind, "body": piece, "more_body": True})
+            await within(self._send({"type": kind, "body": piece, "more_body": True}), by)
             self.sent += len(piece)
 
     async def _drop(self) -> None:

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=3000, ge=0, le=65535, description="Port to listen on")
+    max_header_bytes: int = Field(
+        default=64 << 10, ge=1024, description="Largest first line and headers of a request, bytes"
+    )
     max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest request body, bytes")
     max_answer_bytes: int = Field(
         default=256 << 20, ge=1, description="Largest answer in binary tensors, bytes"

@@ -6,7 +6,7 @@ import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, prod
+from math import ceil
 
 import numpy as np
 
@@ -76,12 +76,12 @@ def measure(predictor: Predictor, outputs: Sequence[TensorSpec]) -> Sizes:
 
 def row_values(inputs: Mapping[str, Array]) -> int:
     """Values of one row in all inputs together."""
-    return sum(prod(value.shape[1:]) for value in inputs.values())
+    return sum([value.size // len(value) for value in inputs.values()])
 
 
 def row_bytes(inputs: Mapping[str, Array]) -> int:
     """Bytes of one row in all inputs together."""
-    return sum(prod(value.shape[1:]) * value.itemsize for value in inputs.values())
+    return sum([value.nbytes // len(value) for value in inputs.values()])
 
 
 def _output(spec: TensorSpec, value: Array) -> Output:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
@@ -44,10 +45,10 @@ def solve(batch: Sequence[Rows], max_rows: int) -> list[Answer | Exception]:
     """
     names = _names(batch)
     try:
-        feed = {
-            key: value if len(batch) == 1 else np.concatenate([work.feed[key] for work in batch])
-            for key, value in batch[0].feed.items()
-        }
+        feed = batch[0].feed
+        if len(batch) > 1:
+            feeds = [work.feed for work in batch]
+            feed = {key: np.concatenate(list(map(itemgetter(key), feeds))) for key in feed}
         whole = _run(batch[0].run, feed, names, max_rows)
     except Exception as e:  # whatever the model raises must reach only the request it belongs to
         if len(batch) > 1:
@@ -91,9 +92,9 @@ def _run(run: Run, feed: Mapping[str, Array], names: Sequence[str], max_rows: in
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     answer = run(feed, names)
-    for name, value in answer.items():
-        if value.shape[:1] != (rows,):
-            raise ValueError(f"output {name!r} has shape {value.shape} for {rows} rows")
+    if any(map(rows.__ne__, map(len, answer.values()))):
+        name = next(name for name, value in answer.items() if len(value) != rows)
+        raise ValueError(f"output {name!r} has shape {answer[name].shape} for {rows} rows")
     return answer
 
 

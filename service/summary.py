@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.drift.label_free import post_stratified
+from calibration.drift.label_free import measured_bias, post_stratified
 from calibration.metrics.calibration_error import debiased_ece
 from calibration.metrics.totals import BIN_LABELS, ClassificationTotals, RegressionTotals
 from posthoc.contract import Task
@@ -33,8 +33,9 @@ def summary_of(
     ``label_coverage``, ``coverage`` by level, and for classification ``accuracy``, ``ece``,
     ``debiased_ece``, ``ece_noise_floor`` (below it an ``ece`` may be chance, see `noise_floor`),
     ``log_loss``, ``brier``, ``expected_accuracy`` (mean confidence of all served rows, which
-    needs no label), ``bins``, and ``stratified_``… figures, in which each confidence bin counts as
-    it was served: right only if labels are missing at random given confidence, and of the share of
+    needs no label) with its measured ``expected_accuracy_bias`` on labelled rows (expected less
+    observed, and its standard error), ``bins``, and ``stratified_``… figures, in which each
+    confidence bin counts as it was served: right only if labels are missing at random given confidence, and of the share of
     served rows whose bin has labels (`calibration.drift.label_free`); for regression ``rmse``,
     ``mae``, ``crps``, ``log_loss``.
     Of a dense model ``served`` counts images, ``expected_accuracy`` is of pixels, and ``images``
@@ -93,9 +94,8 @@ def _classification(
     bins: Mapping[int | None, tuple[int, float]], totals: ClassificationTotals
 ) -> dict[str, Any]:
     served = sum(n for n, _ in bins.values())
-    weighed = post_stratified(
-        np.array([bins.get(i, (0, 0.0))[0] for i in range(len(BIN_LABELS))]), totals
-    )
+    by_bin = np.array([bins.get(i, (0, 0.0))[0] for i in range(len(BIN_LABELS))])
+    weighed, bias = post_stratified(by_bin, totals), measured_bias(by_bin, totals)
     return {
         "accuracy": _number(totals.accuracy),
         "expected_accuracy": _ratio(sum(c for _, c in bins.values()), served),
@@ -104,6 +104,10 @@ def _classification(
         "ece_noise_floor": _number(noise_floor(totals)),
         "log_loss": _number(totals.log_loss),
         "brier": _number(totals.brier),
+        "expected_accuracy_bias": _number(bias.raw),
+        "expected_accuracy_bias_error": _number(bias.raw_error),
+        "stratified_expected_accuracy_bias": _number(bias.stratified),
+        "stratified_expected_accuracy_bias_error": _number(bias.stratified_error),
         "stratified_accuracy": _number(weighed.accuracy),
         "stratified_ece": _number(weighed.ece),
         "stratified_ece_noise_floor": _number(weighed.ece_floor),

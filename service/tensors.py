@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import chain
+from math import isfinite
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from posthoc.contract import Array
 from service.errors import invalid
 
 MAX_RANK = 16
+_FEW = 256
 
 
 def parse_object(text: bytes | memoryview) -> dict[str, Any]:
@@ -53,7 +57,8 @@ def number_array(data: list[Any], where: str, nulls: bool = False) -> Array:
     if not types <= numbers and types != {bool}:
         odd = next(v for v in data if type(v) not in numbers)
         raise invalid(f"{where} holds a {kind(odd)} where a number is needed")
-    return _array(data, types).reshape(shape)
+    value = _array(data, types)
+    return value if len(shape) == 1 else value.reshape(shape)
 
 
 def _array(data: list[Any], types: set[type]) -> Array:
@@ -93,6 +98,15 @@ def cast(value: Array, dtype: np.dtype[Any], where: str) -> Array:
             raise invalid(f"row {first_row(bad)} of {where} does not fit {dtype.name}")
     with np.errstate(over="ignore"):  # what overflows is found as infinite, with its row
         return value.astype(dtype)
+
+
+def surely_finite(arrays: Collection[Array]) -> bool:
+    """Whether arrays of numbers hold neither NaN nor infinity; False where they are large, too."""
+    if sum(map(attrgetter("size"), arrays)) > _FEW:
+        return False
+    # A finite sum has finite terms, and of few values Python has it sooner than numpy.
+    values = map(np.ndarray.tolist, map(np.ndarray.ravel, arrays))
+    return isfinite(sum(chain.from_iterable(values)))
 
 
 def first_row(bad: Array) -> int:

@@ -3,6 +3,10 @@ order in which several processes take the tests."""
 
 from __future__ import annotations
 
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -41,3 +45,17 @@ def classification_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def regression_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of one output over the columns p, q, r."""
     return tiny_bundle(tmp_path_factory.mktemp("regression") / "bundle", "regression")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray cluster of this machine with room for two workers; `connect` finds it."""
+    from service.scoring.cluster import connect
+
+    with ExitStack() as stack:
+        with warnings.catch_warnings():
+            # A start that Ray gave up, on a busy machine, leaves processes until this one ends.
+            warnings.simplefilter("ignore", ResourceWarning)
+            stack.enter_context(connect(2))
+            gc.collect()
+        yield

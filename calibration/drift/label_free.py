@@ -51,6 +51,59 @@ def expected_accuracy(count: Array, confidence_sum: Array) -> Expected:
 
 
 @dataclass(frozen=True, slots=True)
+class Bias:
+    """How much better than they were the labelled rows claimed to be: expected (mean confidence)
+    less observed accuracy, above 0 for a model that is too sure.
+
+    ``raw``: of the ``n`` labelled rows as they came. Were confidence calibrated on them it would
+    vary with the standard deviation ``spread``. ``stratified``: each confidence bin counts as it
+    was served; of the ``share`` of served rows whose bin has labels. Each with its standard error;
+    nan for no rows.
+    """
+
+    n: int
+    raw: float
+    raw_error: float
+    spread: float
+    stratified: float
+    stratified_error: float
+    share: float
+
+
+def measured_bias(served: Array, labelled: ClassificationTotals) -> Bias:
+    """Of ``expected_accuracy``, from ``served`` rows by confidence bin (20) and the totals of those
+    that got labels.
+
+    Both are of the same rows, bin by bin: ``sum_b w_b (c_b - a_b)`` with mean confidence c_b,
+    labelled accuracy a_b, and shares w_b labelled or served. Errors count a bin's variance as that
+    of (right + 1) of (n + 2) rows; the raw one counts, too, that the next labels may fall into
+    other bins. Subtracted from the expected accuracy of all served rows, the stratified bias says
+    what labels make of it, under ``STRATIFIED_ASSUMES``. Raises DataError as ``post_stratified``.
+    """
+    weighed = post_stratified(served, labelled)
+    claimed = expected_accuracy(labelled.count, labelled.confidence_sum)
+    n, c = _means(labelled.count, labelled.confidence_sum)
+    filled = n > 0
+    n, c, right = n[filled], c[filled], labelled.correct[filled]
+    s = np.asarray(served, np.float64)[filled]
+    raw = claimed.accuracy - labelled.accuracy
+    if not claimed.n:
+        return Bias(0, raw, math.nan, math.nan, math.nan, math.nan, weighed.share)
+    smoothed = (right + 1) / (n + 2)
+    variance = float(n @ (smoothed * (1 - smoothed) + (c - right / n - raw) ** 2))
+    stratified = float(s @ c / s.sum()) - weighed.accuracy if s.sum() else math.nan
+    return Bias(
+        n=claimed.n,
+        raw=raw,
+        raw_error=math.sqrt(variance) / claimed.n,
+        spread=claimed.spread,
+        stratified=stratified,
+        stratified_error=weighed.accuracy_error,
+        share=weighed.share,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class PostStratified:
     """Figures of labelled rows weighed so that each confidence bin counts as it was served.
 

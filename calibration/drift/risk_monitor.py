@@ -19,6 +19,10 @@ it is the evidence against the null.
 It depends on n and s alone. So counts may come grouped: the order within a group is lost, and with
 it only an alarm that would have come and gone inside; what is read at the end of a group is exact.
 It speaks of rows that got a label, which are rarely chosen at random.
+
+**Several.** The error is each monitor's own. Of m monitors, of levels or of coverage and accuracy,
+any ever alarms falsely with probability at most the sum of their errors, however much they share:
+give each error / m where the sum is to be error.
 """
 
 from __future__ import annotations

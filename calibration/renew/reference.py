@@ -1,9 +1,9 @@
 """The reference distributions of a renewed bundle.
 
 What the first fit saw stays remembered by its hashes, so that `hedged evaluate` still drops it.
-Confidence, entropy and set size are those of the conformal rows of the renewal, under the role
-``renewed`` and a hash of their id (the ledger keeps no content); those of the first fit were made
-by other numbers and are left out. The out-of-distribution scores did not change and stay.
+Confidence, entropy, set size and error bar are those of the conformal rows of the renewal, under
+the role ``renewed`` and a hash of their id (the ledger keeps no content); those of the first fit
+were made by other numbers and are left out. The out-of-distribution scores did not change and stay.
 """
 
 from __future__ import annotations

@@ -185,6 +185,8 @@ def _scores(found: Renewal) -> dict[str, Array]:
 def _reference(found: Renewal) -> dict[str, Array]:
     """What live traffic is held against, of the conformal rows as they are served now."""
     rows, head = found.conformal, found.made.head
+    if rows.std is not None:
+        return {"std": rows.std.mean(axis=1)}
     if rows.probs is None or rows.confidence is None:
         return {}
     q = row_thresholds(head, head.q_hat, rows.probs, rows.group, None).astype(np.float32)

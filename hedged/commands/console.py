@@ -15,10 +15,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _WIDTH = None if sys.stdout.isatty() else 110  # a pipe has no width; 80 would break the tables
 err = Console(stderr=True, highlight=False)
@@ -32,13 +35,27 @@ def option(*flags: str, help: str, **more: Any) -> Any:
     return typer.Option(*flags, help=help, show_envvar=False, **more)
 
 
+class _Rate(ProgressColumn):
+    """Steps a second, of the last half minute."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {self._unit}/s")
+
+
 @contextmanager
-def progress() -> Iterator[Report]:
-    """A callback (what, done, total) that draws one bar for each ``what`` on stderr."""
+def progress(unit: str | None = None) -> Iterator[Report]:
+    """A callback (what, done, total) that draws one bar for each ``what`` on stderr, with the time
+    left and, where a ``unit`` is named, how many of them are done in a second."""
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
         MofNCompleteColumn(),
+        *(() if unit is None else (_Rate(unit),)),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=not sys.stderr.isatty()) as bars:

@@ -24,6 +24,16 @@ Examples:
   hedged fit mine:make_net --checkpoint net.safetensors --data held-out.npz \\
       --task classification --target y --method vbll --prediction module \\
       -o bundle
+  hedged fit model.onnx --data rows/ --task classification --target label \\
+      --engine ray --cache /shared/cache -o bundle
+
+\b
+With --engine ray the model runs on workers, which write into one cache: on
+several machines give --cache a folder that all of them have. Sums over rows
+(Laplace, Gaussian and Student-t heads, every score, the figures of the test
+rows) are taken there too; what iterates, thresholds and the choice of a score
+stay in the command's own process. The bundle is that of one process, up to
+rounding.
 
 Each option is also a variable: HEDGED_FIT_METHOD for --method.
 """
@@ -170,6 +180,8 @@ def fit(
     max_cache: options.MaxCache = None,
     batch_size: options.BatchSize = 256,
     device: options.Device = "cpu",
+    engine: options.Engine = "local",
+    workers: options.Workers = None,
     json: Annotated[bool, option("--json", help="Print the manifest as JSON")] = False,
 ) -> None:
     """Fit error bars for a frozen model and write one bundle."""
@@ -228,7 +240,7 @@ def fit(
     columns = options.columns_of(
         target, inputs, split_by=split_by, group=group, id=id, classes=classes
     )
-    with console.progress() as report:
+    with options.mapper_of(engine, workers, device) as mapper, console.progress() as report:
         bundle = fitting.fit(
             model,
             data,
@@ -254,6 +266,8 @@ def fit(
             pixels=pixels,
             batch_size=batch_size,
             device=device,
+            threads=0 if mapper is None else 1,
+            mapper=mapper,
             max_cache_bytes=None if max_cache is None else int(max_cache * 1e9),
             progress=report,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from hedged.commands.console import option
 
 if TYPE_CHECKING:
     from calibration.material import Columns
+    from posthoc.folds import Mapper
 
 Model = Annotated[
     Path, typer.Argument(help="The frozen model: an ONNX file, module:factory (torch), or .pt2")
@@ -47,6 +50,12 @@ CacheFolder = Annotated[
 MaxCache = Annotated[float | None, option(help="Largest cache, in GB")]
 BatchSize = Annotated[int, option(help="Rows in one run of the model")]
 Device = Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")]
+Engine = Annotated[
+    str, option(help="local (this process), or ray: workers here, or on the cluster of RAY_ADDRESS")
+]
+Workers = Annotated[
+    int | None, option(min=1, help="Of --engine ray; default: one for each core (or device)")
+]
 
 
 def columns_of(
@@ -70,6 +79,28 @@ def columns_of(
         id=id,
         classes=console.lines(classes),
     )
+
+
+@contextmanager
+def mapper_of(engine: str, workers: int | None, device: str) -> Iterator[Mapper | None]:
+    """Who does the work that can be shared out; None: this process. A usage error for options that
+    do not go together."""
+    if engine not in ("local", "ray"):
+        raise typer.BadParameter(f"--engine {engine} is unknown; there are local and ray")
+    if engine == "local":
+        if workers is not None:
+            raise typer.BadParameter("--workers belongs to --engine ray")
+        yield None
+        return
+    from posthoc.runtime import CPU, planned_provider
+    from service.scoring.cluster import connect
+
+    if ":" in device:
+        raise typer.BadParameter(
+            f"Ray chooses a worker's device; leave :n of --device {device} out"
+        )
+    with connect(workers, gpus=0 if planned_provider(device) == CPU else 1) as mapper:
+        yield mapper
 
 
 def record(model: Any, **values: Any) -> Any:

@@ -118,19 +118,24 @@ def free_address(host: str, port: int) -> str:
 def describe(settings: Settings) -> list[str]:
     """What is to be served and how, a line each.
 
-    Raises BundleError, ModelError and LedgerError as the workers would, where the bundles, the
-    device or the ledger cannot be what the settings say.
+    Raises BundleError, ModelError and LedgerError as the workers would, where none of the bundles,
+    or not the device or the ledger, can be what the settings say.
     """
     from calibration.bundle import MANIFEST, parse_manifest
+    from posthoc.contract import BundleError
     from posthoc.runtime import planned_provider
-    from service.bundles import find_bundles
+    from service.bundles import find_bundles, none_of
     from service.schema import ledger_url
 
     path = settings.bundle_path
-    models = {
-        name: parse_manifest((folder / MANIFEST).read_bytes(), folder).version
-        for name, folder in find_bundles(path).items()
-    }
+    models, problems = dict[str, str](), dict[str, Exception]()
+    for name, folder in find_bundles(path).items():
+        try:
+            models[name] = parse_manifest((folder / MANIFEST).read_bytes(), folder).version
+        except BundleError as e:  # the workers say it, too, and start without it
+            problems[name] = e
+    if not models:
+        raise none_of(path, problems)
     if settings.keys is not None:
         access = f"API keys of {settings.keys}"
     else:

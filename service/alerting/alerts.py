@@ -24,8 +24,7 @@ def calibration_alerts(options: Options) -> list[Alert]:
         f"Of healthy models with {options.min_labels} labels or more in every window expect, in "
         f"the normal approximation, {false['UQCalibrationDegraded']:.1g} false alarms on "
         f"calibration a month and model, and {false['UQCoverageLow']:.1g} on coverage a month, "
-        "model and level (about twice that at level 0.9, three times at 0.95, as misses are rare "
-        "and skewed): see expected_false_pages in service.alerting. "
+        "model and level: see expected_false_pages in service.alerting. "
     )
     return [replace(found[0], why=rates + found[0].why), *found[1:]]
 
@@ -120,6 +119,8 @@ def drift_alerts(o: Options) -> list[Alert]:
             '  min by (model, version, level) (uq_coverage_bound_ratio{bound="upper"})\n'
             "<\n"
             f"  max by (model, version, level) ({FLOOR})\n"
+            "unless\n"
+            "  max by (model, version, level) (uq_coverage_alarm)\n"
             f"{served}",
             "0s",
             "warning",
@@ -129,7 +130,39 @@ def drift_alerts(o: Options) -> list[Alert]:
             "allow.",
             "Recalibrate on fresh labels with hedged recalibrate. The bound looks back to the "
             "monitor's start: it begins anew with a new version.",
-            why="Few labels a day never fill a window; this gathers them for as long as it takes.",
+            why="Few labels a day never fill a window; this gathers them for as long as it takes. "
+            "Where the monitor knows the bundle (--bundles), the next alert is in its place.",
+        ),
+        Alert(
+            "UQCoverageBelowPromise",
+            '  min by (model, version, level) (uq_coverage_bound_ratio{bound="upper"})\n'
+            "and\n"
+            "  max by (model, version, level) (uq_coverage_alarm) == 1\n"
+            f"{served}",
+            "0s",
+            "warning",
+            f"{_WHO} covers less than it promised: at most {_PERCENT} at level {_LEVEL}",
+            "Labels show that coverage is below the lower bound by the bundle's own conformal "
+            "rows less a tolerance, whenever one looks.",
+            "Recalibrate on fresh labels with hedged recalibrate. The alarm stays until another "
+            "version is served.",
+            why="A healthy bundle ever does so with probability 0.05 at most: each level's error "
+            "is its own, so that of a bundle with L levels is L times that at most.",
+        ),
+        Alert(
+            "UQAccuracyBelowPromise",
+            "  max by (model, version) (uq_accuracy_floor_ratio)\n"
+            "and\n"
+            "  max by (model, version) (uq_accuracy_alarm) == 1\n"
+            f"{served}",
+            "0s",
+            "warning",
+            f"{_WHO} is right less often than on its test rows: in less than {_PERCENT}",
+            "Labels show that accuracy is below the lower bound by the bundle's own test rows less "
+            "a tolerance, whenever one looks.",
+            "New thresholds make no better model: see what changed in the inputs, and train anew. "
+            "Until then recalibrate, so that confidence says it.",
+            why="Again an error of its own, 0.05 at most; see service.monitor.promises.",
         ),
         Alert(
             "UQNotExchangeable",

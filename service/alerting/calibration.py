@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from calibration.drift.alert import lean
 from service.alerting.options import Options
 from service.alerting.rule import Rule, increase, ratio
 
@@ -163,14 +164,21 @@ def coverage(window: str, options: Options) -> list[Rule]:
         ),
         Rule(
             f"{COVERAGE}:margin{w}",
-            f"{options.margin:g} * sqrt(\n"
-            f"    {LEVEL} * (1 - {LEVEL})\n"
+            f"  {options.margin:g} * sqrt(\n"
+            f"      {LEVEL} * (1 - {LEVEL})\n"
+            "    *\n"
+            f"      (1 / ({labeled} > 0) + ignoring (level) group_left () (1 / ({ROWS} + 2)))\n"
+            "  )\n"
+            "+\n"
+            f"  {lean(options.margin):.9g} * (2 * {LEVEL} - 1)\n"
             "  *\n"
-            f"    (1 / ({labeled} > 0) + ignoring (level) group_left () (1 / ({ROWS} + 2)))\n"
-            ")",
+            f"    (1 / ({labeled} > 0) + ignoring (level) group_left () (2 / ({ROWS} + 2)))",
             "How far a healthy bundle may lie off: labels are m draws, and the coverage of one "
             "bundle is itself a draw, Beta(k, n+1-k) for n conformal rows. That is a standard "
-            f"deviation of sqrt(p (1-p) (1/m + 1/(n+2))); the margin is {options.margin:g} such.",
+            f"deviation of sqrt(p (1-p) (1/m + 1/(n+2))); the margin is {options.margin:g} such, "
+            "and what the law leans, as misses are rare: Cornish and Fisher's first term, "
+            "(z^2-1)/6 (2p-1) (1/m + 2/(n+2)), in which a healthy bundle lies below as often as "
+            "a normal law has it.",
         ),
         increase(
             by_level,

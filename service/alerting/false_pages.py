@@ -29,18 +29,20 @@ def expected_false_pages(
     Every model is healthy and gets at least ``min_labels`` labels in every window; a regressor has
     no ECE. Coverage counts when it stays below its margin for ``for_``; ECE is taken at
     ``ece_tolerance`` above its floor with the fewest labels, whose noise is greatest. Both are in
-    the normal approximation of `firings`. The law of coverage itself, beta-binomial, is skewed: its
-    tail below three standard deviations is 1.3 to 1.7 times the normal's at level 0.8, 1.7 to 2.8
-    at 0.9, 2 to 5 at 0.95 and 4 to 12 at 0.99 (200 to 5,000 labels, 500 or 1,000 conformal rows).
-    ECE in a single bin is half-normal; beyond three standard deviations its tail is 7 times the
-    normal's. Calibration noise is drawn once
-    a bundle, not anew each window, which only makes alarms fewer.
+    the normal approximation of `firings`. The law of coverage itself, beta-binomial, is skewed, and
+    the margin counts that: below it lies 0.2 to 1.4 times what lies below three standard deviations
+    of a normal (levels 0.8 to 0.995, 200 to 5,000 labels, 500 or 1,000 conformal rows; see
+    `calibration.drift.alert`). ECE in a single bin is half-normal; beyond three standard deviations
+    its tail is 7 times the normal's, and ``ece_tolerance`` is on top. Calibration noise is drawn
+    once a bundle, not anew each window, which only makes alarms fewer.
 
     ``streams`` (of all models) give the monitor's detector ``observations`` a month each (one for
-    ten predictions), of which ``alarms_per_1000`` alarm. ``UQNotExchangeable`` and
-    ``UQCoverageBroken`` are errors of all time rather than of a month: ``10**-drift_evidence`` for
-    each stream, and at most 0.025 for each model and level whose bundle covers its level less
-    ``coverage_tolerance``.
+    ten predictions), of which ``alarms_per_1000`` alarm. Others are errors of all time rather than
+    of a month, to be added up: ``UQNotExchangeable`` has ``10**-drift_evidence`` for each stream;
+    ``UQCoverageBroken`` at most 0.025 for each model and level whose bundle covers its level less
+    ``coverage_tolerance``; and in its place, where the monitor knows the bundle,
+    ``UQCoverageBelowPromise`` at most 0.05 for each model and level, as has
+    ``UQAccuracyBelowPromise`` for each classifier (`service.monitor.promises`).
     """
     tolerance = options.ece_tolerance / math.sqrt((1 - 2 / math.pi) * 0.25 / options.min_labels)
     models, windows = classifiers + regressors, options.alert_windows

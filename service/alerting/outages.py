@@ -31,6 +31,15 @@ def service_alerts(o: Options) -> list[Alert]:
             "See /readyz and the log of that process; where keys are set, the key's role metrics.",
         ),
         Alert(
+            "UQModelUnavailable",
+            f"max without ({o.gone}) (uq_model_unavailable) > 0",
+            o.service_for,
+            "critical",
+            "{{ $labels.model }} is not served",
+            "Its live bundle could not be loaded when the server started; other models answer.",
+            "GET /v2 says why. Mend the bundle or activate another version: no restart is needed.",
+        ),
+        Alert(
             "UQMonitorDown",
             f'up{{job="{o.monitor_job}"}} == 0',
             o.service_for,

@@ -9,9 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from calibration.drift.label_free import EXPECTED_ASSUMES, STRATIFIED_ASSUMES
+from calibration.drift.shift_kind import ASSUMES
+
 _OF = '{model=~"$model",version=~"$version"}'
 _MODEL = '{model=~"$model"}'
 _NAME = "{{model}} {{version}}"
+_BIAS = "uq_expected_accuracy_bias_ratio" + _OF[:-1]
 _V, _VL = "model_version:uq_", "model_version_level:uq_"
 
 
@@ -70,6 +74,27 @@ TRUST = (
         most=1,
     ),
     Panel(
+        "Bias of expected accuracy",
+        "Mean confidence less accuracy of the labelled rows in the monitor's window, with 95 % "
+        "bounds; within chance of 0 for a calibrated model. "
+        f"{EXPECTED_ASSUMES} {STRATIFIED_ASSUMES}",
+        (
+            (f'{_BIAS},kind="raw"}}', f"{{{{bound}}}} {_NAME}"),
+            (f'{_BIAS},kind="stratified"}}', f"{{{{bound}}}} as served {_NAME}"),
+        ),
+        least=None,
+    ),
+    Panel(
+        "Expected loss",
+        "Loss that the loss head expects of served rows, without any label, and the log loss of "
+        "labelled rows. Of a regressor it is in mean squared errors of the fit: 1 is as then.",
+        (
+            (f"{_V}expected_loss:mean_increase$window{_OF}", f"expected {_NAME}"),
+            (f"{_V}log_loss:mean_increase$window{_OF}", f"log loss {_NAME}"),
+        ),
+        unit="short",
+    ),
+    Panel(
         "Set size",
         "Mean and 90th percentile of the classes in a prediction set, over served rows.",
         (
@@ -99,9 +124,24 @@ TRUST = (
     Panel(
         "Anytime-valid coverage bound",
         "Bound on coverage since the monitor began, valid at every moment that it is looked at.",
-        ((f"uq_coverage_bound_ratio{_OF}", f"{{{{bound}}}} {_NAME} at {{{{level}}}}"),),
+        (
+            (f"uq_coverage_bound_ratio{_OF}", f"{{{{bound}}}} {_NAME} at {{{{level}}}}"),
+            (f"uq_coverage_floor_ratio{_OF}", f"promised {_NAME} at {{{{level}}}}"),
+        ),
         width=12,
         most=1,
+    ),
+    Panel(
+        "Evidence against what was promised",
+        "log10 of the evidence of all labels that coverage, or accuracy, is below what the "
+        "bundle's own rows leave at least, less a tolerance. It is an alarm at 1.6, ever.",
+        (
+            (f"uq_coverage_evidence_log10{_OF}", f"coverage {_NAME} at {{{{level}}}}"),
+            (f"uq_accuracy_evidence_log10{_OF}", f"accuracy {_NAME}"),
+        ),
+        unit="short",
+        width=12,
+        least=None,
     ),
 )
 
@@ -147,6 +187,17 @@ DRIFT = (
         "stability index of the latest window.",
         ((f"uq_drift_distance_ratio{_OF}", f"{{{{kind}}}} {{{{stream}}}} {_NAME}"),),
         unit="short",
+    ),
+    Panel(
+        "What the shift looks like",
+        "The kind of shift that the monitor's latest window looks like, for when something else "
+        f"has alarmed, and the share of rows that the reference does not explain. {ASSUMES}",
+        (
+            (f"uq_shift_kind_info{_OF} == 1", f"{{{{kind}}}} {_NAME}"),
+            (f"uq_shift_strange_ratio{_OF}", f"strange {{{{bound}}}} {_NAME}"),
+        ),
+        width=24,
+        most=1,
     ),
 )
 

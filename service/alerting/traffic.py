@@ -46,6 +46,20 @@ def predictions(window: str, options: Options) -> list[Rule]:
             f"model_version:uq_expected_correct:increase{w}",
             served,
         ),
+        increase(
+            "model_version",
+            "uq_expected_loss_sum_total",
+            w,
+            gone,
+            "Mean loss that a loss head expects of served rows, without any label: beside the log "
+            "loss of labelled rows, or for a regressor in mean squared errors of the fit. Learnt "
+            "on rows like those of the fit, and no better than that on others.",
+        ),
+        ratio(
+            f"model_version:uq_expected_loss:mean_increase{w}",
+            f"model_version:uq_expected_loss_sum:increase{w}",
+            served,
+        ),
         increase("model_version", "uq_ood_total", w, gone),
         ratio(
             f"model_version:uq_ood:ratio_increase{w}", f"model_version:uq_ood:increase{w}", served

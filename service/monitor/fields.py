@@ -14,11 +14,12 @@ from service.monitor.following import Predicted
 
 Key = tuple[str, str]  # model, version
 _NORMAL = NormalDist()
-SERVED = ("confidence", "entropy", "set_size", "ood_pvalue", "label", "std")
+SERVED = ("confidence", "entropy", "set_size", "ood_pvalue", "label", "std", "ood", "abstain")
 
 
 def served_streams(page: Predicted) -> dict[str, F64]:
-    """What needs no label: of N predictions, by name."""
+    """What needs no label: of N predictions, by name. Of images ``ood`` and ``abstain`` are the
+    shares of their pixels; of rows, for which they are one of two answers, they are no streams."""
     return {name: page.fields[name] for name in SERVED if name in page.fields}
 
 

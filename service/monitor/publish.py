@@ -5,26 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
+from calibration.drift.risk_monitor import RiskMonitor
+from calibration.drift.shift_kind import KINDS
 from service.metrics import (
+    ACCURACY_ALARM,
+    ACCURACY_EVIDENCE,
+    ACCURACY_FLOOR,
     CHANGEPOINTS,
+    COVERAGE_ALARM,
     COVERAGE_BOUND,
+    COVERAGE_EVIDENCE,
+    COVERAGE_FLOOR,
     DRIFT_DISTANCE,
     DRIFT_EVIDENCE,
     DRIFT_MARTINGALE,
+    EXPECTED_BIAS,
     MONITOR_ROWS,
     MONITOR_TIME,
     SAMPLES,
+    SHIFT_KIND,
+    SHIFT_STRANGE,
     WINDOW_ECE,
     WINDOW_LABELS,
 )
 from service.monitor.fields import Key
+from service.monitor.kinds import statement
+from service.monitor.stream import Options
 from service.monitor.watch import ERROR, Watch
+from service.monitor.window import bias_of, bounds_of
 
+_OF_COVERAGE = (COVERAGE_FLOOR, COVERAGE_EVIDENCE, COVERAGE_ALARM)
+_OF_ACCURACY = (ACCURACY_FLOOR, ACCURACY_EVIDENCE, ACCURACY_ALARM)
 _ALL = (
     *(CHANGEPOINTS, COVERAGE_BOUND, DRIFT_DISTANCE, DRIFT_EVIDENCE, DRIFT_MARTINGALE),
-    *(MONITOR_ROWS, MONITOR_TIME, SAMPLES, WINDOW_ECE, WINDOW_LABELS),
+    *(EXPECTED_BIAS, MONITOR_ROWS, MONITOR_TIME, SAMPLES, WINDOW_ECE, WINDOW_LABELS),
+    *(*_OF_COVERAGE, *_OF_ACCURACY, SHIFT_KIND, SHIFT_STRANGE),
 )
 _KINDS = ("reliable", "compared", "redundant")
 _ECE = {"debiased": "debiased_ece", "floor": "ece_noise_floor"}
@@ -46,8 +63,8 @@ class Publisher:
         self._changes: dict[tuple[Key, str], int] = {}
         self._samples: dict[tuple[Key, str], int] = {}
 
-    def publish(self, watch: Watch, models: Sequence[Mapping[str, Any]]) -> None:
-        """``models``: see `service.monitor.watch.windowed`."""
+    def publish(self, watch: Watch, options: Options, models: Sequence[Mapping[str, Any]]) -> None:
+        """``options`` are those of the watch; ``models``: see `service.monitor.window.windowed`."""
         for key, n in watch.rows.items():
             MONITOR_ROWS.labels(*key).inc(n - self._rows.get(key, 0))
             self._rows[key] = n
@@ -68,14 +85,39 @@ class Publisher:
             for kind, n in counts.items():
                 SAMPLES.labels(*key, kind).inc(n - self._samples.get((key, kind), 0))
                 self._samples[key, kind] = n
+        for key, kinds in watch.kinds.items():
+            if (shift := statement(kinds, options)) is not None:
+                for kind in KINDS:
+                    SHIFT_KIND.labels(*key, kind).set(kind == shift.kind)
+                for bound, value in (
+                    ("value", shift.strange),
+                    ("lower", shift.low),
+                    ("upper", shift.high),
+                ):
+                    SHIFT_STRANGE.labels(*key, bound).set(value)
         for key, levels in watch.coverage.items():
             for level, one in levels.items():
                 for bound, value in zip(("lower", "upper"), one.bounds(ERROR), strict=True):
                     COVERAGE_BOUND.labels(*key, level, bound).set(value)
+        for key, promises in watch.promises.items():
+            for level, one in promises.levels.items():
+                _publish(_OF_COVERAGE, (*key, level), one)
+            if promises.accuracy is not None:
+                _publish(_OF_ACCURACY, key, promises.accuracy)
         WINDOW_ECE.clear()  # of a window without labels there is none
+        EXPECTED_BIAS.clear()
         for model in models:
             key = model["model"], model["version"]
             WINDOW_LABELS.labels(*key).set(model["labelled"])
             for bound, name in _ECE.items():
                 if (ece := model.get(name)) is not None:
                     WINDOW_ECE.labels(*key, bound).set(ece)
+            if (bias := bias_of(model)) is not None:
+                for kind, bounds in bounds_of(bias).items():
+                    for bound, value in bounds.items():
+                        EXPECTED_BIAS.labels(*key, kind, bound).set(value)
+
+
+def _publish(gauges: tuple[Gauge, Gauge, Gauge], key: tuple[str, ...], one: RiskMonitor) -> None:
+    for gauge, value in zip(gauges, (one.floor, one.log10_evidence, one.alarm), strict=True):
+        gauge.labels(*key).set(value)

@@ -115,7 +115,10 @@ async function poll() {
   const server = await part(get("/v2"));
   if (!server.value) return { ready: false, fresh: false, refusals: [server.refusal] };
   show_models(server.value.models);
-  say($("server"), server.value.version === "unknown" ? "" : server.value.version, false);
+  const missing = Object.keys(server.value.unavailable);
+  const version = server.value.version === "unknown" ? [] : [server.value.version];
+  if (missing.length) version.push(`not served: ${missing.join(", ")}`);
+  say($("server"), version.join("; "), false);
   const path = `/v2/models/${encodeURIComponent(chosen)}`;
   const [meta, calibration, metrics] = await Promise.all([
     part(chosen ? get(path) : Promise.resolve(null)),

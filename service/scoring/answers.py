@@ -7,7 +7,7 @@ for a batch of that shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,10 +34,17 @@ class Answers:
     bad: dict[int, str]
 
 
-def answer(run: Run, inputs: Inputs, bad: Mapping[int, str], batch_size: int) -> Answers:
+def answer(
+    run: Run,
+    inputs: Inputs,
+    bad: Mapping[int, str],
+    batch_size: int,
+    wanted: Collection[str] | None = None,
+) -> Answers:
     """Run rows in batches of ``batch_size``, the last as long as it is.
 
-    ``bad`` holds rows known to be bad beforehand. Raises ModelError when the model fails on a
+    ``bad`` holds rows known to be bad beforehand; a row is bad as well where a field of ``wanted``
+    (None: of all) is not finite. Raises ModelError when the model fails on a
     batch but on none of its rows alone.
     """
     count = len(next(iter(inputs.values())))
@@ -53,7 +60,8 @@ def answer(run: Run, inputs: Inputs, bad: Mapping[int, str], batch_size: int) ->
         return Answers({}, np.empty(0, np.int64), dict(sorted(found.items())))
     fields = {k: np.concatenate([f[k] for f in some]) for k in some[0]}
     rows = np.concatenate([start + part.rows for start, part in parts])
-    if wrong := not_finite(fields):
+    checked = {k: v for k, v in fields.items() if wanted is None or k in wanted}
+    if wrong := not_finite(checked):
         found.update({int(rows[at]): why for at, why in wrong.items()})
         rows, kept = np.delete(rows, list(wrong)), {}
         if len(rows):

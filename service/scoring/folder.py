@@ -5,20 +5,18 @@ from __future__ import annotations
 from posthoc.contract import DataError
 from service.scoring.errors import ScoringError
 from service.scoring.manifest import RUN, RunManifest, check_same_run, read_manifest
+from service.scoring.measures import DRIFT, EVALUATION
 from service.scoring.output import Output, has, write_file
-from service.scoring.places import Place
+from service.scoring.places import Place, overlap
 
 SUCCESS = "_SUCCESS"
 SUMMARY = "_summary.json"
+DONE = (SUCCESS, SUMMARY, EVALUATION, DRIFT)  # what a run ends with
 
 
 def check_apart(source: Place, output: Place) -> None:
     """Raise DataError where an output would be taken for input, or written over it."""
-    a, b = (
-        (p.path if p.local is None else p.local.resolve().as_posix()).rstrip("/") + "/"
-        for p in (source, output)
-    )
-    if type(source.fs) is type(output.fs) and (a.startswith(b) or b.startswith(a)):
+    if overlap(source, output):
         raise DataError(f"input {source} and output {output} overlap; give another output folder")
 
 
@@ -41,6 +39,6 @@ def begin(output: Output, run: RunManifest, *, overwrite: bool) -> None:
 
 def clear(output: Output) -> None:
     """Remove what a run wrote; its manifest last, so that a killed clearing can be repeated."""
-    output.remove(SUCCESS, SUMMARY, *(n for n in output.names() if n.endswith(".parquet")))
+    output.remove(*DONE, *(n for n in output.names() if n.endswith(".parquet")))
     output.tidy()
     output.remove(RUN)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from math import ceil
 
 from calibration.predictor import Predictor
+from posthoc.contract import DataError
+from service.scoring.formats import images as image_files
+from service.scoring.formats.format import Format, Pixels
 from service.scoring.fragments import FRAGMENT_ROWS
 from service.sizes import Sizes, measure
 
@@ -58,3 +61,16 @@ def images_of(predictor: Predictor, fields: Sequence[str]) -> Images | None:
     outputs = [spec for spec in manifest.outputs if spec.name in fields]
     free = any(-1 in spec.shape[1:] for spec in manifest.inputs)
     return Images(measure(predictor, outputs), free)
+
+
+def check_pixels(form: Format, pixels: Pixels, predictor: Predictor) -> None:
+    """Raise DataError where files of ``form`` are images that cannot fill the model's input, and
+    where ``pixels`` says something of files that are none."""
+    if form.files_are_rows:
+        any_size = predictor.manifest.dense is not None
+        image_files.check(predictor.inputs, pixels, any_size=any_size)
+    elif pixels != Pixels():
+        raise DataError(
+            f"--image-scale, --image-mean, --image-std and --image-resize are for folders of "
+            f"images; these are {form.name} files"
+        )

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from calibration.bundle import Manifest
 from calibration.predictor import Predictor
 from service.scoring.errors import DamageError, ErrorRatioError, Interrupted
-from service.scoring.folder import SUCCESS, SUMMARY
+from service.scoring.folder import DONE
 from service.scoring.fragments import Fragment, Listing
+from service.scoring.measures import Reports, reports_of
 from service.scoring.summary import Failure, Progress, Summary
 from service.scoring.task import Outcome, Plan, committed
 
@@ -46,11 +48,16 @@ class Job:
         """Raise ErrorRatioError if too many rows are bad already; say that the run is not done."""
         self._check_errors(None)
         if self.pending:
-            self.plan.output.remove(SUCCESS, SUMMARY)
+            self.plan.output.remove(*DONE)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether SIGTERM came."""
+        return self._stop.is_set()
 
     def go_on(self) -> None:
         """Raise Interrupted once SIGTERM came."""
-        if self._stop.is_set():
+        if self.stopped:
             raise Interrupted(
                 f"stopped by SIGTERM after {len(self._outcomes)} of "
                 f"{len(self._listing.fragments)} fragments; the same command goes on"
@@ -98,7 +105,17 @@ class Job:
         finally:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
-    def summary(self, predictor: Predictor, started: float) -> Summary:
+    def reports(self, manifest: Manifest) -> Reports:
+        """What was measured beside the rows, whoever scored them and in whatever order."""
+        outcomes = (self._outcomes.get(f.name) for f in self._listing.fragments)
+        return reports_of(
+            self.plan.measures,
+            manifest,
+            {"run": self.plan.run, "bundle": self.plan.bundle},
+            (o.measured for o in outcomes if o is not None),
+        )
+
+    def summary(self, predictor: Predictor, started: float, reports: Reports) -> Summary:
         """What the run did since ``started``, of `time.perf_counter`."""
         seconds = time.perf_counter() - started
         return Summary(
@@ -114,6 +131,9 @@ class Job:
             rows_per_s=(self._rows_seen - self._rows_before) / seconds,
             output=self.plan.output.text,
             notes=_notes(predictor, self.plan),
+            lines=reports.lines,
+            evaluation=reports.evaluation,
+            drift=reports.drift,
         )
 
     @property
@@ -133,7 +153,8 @@ class Job:
         if self._progress is not None:
             done = len(self._outcomes) + len(self._failed)
             total = len(self._listing.fragments) + len(self._listing.unreadable)
-            self._progress(Progress(done, total, self._rows_seen, self._listing.rows))
+            rows = self._rows_seen, self._listing.rows
+            self._progress(Progress(done, total, *rows, self._bad, len(self._failed)))
 
 
 def _place(failure: Failure) -> tuple[str, int]:

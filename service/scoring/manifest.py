@@ -15,7 +15,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from calibration.bundle import Bundle
-from service.scoring.errors import ScoringError
+from service.scoring.errors import ScoringError, first_line
+from service.scoring.formats.format import Pixels
 from service.scoring.fragments import Source
 from service.scoring.output import Output
 
@@ -44,15 +45,19 @@ class Settings(_Record):
     passthrough: tuple[str, ...]
     fragment_rows: int
     outputs: tuple[str, ...] = ()
+    pixels: Pixels = Pixels()
+    labels: tuple[str, ...] = ()
 
 
 class InputFile(_Record):
-    """One file of the input: size in bytes, time of change, rows (None: unreadable)."""
+    """One file of the input: size in bytes, time of change, rows (None: unreadable); of a folder
+    of images these are sum, last and count, and ``digest`` tells of each file."""
 
     name: str
     size: int
     mtime_ns: int
     rows: int | None
+    digest: str | None = None
 
 
 class RunManifest(_Record):
@@ -72,7 +77,18 @@ class RunManifest(_Record):
     @property
     def run(self) -> str:
         """The id of the run: 32 hex digits of the sha256 of the manifest."""
-        return hashlib.sha256(self.text()).hexdigest()[:32]
+        return run_id(self.text())
+
+
+def run_id(text: bytes) -> str:
+    """The id of the run that a manifest of these bytes describes."""
+    return hashlib.sha256(text).hexdigest()[:32]
+
+
+def versions() -> dict[str, str]:
+    """The software here that an answer or a file may depend on."""
+    found = {name: version(name) for name in ("hedged", "pyarrow")}
+    return found | {"onnxruntime": _onnxruntime()}
 
 
 def describe_run(
@@ -84,10 +100,11 @@ def describe_run(
         bundle=BundleRecord(name=m.name, version=m.version, identity=bundle.identity),
         settings=settings,
         columns=tuple((f.name, str(f.type)) for f in schema),
-        versions={name: version(name) for name in ("hedged", "pyarrow")}
-        | {"onnxruntime": _onnxruntime()},
+        versions=versions()
+        | ({"pillow": version("pillow")} if any(s.files for s in sources) else {}),
         input=tuple(
-            InputFile(name=s.name, size=s.size, mtime_ns=s.mtime_ns, rows=s.rows) for s in sources
+            InputFile(name=s.name, size=s.size, mtime_ns=s.mtime_ns, rows=s.rows, digest=s.digest)
+            for s in sources
         ),
     )
 
@@ -96,8 +113,14 @@ def read_manifest(output: Output) -> RunManifest:
     """The manifest in an output. Raises ScoringError when it is no manifest of this version."""
     try:
         with output.open(RUN) as file:
-            return RunManifest.model_validate_json(file.read())
-    except (OSError, ValidationError) as e:
+            text = file.read()
+    except OSError as e:
+        raise ScoringError(
+            f"{output.text}/{RUN} cannot be read: {first_line(e)}; run the same command again"
+        ) from e
+    try:
+        return RunManifest.model_validate_json(text)
+    except ValidationError as e:
         raise ScoringError(
             f"{output.text}/{RUN} is not the manifest of a run of this version; --overwrite starts "
             "again"

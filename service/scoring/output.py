@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 
 from service.scoring import commit
 from service.scoring.commit import PART, writing
+from service.scoring.errors import ScoringError, first_line
 from service.scoring.places import Place
 
 _COPY_BYTES = 8 << 20
@@ -69,11 +70,15 @@ def write_file(output: Output, name: str, data: bytes) -> None:
 
 
 def has(output: Output, name: str) -> bool:
-    """Whether there is a file of that name."""
+    """Whether there is a file of that name. Raises ScoringError when nobody can tell."""
     try:
         output.open(name).close()
     except FileNotFoundError:
         return False
+    except OSError as e:
+        raise ScoringError(
+            f"{output.text}/{name} cannot be read: {first_line(e)}; run the same command again"
+        ) from e
     return True
 
 
@@ -118,9 +123,10 @@ class Folder:
 class Objects:
     """A prefix of an object store: a file is made whole on this machine, then put.
 
-    The store shows an object once all of it has arrived. A prefix cannot be held: of two runs that
-    write to one at once, both write the same bytes if they are the same run, and `begin` refuses
-    another one.
+    The store shows an object once all of it has arrived; what a killed upload leaves is seen by
+    nobody, and goes where the bucket has a rule for unfinished uploads. A prefix cannot be held: of
+    two runs that write to one at once, both write the same bytes if they are the same run, and
+    `begin` refuses another one.
     """
 
     place: Place
@@ -157,8 +163,16 @@ class Objects:
                 size = file.seek(0, 2)
                 file.seek(0)
             with writing(place):
-                with place.fs.open_output_stream(place.path) as out:
+                out = place.fs.open_output_stream(place.path)
+                try:
                     shutil.copyfileobj(file, out, _COPY_BYTES)
+                except BaseException:
+                    # A stream has no other end than to put what it was given.
+                    with contextlib.suppress(OSError):
+                        out.close()
+                        place.fs.delete_file(place.path)
+                    raise
+                out.close()
                 arrived = place.info().size
                 if arrived != size:
                     raise OSError(f"{arrived} of {size} bytes arrived")

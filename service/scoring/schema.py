@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from calibration.bundle import Manifest
 from posthoc.contract import Array, DataError, output_fields
+from posthoc.mapping import TableMapping
 
 Fields = Mapping[str, Array]
 
@@ -46,6 +47,23 @@ ERRORS = pa.schema(
         pa.field("reason", pa.string(), False, {"description": "why the row has no prediction"}),
     ]
 )
+
+
+def chosen_fields(given: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
+    """The fields to write, those in ``outputs`` or all, in the order in which they are ``given``.
+    Raises DataError for one that is not."""
+    for name in outputs:
+        if name not in given:
+            raise DataError(f"the bundle gives no {name!r}; it gives {', '.join(given)}")
+    return tuple(f for f in given if not outputs or f in outputs)
+
+
+def kept_columns(
+    mapping: TableMapping, passthrough: Sequence[str], source: pa.Schema
+) -> tuple[str, ...]:
+    """Columns that are copied: the mapping's id where the source has it, and ``passthrough``."""
+    ids = (mapping.id,) if mapping.id is not None and mapping.id in source.names else ()
+    return tuple(dict.fromkeys((*ids, *passthrough)))
 
 
 def output_schema(

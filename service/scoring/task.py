@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,9 @@ from service.scoring.answers import Answers, answer
 from service.scoring.commit import writing
 from service.scoring.errors import DamageError, ErrorRatioError
 from service.scoring.fragments import Fragment
+from service.scoring.measures import Measures
 from service.scoring.output import Output
-from service.scoring.reading import Block, Reader
+from service.scoring.reading import Block, Reader, check_damaged
 from service.scoring.schema import error_table, to_table
 
 ERRORS_FOLDER = "_errors"
@@ -33,7 +34,7 @@ STAMP = b"hedged"
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What every fragment of a run is scored with: ``alpha`` None is the bundle's own level,
-    ``fields`` are those that are written."""
+    ``fields`` are those that are written, ``measures`` what is measured beside them."""
 
     output: Output
     run: str
@@ -42,21 +43,24 @@ class Plan:
     schema: pa.Schema
     alpha: float | None
     fields: tuple[str, ...]
+    measures: Measures = Measures()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Rows of a committed fragment that have a prediction, and those that have none."""
+    """Rows of a committed fragment that have a prediction, and those that have none; ``measured``
+    is what `Measures.to_text` keeps of the good ones."""
 
     good: int
     bad: int
+    measured: str = "{}"
 
 
 def committed(fragment: Fragment, plan: Plan) -> Outcome | None:
     """What an earlier process committed for this fragment in this run; None when it is to do."""
     footer = _footer(plan.output, fragment.name)
     stamp = _stamp(footer)
-    good, bad = stamp.pop("good", None), stamp.pop("bad", None)
+    good, bad, kept = (stamp.pop(name, None) for name in ("good", "bad", "measured"))
     if stamp != _identity(fragment, plan) or not isinstance(good, int) or not isinstance(bad, int):
         return None
     if good + bad != fragment.rows or footer is None or footer.num_rows != good:
@@ -65,7 +69,9 @@ def committed(fragment: Fragment, plan: Plan) -> Outcome | None:
         errors = _footer(plan.output, errors_name(fragment))
         if errors is None or errors.num_rows != bad:
             return None
-    return Outcome(good, bad)
+    if not isinstance(kept, str) or plan.measures.from_text(kept) is None:
+        return None
+    return Outcome(good, bad, kept)
 
 
 def errors_name(fragment: Fragment) -> str:
@@ -91,8 +97,9 @@ def score_fragment(
     committed then.
     """
     q_hat = None if plan.alpha is None else predictor.q_hat(plan.alpha)
-    run = partial(predictor.run, outputs=plan.fields, q_hat=q_hat)
-    good = 0
+    needed = tuple(dict.fromkeys((*plan.fields, *plan.measures.fields)))
+    run = partial(predictor.run, outputs=needed, q_hat=q_hat)
+    good, measured = 0, plan.measures.start()
     bad: dict[int, str] = {}
     with Writer(plan.output, fragment.name, plan.schema, pool) as writer:
         try:
@@ -101,15 +108,19 @@ def score_fragment(
                 for rows in block.parts:
                     hashes = rows.content_hashes if plan.reader.randomised else None
                     inputs = rows.inputs | predictor.beside(rows.groups, hashes)
-                    answers = answer(run, inputs, rows.bad, plan.reader.batch_size)
+                    size = plan.reader.batch_size
+                    answers = answer(run, inputs, rows.bad, size, plan.fields)
                     first = block.first_row + at
                     bad.update({first + r: why for r, why in answers.bad.items()})
                     if len(bad) > allowed_bad:
                         row, why = next(iter(bad.items()))
                         raise ErrorRatioError(f"first in {fragment.source.name}: row {row}: {why}")
                     if len(answers.rows):
-                        kept = block.kept.slice(at, len(rows))
+                        kept = _good(block.kept.slice(at, len(rows)), answers)
                         tables.append(_table(plan, predictor, first, kept, answers))
+                        beside = _good(block.beside.slice(at, len(rows)), answers)
+                        found = rows.content_hashes[answers.rows], beside, answers.fields
+                        measured = plan.measures.add(measured, *found)
                     good += len(answers.rows)
                     at += len(rows)
                 if tables:
@@ -118,20 +129,27 @@ def score_fragment(
         except DamageError:
             fragment.source.check_unchanged()  # a file that was replaced is not a damaged one
             fragment.source.check_readable()  # nor is one that cannot be fetched
+            check_damaged(fragment, plan.reader)
             raise
         fragment.source.check_unchanged()
         _commit_errors(fragment, plan, bad)
-        writer.commit({**_identity(fragment, plan), "good": good, "bad": len(bad)})
-    return Outcome(good, len(bad))
+        outcome = Outcome(good, len(bad), plan.measures.to_text(measured))
+        writer.commit({**_identity(fragment, plan), **asdict(outcome)})
+    return outcome
 
 
 def _table(
     plan: Plan, predictor: Predictor, first_row: int, kept: pa.RecordBatch, answers: Answers
 ) -> pa.Table:
     """The output rows of a part of a block."""
-    kept = kept.take(pa.array(answers.rows)) if answers.bad else kept
     rows = first_row + answers.rows
-    return to_table(plan.schema, predictor.manifest, kept, rows, answers.fields)
+    fields = {name: answers.fields[name] for name in plan.fields}
+    return to_table(plan.schema, predictor.manifest, kept, rows, fields)
+
+
+def _good(columns: pa.RecordBatch, answers: Answers) -> pa.RecordBatch:
+    """The rows that were answered."""
+    return columns.take(pa.array(answers.rows)) if answers.bad else columns
 
 
 class Writer:

@@ -56,9 +56,9 @@ def bundle(folder: Path, material: Material) -> Bundle:
 
 
 def written(material: Material, out: Path) -> Bundle:
-    fitted, test, roles = fit_material(material, OPTIONS)
+    fitted, _, roles = fit_material(material, OPTIONS)
     data = material.cache.path.parent.parent / "model-2000-1.parquet"
-    return write(material, fitted, test, roles, out, OPTIONS, data, name="named", version="7")
+    return write(material, fitted, roles, out, OPTIONS, data, name="named", version="7")
 
 
 # Refusals

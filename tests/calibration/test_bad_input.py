@@ -25,9 +25,10 @@ from calibration.fit_thresholds import Fitted, run_head
 from calibration.material import Columns, parts_of, prepare, split
 from calibration.metrics.coverage import coverage_band
 from calibration.predictor import Predictor
-from calibration.quality import summary
+from calibration.quality import Piece, summary
 from posthoc.contract import Features, FitError
 from posthoc.links import softmax
+from posthoc.rows import of
 from tests.calibration import heads
 
 # Targets of a regression that tie or lie far from nought
@@ -129,7 +130,7 @@ def test_the_row_at_the_threshold_is_covered(method: str, given: Any) -> None:
     # The figures of the manifest are those of the served sets.
     fresh, v = classes(300, 4), u[:300] / 2
     sets = run_head(done.head, fresh, group=groups[:300], u=v)["set"]
-    said = summary(done, fresh, groups[:300], v)["levels"]["0.9"]
+    said = summary(done, [Piece(of(fresh).blocks, groups[:300], v)])["levels"]["0.9"]
     assert said["coverage"] == sets[np.arange(300), fresh.y].mean()
     assert said["mean_set_size"] == sets.sum(1).mean()
 

@@ -16,8 +16,9 @@ from calibration.fit_options import FitOptions, Parts, check_options
 from calibration.fit_thresholds import Fitted, run_head
 from calibration.head import reference
 from calibration.material import Columns
-from calibration.quality import summary
+from calibration.quality import Piece, summary
 from posthoc.contract import DataError, Features, FitError, LinearHead, Task
+from posthoc.rows import of
 from tests import factory
 
 C, D = 3, 6
@@ -120,7 +121,7 @@ def test_the_frozen_figures_are_the_frozen_models(task: Task) -> None:
     """A module that mends a bad head: its answers are not counted as those of the frozen model."""
     done = fitted(task, moved=1.5, method="vbll", prediction="module")
     _, test = rows(task, 1000, 4, moved=1.5)
-    found = summary(done, test)
+    found = summary(done, [Piece(of(test).blocks)])
     if task == "regression":
         assert found["frozen"]["rmse"] == pytest.approx(np.sqrt(((test.y - test.z) ** 2).mean()))
         assert found["hedged"]["rmse"] < found["frozen"]["rmse"] - 0.3

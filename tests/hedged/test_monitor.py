@@ -11,11 +11,18 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+from calibration.bundle import load_bundle
+from calibration.predictor import Predictor
+from service.labels import LabelItem
 from service.ledger import Ledger
+from service.monitor.run import monitoring
+from service.monitor.stream import Options
+from tests.factory import rows
 from tests.hedged.conftest import Call, assert_one_line
-from tests.service.ledger.helpers import record, until
+from tests.service.ledger.helpers import join, record, until
 from tests.service.streams import MODEL, VERSION, Exposition, classification
 
 LABELS = {"model": MODEL, "version": VERSION}
@@ -49,9 +56,9 @@ def test_once_says_what_is_there(path: Path, tmp_path: Path, call: Call) -> None
     options = ("--state", state, "--reference", 500, "--once")
     found = call("monitor", path, *options, "--json")
     assert found.code == 0, found.err
-    rows = {row["stream"]: row for row in found.json["streams"]}
-    assert set(rows) == {"confidence", "entropy", "set_size", "ood_pvalue", "label"}
-    for row in rows.values():
+    streams = {row["stream"]: row for row in found.json["streams"]}
+    assert set(streams) == {"confidence", "entropy", "set_size", "ood_pvalue", "label"}
+    for row in streams.values():
         assert (row["model"], row["version"]) == (MODEL, VERSION)
         assert (row["reference"], row["seen"], row["learning"]) == (500, 500, False)
         assert row["changes"] == 0
@@ -68,24 +75,91 @@ def test_a_process_publishes_goes_on_after_a_restart_and_ends_on_a_signal(
     path: Path, tmp_path: Path
 ) -> None:
     state = tmp_path / "state.json"
-    for rows, seen in ((None, 1000), (range(1000, 1300), 1300)):
+    for more, seen in ((None, 1000), (range(1000, 1300), 1300)):
         started = command(path, state, "--port", "0", "--every", "0.2")
         with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stderr is not None
                 found = re.search(r"http://\S+/metrics", process.stderr.readline())
                 assert found is not None
-                if rows is not None:
+                if more is not None:
                     has_read(found[0], 1000)  # what the last process had
-                    add(path, rows)
+                    add(path, more)
                 has_read(found[0], seen)
                 x = Exposition(httpx.get(found[0]).text)
                 assert x.total("uq_changepoints_total", stream="confidence", **LABELS) == 0
                 assert x.total("uq_drift_martingale_log10", stream="confidence", **LABELS) < 2
+                second = subprocess.run(
+                    command(path, state, "--once"), capture_output=True, text=True, check=False
+                )
+                assert second.returncode == 1 and "another hedged monitor" in second.stderr
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(30) == 0
             finally:
                 process.kill()
+
+
+@pytest.fixture(scope="module")
+def labelled(classification_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger of 1,500 answers of a bundle; of the first 500 labels were read by a monitor without
+    the bundle, with its state beside it; the other labels are wrong every third time."""
+    path = tmp_path_factory.mktemp("labelled") / "ledger.sqlite"
+    x, y = rows("classification", 1500, 31)
+    y = np.where((np.arange(1500) % 3 == 0) & (np.arange(1500) >= 500), (y + 1) % 3, y)
+    fields = Predictor(classification_bundle).run({"x": x})
+    ids = [f"row-{i}" for i in range(1500)]
+    bundle = load_bundle(classification_bundle)
+    ledger = Ledger.open(path)
+    ledger.record("tiny", bundle.manifest.version, bundle.identity, ids, fields, "0.9")
+    for part in (range(500), range(500, 1500)):
+        ledger.add_labels([LabelItem("tiny", ids[i], int(y[i])) for i in part])
+        ledger.flush()
+        join(ledger)
+        if part.start == 0:
+            options = Options(reference=500)
+            state = path.with_name("state.json")
+            with monitoring(str(path), options, state, window_s=3600, lag_s=0) as found:
+                until(lambda: bool(found.catch_up()))
+                assert found.watch.coverage["tiny", bundle.manifest.version]["0.9"].n == 500
+    ledger.close()
+    return path
+
+
+def test_labels_are_held_against_what_the_bundle_promised(
+    labelled: Path, classification_bundle: Path, call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = labelled.with_name("state.json")
+    options = ("--state", state, "--reference", 500, "--lag", 0, "--once")
+    bundles = ("--bundles", classification_bundle)
+    found = call("monitor", labelled, *options, *bundles, "--json")
+    assert found.code == 0, found.err
+    said = "of the 500 labels that were read before coverage counts all"
+    assert said in caplog.text
+    caplog.clear()
+    (coverage,) = found.json["coverage"]
+    assert (coverage["level"], coverage["labelled"]) == ("0.9", 1500)
+    assert coverage["promised"]["labelled"] == 1500
+    assert coverage["promised"]["held"] == coverage["covered"]
+    assert coverage["promised"]["alarm"]
+    assert coverage["upper"] < coverage["promised"]["floor"]
+    window = coverage["window"]
+    assert window["labelled"] == 1500 and window["coverage"] < window["least"] < 0.9
+    (accuracy,) = found.json["accuracy"]
+    assert (accuracy["served"], accuracy["labelled"]) == (1500, 1500)
+    assert accuracy["promised"]["labelled"] == 1000 and accuracy["promised"]["alarm"]
+    raw, served = accuracy["bias"]["raw"], accuracy["bias"]["stratified"]
+    assert raw["value"] == pytest.approx(accuracy["expected"] - accuracy["accuracy"], abs=1e-6)
+    assert served["value"] == pytest.approx(raw["value"], abs=1e-6)  # every row has a label
+    assert raw["lower"] > 0.05
+    assert set(found.json["assumes"]) == {"expected", "stratified", "kinds"}
+    (kind,) = found.json["kinds"]
+    assert (kind["kind"], kind["rows"]) == ("none", 1000)  # only labels are spoilt
+    table = call("monitor", labelled, *options)  # they go on without the bundle
+    assert table.code == 0 and said not in caplog.text
+    words = " ".join(table.out.split())
+    assert "promised" in words and "yes" in words and "looks like" in words
+    assert "Expected accuracy is right only where confidence is still calibrated" in words
+    assert_one_line(call("monitor", labelled, *options, "--bundles", labelled), "no such folder")
 
 
 def has_read(url: str, rows: int) -> None:

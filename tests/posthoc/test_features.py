@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import posthoc.features
+import posthoc.filling
 from posthoc.contract import DataError, ModelError
 from posthoc.data import infer_mapping, open_table, to_rows
 from posthoc.features import build_cache, default_cache_dir, estimated_bytes
@@ -128,7 +129,7 @@ def test_a_complete_cache_is_opened_without_the_model(case, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("the model was opened")
 
-    monkeypatch.setattr(posthoc.features, "open_session", never)
+    monkeypatch.setattr(posthoc.filling, "open_session", never)
     seen = []
     again = build(case, progress=lambda *a: seen.append(a))
     assert again.path == first.path and seen == [(N, N)]

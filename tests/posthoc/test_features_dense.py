@@ -94,13 +94,13 @@ def test_a_build_does_not_depend_on_its_batches(case: Case, monkeypatch: Any) ->
     want = case.build(path)
     seen: list[int] = []
     # Two images of inputs, features and outputs: 2·(2 + 5 + 4)·42 numbers.
-    monkeypatch.setattr(posthoc.features, "_BATCH_BYTES", 2 * 11 * 42 * 4 + 8)
+    monkeypatch.setattr(posthoc.filling, "_BATCH_BYTES", 2 * 11 * 42 * 4 + 8)
     got = case.build(path, batch_size=9, progress=lambda done, total: seen.append(done))
     assert seen == [0, *range(2, N, 2), N, N]
     np.testing.assert_array_equal(got.pixels, want.pixels)
     np.testing.assert_array_equal(got.y, want.y)
     np.testing.assert_allclose(got.z, want.z, atol=1e-5)
-    monkeypatch.setattr(posthoc.features, "_BATCH_BYTES", 8)
+    monkeypatch.setattr(posthoc.filling, "_BATCH_BYTES", 8)
     seen.clear()
     one = case.build(path, batch_size=10, progress=lambda done, total: seen.append(done))
     assert seen == [*range(N + 1), N]

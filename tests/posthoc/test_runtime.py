@@ -1,12 +1,14 @@
 """Provider choice as a function of what is there, and sessions on the real runtime."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+import posthoc.runtime
 from posthoc.contract import ModelError, TensorSpec
 from posthoc.runtime import (
     CPU,
@@ -86,6 +88,32 @@ def test_a_cpu_session_runs_what_it_is_given(tmp_path):
         assert session.get_providers() == [CPU]
         assert session.get_session_options().intra_op_num_threads == 1
         np.testing.assert_array_equal(session.run(None, {"x": x})[0], x)
+
+
+def test_a_large_graph_from_bytes_is_the_graph_and_leaves_no_file():
+    w = np.random.default_rng(0).normal(size=(1100, 1100)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "large",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1100])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1100])],
+        [numpy_helper.from_array(w, "w")],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    assert len(model) > posthoc.runtime._LARGE
+    before = open_files()
+    session = open_session(model, threads=1)
+    x = np.random.default_rng(1).normal(size=(3, 1100)).astype(np.float32)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ w, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ModelError, match="cannot load the model") as refused:
+        open_session(b"\xff" * len(model))
+    assert "/proc" not in str(refused.value)
+    assert open_files() == before
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_auto_takes_a_device_only_where_one_is_visible():

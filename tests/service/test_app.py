@@ -193,7 +193,7 @@ def test_random_addresses_leave_the_metrics_as_they_were(server, requests):
 
 def test_health_and_pages(server):
     assert server.client.get("/livez").json() == {"live": True}
-    assert server.client.get("/readyz").json() == {"ready": True}
+    assert server.client.get("/readyz").json() == {"ready": True, "unavailable": []}
     page = server.client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from service import friendly, instruments
 from service.core import Core
 from service.errors import ServiceError
-from service.models import load_models
+from service.models import load_model
 from service.settings import Settings
 from tests.factory import rows
 from tests.service.ledger.helpers import metric
@@ -51,7 +51,7 @@ class Detour:
 
 @pytest.fixture(scope="module")
 def model(classifier):
-    return load_models(classifier, device="cpu", threads=1)["tiny"]
+    return load_model(classifier, device="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")

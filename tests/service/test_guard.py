@@ -133,6 +133,20 @@ def test_a_body_that_does_not_come_is_given_up():
     assert got.headers["connection"] == "close"
 
 
+def test_a_body_that_stops_midway_is_given_up():
+    got = Exchange("POST", "/echo/a", [b"ab"], [JSON], app=make(body_timeout=0.02), ended=False)
+    assert (got.status, json.loads(got.body)["error"]["code"]) == (408, "body_timeout")
+    assert got.headers["connection"] == "close"
+
+
+def test_of_a_header_sent_twice_the_first_counts():
+    ids = [(b"x-request-id", b"a"), (b"x-request-id", b"b")]
+    twice = [(b"content-type", b"text/html"), JSON, *ids]
+    got = Exchange("POST", "/echo/a", [b"ab"], twice)
+    assert (got.status, got.headers["x-request-id"]) == (415, "a")
+    assert Exchange("POST", "/echo/a", [b"ab"], [JSON, *twice]).status == 200
+
+
 def test_a_client_that_leaves_gets_nothing():
     got = Exchange("POST", "/echo/a", [], [JSON])
     assert got.sent == []

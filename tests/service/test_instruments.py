@@ -271,11 +271,13 @@ def test_requests_stages_batches_and_queues():
 CHILD = """
 import numpy as np
 from service import instruments, metrics
+from service.expected_loss import LossScale
 from service.monitor.publish import registry
 from tests.service.streams import *
 stream, values = classification(20), regression(20)
+loss = LossScale(0.5, 0.1)
 instruments.register_model(
-    "m", "1", IDENTITY, "laplace", [LEVEL], "classification", conformal_rows=500
+    "m", "1", IDENTITY, "laplace", [LEVEL], "classification", conformal_rows=500, loss=loss
 )
 instruments.register_model("r", "1", IDENTITY, "laplace", [LEVEL], "regression")
 instruments.observe_prediction("m", "1", stream.fields, LEVEL)
@@ -289,6 +291,7 @@ metrics.LEDGER_QUEUE_ROWS.set(1)
 text = instruments.render()
 names = {name for name, _ in Exposition(text.decode()).samples if name.startswith("uq_")}
 others = {f.name for f in registry().collect()}  # of the monitor, a process of its own
+others |= {next(iter(g.describe())).name for g in metrics.BATCH_JOB}  # of runs of hedged score
 ours = {n for n in metrics.METRIC_NAMES if n.removesuffix("_total") not in others}
 assert names == ours, names ^ ours
 import sys

@@ -14,8 +14,7 @@ from service import instruments
 from service.bundles import write_active
 from service.core import Core
 from service.ledger import Ledger
-from service.live import Watcher, announce, conformal_rows
-from service.models import load_models
+from service.live import Watcher, announce, conformal_rows, open_models
 from service.settings import Settings
 from tests.factory import rows, version_of
 from tests.service.streams import Exposition
@@ -33,7 +32,7 @@ def watched(versions, tmp_path):
         settings = Settings(bundles=where, data_dir=tmp_path)
         ledger = Ledger.open(settings.ledger_url)
         opened.append(ledger)
-        models = load_models(where, device="cpu", threads=1)
+        models = open_models(where, device="cpu", threads=1).models
         for model in models.values():
             announce(model, ledger)
         core = Core(settings, models, ledger)

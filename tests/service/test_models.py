@@ -8,24 +8,24 @@ import pytest
 
 from posthoc.contract import BundleError
 from service.bundles import find_bundles
-from service.models import load_models
+from service.live import open_models
 
 
 def test_a_damaged_bundle_is_not_served(classifier, tmp_path):
     copy = tmp_path / "root" / "tiny" / "1"
     shutil.copytree(classifier, copy)
     assert find_bundles(tmp_path / "root") == {"tiny": copy}
-    assert list(load_models(tmp_path / "root", device="cpu", threads=1)) == ["tiny"]
+    assert list(open_models(tmp_path / "root", device="cpu", threads=1).models) == ["tiny"]
     copy.rename(copy.with_name("2"))
     with pytest.raises(BundleError, match="is version '1' of 'tiny'; rename the folder"):
-        load_models(tmp_path / "root", device="cpu", threads=1)
+        open_models(tmp_path / "root", device="cpu", threads=1)
     copy.with_name("2").rename(copy)
     copy.parent.rename(tmp_path / "root" / "small")
     with pytest.raises(BundleError, match="'tiny' and lies in the folder of 'small'"):
-        load_models(tmp_path / "root", device="cpu", threads=1)
+        open_models(tmp_path / "root", device="cpu", threads=1)
     (tmp_path / "root" / "small" / "1" / "head.onnx").write_bytes(b"x")
     with pytest.raises(BundleError, match=r"head\.onnx was changed"):
-        load_models(tmp_path / "root", device="cpu", threads=1)
+        open_models(tmp_path / "root", device="cpu", threads=1)
 
 
 def test_the_live_version_is_named(classifier, tmp_path):

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from service.access import OPEN
 from service.core import Core
 from service.later import Later
-from service.models import load_models
+from service.live import open_models
 from service.openapi import document
 from service.routes import service_routes
 from service.settings import Settings
@@ -132,7 +132,7 @@ def test_a_request_that_is_refused_does_not_fit_its_schema(server):
 
 
 def test_with_keys_the_document_says_which_role(classifier, tmp_path):
-    models = load_models(classifier, device="cpu", threads=1)
+    models = open_models(classifier, device="cpu", threads=1).models
     plain = Settings(bundles=classifier, data_dir=tmp_path)
     open_one = document(models, plain, version="1", parts=("docs.js",))
     assert "securitySchemes" not in open_one["components"]

@@ -35,9 +35,9 @@ def splits(known: Known) -> list[dict[str, Any]]:
 def bundle(known: Known, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     material: Material = known.material
     options = FitOptions(task="classification")
-    fitted, test, roles = fit_material(material, options)
+    fitted, _, roles = fit_material(material, options)
     out = tmp_path_factory.mktemp("mnist") / "bundle"
-    return write(material, fitted, test, roles, out, options, known.data, name="mnistnet")
+    return write(material, fitted, roles, out, options, known.data, name="mnistnet")
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from posthoc.contract import DataError
+from service.scoring.formats.arrays import NPY, NPZ
+from service.scoring.formats.delimited import CSV
 from service.scoring.formats.format import Format
+from service.scoring.formats.images import IMAGES
+from service.scoring.formats.ipc import IPC
+from service.scoring.formats.ndjson import NDJSON
 from service.scoring.formats.parquet import PARQUET
 from service.scoring.places import Found, Place
 
-FORMATS: dict[str, Format] = {f.name: f for f in (PARQUET,)}
+FORMATS: dict[str, Format] = {f.name: f for f in (PARQUET, IPC, CSV, NDJSON, NPY, NPZ, IMAGES)}
 
 
 def format_of(name: str) -> Format | None:
@@ -18,14 +23,14 @@ def format_of(name: str) -> Format | None:
 
 
 def tables_among(files: Sequence[Found], root: Place) -> tuple[Format, list[Found]]:
-    """Those of ``files`` that are tables, and their one format.
+    """Those of ``files`` that are rows or hold them, and their one format.
 
     Raises DataError where there is none, and for tables of several formats.
     """
     known = {f.name: found for f in files if (found := format_of(f.name)) is not None}
     if not known:
         endings = ", ".join(e for f in FORMATS.values() for e in f.endings)
-        raise DataError(f"{root}: no table; none of its files ends in {endings}")
+        raise DataError(f"{root}: no table and no image; none of its files ends in {endings}")
     first, *others = dict.fromkeys(known.values())
     if others:
         names = " and ".join(f.name for f in (first, *others))

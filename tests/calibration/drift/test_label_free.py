@@ -13,6 +13,7 @@ from calibration.drift.label_free import (
     EXPECTED_ASSUMES,
     STRATIFIED_ASSUMES,
     expected_accuracy,
+    measured_bias,
     post_stratified,
 )
 from calibration.metrics.totals import (
@@ -132,6 +133,70 @@ def test_labels_missing_by_correctness_bias_both() -> None:
     assert found.accuracy < right.mean() - 0.1
     assert "depends on whether the model was right" in STRATIFIED_ASSUMES
     assert "calibrated" in EXPECTED_ASSUMES
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(seed=st.integers(0, 1000), n=st.integers(1, 80))
+def test_bias_equals_the_slow_loop(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    served = rng.integers(0, 30, N_BINS)
+    c, right = rng.random(n), rng.random(n) < 0.7
+    totals = labelled(c, right)
+    found = measured_bias(served, totals)
+    bins = bin_index(c)
+    raw = sum(x - r for x, r in zip(c, right, strict=True)) / n
+    smooth = [(totals.correct[b] + 1) / (totals.count[b] + 2) for b in range(N_BINS)]
+    gap = [c[bins == b].mean() - right[bins == b].mean() if b in bins else 0 for b in range(N_BINS)]
+    variance = sum(smooth[b] * (1 - smooth[b]) + (gap[b] - raw) ** 2 for b in bins) / n**2
+    assert (found.n, found.raw) == (n, pytest.approx(raw))
+    assert found.raw_error == pytest.approx(math.sqrt(variance))
+    known = [b for b in range(N_BINS) if served[b] and b in bins]
+    whole = sum(served[b] for b in known)
+    if known:
+        weighed = sum(served[b] * gap[b] for b in known) / whole
+        assert found.stratified == pytest.approx(weighed)
+        assert found.share == pytest.approx(whole / served.sum())
+
+
+def test_bias_is_that_of_all_rows_where_labels_miss_by_confidence_alone() -> None:
+    """The 95 % intervals hold the truth that often: of the raw bias that of the labelled rows, of
+    the stratified one that of all; and less the bias, the expected accuracy is the true one."""
+    rng = np.random.default_rng(0)
+    inside, raw_inside, wide, left, claims = 0, 0, [], [], []
+    # Of all rows that may get a label, by the integral over Beta(4, 1).
+    x = (np.arange(20_000) + 0.5) / 20_000
+    w = 4 * x**3 * np.where(x < 0.7, 0.5, 0.1)
+    asked_bias = float(w @ (x - x**1.5)) / w.sum()
+    for _ in range(300):
+        c = rng.beta(4, 1, 4000)
+        true = c**1.5  # over-confident
+        share = np.where(c < 0.7, 0.5, 0.1)  # of doubtful rows most get a label
+        right, asked = rng.random(4000) < true, rng.random(4000) < share
+        found = measured_bias(by_bin(c)[0], labelled(c[asked], right[asked]))
+        inside += abs(found.stratified - (c - true).mean()) <= 1.96 * found.stratified_error
+        raw_inside += abs(found.raw - asked_bias) <= 1.96 * found.raw_error
+        wide.append(found.raw > 3 * found.spread)
+        left.append(expected_accuracy(*by_bin(c)).accuracy - found.stratified - true.mean())
+        claims.append(expected_accuracy(*by_bin(c)).accuracy - true.mean())
+    assert 0.92 <= inside / 300 <= 0.985
+    assert 0.92 <= raw_inside / 300 <= 0.98
+    assert all(wide)  # 3 spreads tell this bias from chance
+    assert np.mean(claims) > 0.06 > 0.003 > abs(np.mean(left))
+
+
+def test_of_a_calibrated_model_bias_is_chance() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(1000):
+        c = rng.beta(8, 1, 300)
+        found.append(measured_bias(by_bin(c)[0], labelled(c, rng.random(300) < c)))
+    beyond = np.mean([abs(f.raw) > 2 * f.spread for f in found])
+    assert 0.03 < beyond < 0.065
+    z = [f.raw / f.raw_error for f in found]
+    assert 0.93 <= np.mean(np.abs(z) <= 1.96) <= 0.985
+    none = measured_bias(np.ones(N_BINS), ClassificationTotals())
+    assert none.n == 0 and none.share == 0
+    assert all(math.isnan(x) for x in (none.raw, none.raw_error, none.spread, none.stratified))
 
 
 def test_a_calibrated_model_stays_below_the_floor() -> None:

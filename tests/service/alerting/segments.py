@@ -97,6 +97,7 @@ def streams() -> Streams:
         for outcome in ("answered", "abstained", "rejected"):
             s.add("uq_predictions_total", {**labels, "outcome": outcome}, s.draw(1))
         s.add("uq_ood_total", labels, s.draw() / 11)
+        s.add("uq_expected_loss_sum_total", labels, s.draw(1) / 13)
     s.histogram("uq_confidence", M, EDGES)
     for route, code in (("/a", "200"), ("/a", "500"), ("/a", "404"), ("/b", "200")):
         s.histogram("uq_request_duration_seconds", {"route": route, "code": code}, SECONDS)

@@ -100,9 +100,15 @@ def bound(upper: float, which: str = "upper") -> dict[str, str]:
     return covers(9) | SERVED | {selector("uq_coverage_bound_ratio", key): f"{upper}x200"}
 
 
+def promise(name: str, values: str, **labels: str) -> dict[str, str]:
+    key = {**M, **labels, "instance": "w", "job": "hedged-monitor"}
+    return {selector(name, key): values}
+
+
 CASES = [
-    # 600 labels an hour, 500 conformal rows: 0.9 - 3 sqrt(0.09 (1/600 + 1/502)) = 0.8456; with the
-    # 1000 of the day so far 0.8508. There are 200 after 20 minutes.
+    # 600 labels an hour, 500 conformal rows: 0.9 - 3 sqrt(0.09 (1/600 + 1/502)) = 0.8456, less
+    # 8/6 0.8 (1/600 + 2/502) = 0.0060; with the 1000 of the day so far 0.8508 - 0.0053. There are
+    # 200 after 20 minutes.
     Case(
         "coverage below the margin",
         "UQCoverageLow",
@@ -110,21 +116,23 @@ CASES = [
         {45: [], 100: [low("1h", "83%"), low("1d", "83%")]},
     ),
     calm("UQCoverageLow", covers(8.6)),
-    # Only in the many labels of the day: 0.8482.
-    Case("a day sees more", "UQCoverageLow", covers(8.47), {100: [low("1d", "84.7%")]}),
+    # Only in the many labels of the day: 0.8416 with the 700 that there were 30 minutes ago.
+    Case("a day sees more", "UQCoverageLow", covers(8.41), {100: [low("1d", "84.1%")]}),
     # With 20 conformal rows the bundle itself may be that far off: 0.9 - 0.195.
     calm("UQCoverageLow", covers(8.3, rows=20)),
     # A version that is served no longer.
     calm("UQCoverageLow", covers(8.3, rows=None)),
     # 180 labels an hour, 195 in all.
     calm("UQCoverageLow", covers(1, n=3), at=65),
-    # Any level that a bundle was fitted for: 0.975 - 3 sqrt(0.0244 (1/600 + 1/502)) = 0.9467.
+    # Any level that a bundle was fitted for: 0.975 - 3 sqrt(0.0244 (1/600 + 1/502)) = 0.9467, less
+    # 8/6 0.95 (1/600 + 2/502) = 0.0072.
     Case(
         "an unusual level",
         "UQCoverageLow",
-        covers(9.4, level="0.975"),
-        {100: [low("1h", "94%", "0.975"), low("1d", "94%", "0.975")]},
+        covers(9.35, level="0.975"),
+        {100: [low("1h", "93.5%", "0.975"), low("1d", "93.5%", "0.975")]},
     ),
+    calm("UQCoverageLow", covers(9.45, level="0.975")),
     Case(
         "no label for a day",
         "UQLabelsMissing",
@@ -164,6 +172,46 @@ CASES = [
         {100: [({**M, "level": "0.9"}, "m 1 does not cover: at most 85% at level 0.9")]},
     ),
     calm("UQCoverageBroken", bound(0.856)),
+    # The monitor knows the bundle: its own alarm decides, whatever the bound.
+    calm("UQCoverageBroken", bound(0.85) | promise("uq_coverage_alarm", "0x200", level="0.9")),
+    Case(
+        "another level is not known",
+        "UQCoverageBroken",
+        bound(0.85) | promise("uq_coverage_alarm", "1x200", level="0.95"),
+        {100: [({**M, "level": "0.9"}, "m 1 does not cover: at most 85% at level 0.9")]},
+    ),
+    Case(
+        "coverage below the promise",
+        "UQCoverageBelowPromise",
+        bound(0.86) | promise("uq_coverage_alarm", "0x49 1x200", level="0.9"),
+        {
+            49: [],
+            50: [
+                (
+                    {**M, "level": "0.9"},
+                    "m 1 covers less than it promised: at most 86% at level 0.9",
+                )
+            ],
+        },
+    ),
+    calm("UQCoverageBelowPromise", bound(0.5)),
+    calm("UQCoverageBelowPromise", bound(0.5) | promise("uq_coverage_alarm", "1x9", level="0.8")),
+    Case(
+        "accuracy below the promise",
+        "UQAccuracyBelowPromise",
+        SERVED
+        | promise("uq_accuracy_floor_ratio", "0.625x200")
+        | promise("uq_accuracy_alarm", "0x49 1x200"),
+        {
+            49: [],
+            50: [(M, "m 1 is right less often than on its test rows: in less than 62.5%")],
+        },
+    ),
+    # A version that is served no longer.
+    calm(
+        "UQAccuracyBelowPromise",
+        promise("uq_accuracy_floor_ratio", "0.625x200") | promise("uq_accuracy_alarm", "1x200"),
+    ),
     calm("UQCoverageBroken", bound(0.5, "lower")),
     # At 60 minutes it is 3,600 seconds; the newest prediction that was read is of 30 minutes.
     Case(
@@ -193,6 +241,16 @@ CASES = [
         },
     ),
     calm("UQTargetDown", {'up{job="hedged",instance="a"}': "1x9 0x3 1x50"}, at=14),
+    Case(
+        "a model that is not served, on one of two replicas",
+        "UQModelUnavailable",
+        {
+            'uq_model_unavailable{model="m",instance="a",pod="p"}': "0x10 1x60",
+            'uq_model_unavailable{model="m",instance="b",pod="q"}': "0x70",
+        },
+        {14: [], 17: [({"model": "m"}, "m is not served")]},
+    ),
+    calm("UQModelUnavailable", {'uq_model_unavailable{model="m",instance="a"}': "1x3 0x60"}, at=30),
     Case(
         "the monitor is down",
         "UQMonitorDown",

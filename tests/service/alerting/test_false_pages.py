@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import betabinom, multivariate_normal, norm
 
+from calibration.drift.alert import coverage_threshold
 from service.alerting import Options, expected_false_pages
 from service.alerting.false_pages import MONTH, firings
 
@@ -69,16 +70,18 @@ def test_longer_for_and_a_wider_margin_make_fewer_and_everything_adds_up():
     assert many["UQDriftDetected"] == pytest.approx(6)
 
 
-@pytest.mark.parametrize(
-    ("level", "least", "most"), [(0.8, 1.3, 1.7), (0.9, 1.7, 2.8), (0.95, 2, 5), (0.99, 4, 12)]
-)
-@pytest.mark.parametrize("labels", [200, 600, 1000, 5000])
+@pytest.mark.parametrize("level", [0.8, 0.9, 0.95, 0.975, 0.99, 0.995])
+@pytest.mark.parametrize("labels", [200, 300, 600, 1000, 2000, 5000])
 @pytest.mark.parametrize("rows", [500, 1000])
-def test_how_far_the_normal_law_is_off_for_healthy_bundles(level, least, most, labels, rows):
+def test_how_far_the_normal_law_is_off_for_healthy_bundles(level, labels, rows):
     """The coverage of a bundle is Beta(k, n+1-k), of its labels binomial; scipy's law of both."""
     k = math.ceil(round((rows + 1) * level, 9))
-    margin = 3 * math.sqrt(level * (1 - level) * (1 / labels + 1 / (rows + 2)))
-    below = math.ceil((level - margin) * labels) - 1
+    below = math.ceil(coverage_threshold(level, labels, rows) * labels - 1e-9) - 1
     ratio = betabinom(labels, k, rows + 1 - k).cdf(below) / norm.cdf(-3)
-    assert least < ratio < most
-    assert "1.7 to 2.8" in str(expected_false_pages.__doc__)
+    assert 0.2 < ratio < 1.4
+    assert "0.2 to 1.4" in str(expected_false_pages.__doc__)
+    # Without the term of skewness there would be more, and far more near 1.
+    plain = level - 3 * math.sqrt(level * (1 - level) * (1 / labels + 1 / (rows + 2)))
+    before = betabinom(labels, k, rows + 1 - k).cdf(math.ceil(plain * labels - 1e-9) - 1)
+    assert before > ratio * norm.cdf(-3)
+    assert level < 0.99 or before > 2 * norm.cdf(-3)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+from calibration.drift.alert import coverage_threshold
 from calibration.metrics.totals import BIN_LABELS
 from service.alerting import Options, rules_text
 from tests.service.alerting.promtool import all_rules, input_series, selector, unit_tests
@@ -124,9 +124,7 @@ def coverage(a: Answers, s: Streams, w: str) -> None:
         p = float(level)
         a.add(f"{by_level}_coverage:ratio_increase{w}", key, inside / n)
         a.add(f"{by_level}_coverage_gap:difference{w}", key, inside / n - p)
-        # The variance of a binomial share of n, and of Beta(k, 501 - k) about its mean.
-        spread = math.sqrt(p * (1 - p) / n + p * (1 - p) / 502)
-        a.add(f"{by_level}_coverage:margin{w}", key, 3 * spread)
+        a.add(f"{by_level}_coverage:margin{w}", key, p - coverage_threshold(p, n, 500))
         if labels is R:
             width = s.increase("uq_interval_width_sum_total", w, **key)
             a.add(f"{by_level}_width_sum:increase{w}", key, width)
@@ -167,6 +165,9 @@ def served(a: Answers, s: Streams, w: str) -> None:
             expected = s.increase("uq_expected_correct_total", w)
             a.add(f"model_version:uq_expected_correct:increase{w}", M, expected)
             a.add(f"model_version:uq_expected_accuracy:ratio_increase{w}", M, expected / rows)
+        loss = s.increase("uq_expected_loss_sum_total", w, **labels)
+        a.add(f"model_version:uq_expected_loss_sum:increase{w}", labels, loss)
+        a.add(f"model_version:uq_expected_loss:mean_increase{w}", labels, loss / rows)
     if w != "1d":
         return
     cumulated = [s.increase("uq_confidence_bucket", w, le=le) for le in EDGES]

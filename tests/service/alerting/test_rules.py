@@ -54,7 +54,13 @@ def test_every_alert_says_what_is_wrong_and_what_to_do(options):
         *("UQCalibrationDegraded", "UQCoverageLow", "UQCoverageBroken", "UQLabelsMissing"),
         *("UQDriftDetected", "UQNotExchangeable", "UQMonitorBehind", "UQMonitorDown"),
         *("UQTargetAbsent", "UQTargetDown", "UQSaturated", "UQQueueSlow", "UQRequestsFail"),
-        *("UQLedgerBehind", "UQLedgerLosing"),
+        *(
+            "UQModelUnavailable",
+            "UQLedgerBehind",
+            "UQLedgerLosing",
+            "UQCoverageBelowPromise",
+            "UQAccuracyBelowPromise",
+        ),
     }
     for alert in alerts:
         assert alert["labels"]["severity"] in {"warning", "critical"}

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from calibration.drift import risk_monitor
+from calibration.drift.shift_kind import KINDS
 from posthoc.contract import DataError
 from service.labels import totals_of
 from service.monitor import following
 from service.monitor.following import Cursor
+from service.monitor.kinds import statement
+from service.monitor.promises import Promises
 from service.monitor.publish import Publisher, registry
+from service.monitor.saved import restore, save
 from service.monitor.stream import Options
-from service.monitor.watch import Watch, look, restore, save, windowed
+from service.monitor.watch import Watch, look
+from service.monitor.window import windowed
 from service.upkeep import opened
 from tests.service.ledger.helpers import join, labels, record
 from tests.service.streams import (
@@ -30,13 +38,13 @@ OPTIONS = Options(reference=500, window=200)
 KEY = (MODEL, VERSION)
 
 
-def looked(url, state=None, *, ahead=60.0):
+def looked(url, state=None, *, ahead=60.0, bundles=None):
     """The watch after everything that a clock ``ahead`` of this one lets be read."""
     state = state or Watch()
     with opened(url) as ledger:
         while True:
             with ledger.reading() as conn:
-                state, read = look(conn, state, OPTIONS, time.time() + ahead)
+                state, read = look(conn, state, OPTIONS, time.time() + ahead, bundles or {})
             if not read:
                 return state
 
@@ -115,12 +123,73 @@ def test_a_regression_has_its_own_streams(url, ledger):
     )
 
 
+def promised(identity="f"):
+    """Of the stream, which covers about 0.86 and is right about 0.7 of the time."""
+    return {
+        KEY: Promises(
+            identity,
+            {"0.9": risk_monitor.watch_level(0.1, 500), "0.5": risk_monitor.watch_level(0.5, 500)},
+            risk_monitor.watch_share(900, 1000),
+            {"0.9": 500, "0.5": 500},
+        )
+    }
+
+
+def test_promises_count_the_labels_that_come_after_they_are_known(url, ledger, stream, tmp_path):
+    record(ledger, stream)
+    ledger.add_labels(labels(stream, range(300)))
+    ledger.flush()
+    join(ledger)
+    state = looked(url)
+    assert state.promises == {}
+    ledger.add_labels(labels(stream, range(300, 900)))
+    join(ledger)
+    state = looked(url, state, bundles=promised())
+    later = by_definition(stream, list(range(300, 900)))
+    found = state.promises[KEY]
+    one = found.levels["0.9"]
+    assert (one.n, one.covered) == (600, round(600 * later["coverage"]))
+    assert found.levels["0.5"].n == 0  # a level that nobody asked for
+    assert found.accuracy is not None
+    assert (found.accuracy.n, found.accuracy.covered) == (600, round(600 * later["accuracy"]))
+    # The same labels in one group: the evidence depends on their number alone.
+    begin = promised()[KEY].accuracy
+    assert found.accuracy.log10_evidence == pytest.approx(
+        risk_monitor.update(begin, 600, found.accuracy.covered).log10_evidence
+    )
+    assert found.accuracy.alarm  # 0.7 is not 0.9
+    # They go on without the bundles, and after a restart; another bundle begins anew.
+    save(state, OPTIONS, tmp_path / "state.json")
+    ledger.add_labels(labels(stream, range(900, 1000)))
+    join(ledger)
+    state = looked(url, restore(tmp_path / "state.json", OPTIONS))
+    assert state.promises[KEY].levels["0.9"].n == 700
+    assert looked(url, state, bundles=promised()).promises == state.promises
+    again = looked(url, state, bundles=promised("e")).promises[KEY]
+    assert (again.identity, again.levels["0.9"].n) == ("e", 0)
+
+
+def test_a_file_from_before_promises_is_read(url, ledger, stream, tmp_path):
+    record(ledger, stream, range(800))
+    ledger.add_labels(labels(stream, range(300)))
+    ledger.flush()
+    join(ledger)
+    state, file = looked(url), tmp_path / "state.json"
+    save(state, OPTIONS, file)
+    kept = json.loads(file.read_text())
+    for model in kept["models"]:
+        del model["promises"], model["kinds"]
+    del kept["cursor"]["image"]
+    file.write_text(json.dumps(kept | {"format": 1}))
+    assert restore(file, OPTIONS) == replace(state, kinds={})
+
+
 def test_a_watch_is_kept_whole_and_only_for_the_same_options(url, ledger, stream, tmp_path):
     record(ledger, stream, range(1000))
     ledger.add_labels(labels(stream, range(300)))
     ledger.flush()
     join(ledger)
-    state, file = looked(url), tmp_path / "state.json"
+    state, file = looked(url, bundles=promised()), tmp_path / "state.json"
     assert restore(file, OPTIONS) == Watch()
     save(state, OPTIONS, file)
     assert restore(file, OPTIONS) == state
@@ -128,7 +197,7 @@ def test_a_watch_is_kept_whole_and_only_for_the_same_options(url, ledger, stream
     with pytest.raises(DataError, match="use these options again, or another --state"):
         restore(file, Options(reference=501))
     text = file.read_text()
-    for damaged in (text[:-30], "[]", "{}", text.replace('"format": 1', '"format": 2')):
+    for damaged in (text[:-30], "[]", "{}", text.replace('"format": 2', '"format": 3')):
         file.write_text(damaged)
         with pytest.raises(DataError, match=r"state\.json"):
             restore(file, OPTIONS)
@@ -139,11 +208,11 @@ def test_what_is_published_is_what_was_found(url, ledger, stream):
     ledger.add_labels(labels(stream, range(400)))
     ledger.flush()
     join(ledger)
-    state, publisher = looked(url), Publisher()
+    state, publisher = looked(url, bundles=promised()), Publisher()
     before = {name: counted(name) for name in ("uq_monitor_rows_total", "uq_sample_rows_total")}
     for _ in range(2):  # a counter moves once
         with opened(url) as there, there.reading() as conn:
-            publisher.publish(state, windowed(conn, 3600.0))
+            publisher.publish(state, OPTIONS, windowed(conn, 3600.0))
     x = Exposition(text())
     labelled = {"model": MODEL, "version": VERSION}
     assert counted("uq_monitor_rows_total") - before["uq_monitor_rows_total"] == 1500
@@ -167,6 +236,31 @@ def test_what_is_published_is_what_was_found(url, ledger, stream):
         for b in ("lower", "upper")
     )
     assert low < totals.levels["0.9"].coverage < high
+    one = state.promises[KEY].levels["0.9"]
+    figures = ("floor_ratio", "evidence_log10", "alarm")
+    of_level = [x.total(f"uq_coverage_{f}", level="0.9", **labelled) for f in figures]
+    assert of_level == [one.floor, one.log10_evidence, one.alarm]
+    one = state.promises[KEY].accuracy
+    of_accuracy = [x.total(f"uq_accuracy_{f}", **labelled) for f in figures]
+    assert of_accuracy == [one.floor, one.log10_evidence, 1.0]
+    bias = {
+        (dict(k)["kind"], dict(k)["bound"]): v
+        for k, v in x.values("uq_expected_accuracy_bias_ratio", **labelled).items()
+    }
+    confidence = stream.fields["confidence"][:400].astype(float)
+    right = stream.fields["label"][:400] == stream.y[:400]
+    assert bias["raw", "value"] == pytest.approx((confidence - right).mean())
+    assert bias["raw", "value"] > bias["raw", "chance"] > 0 < bias["raw", "lower"]  # too sure
+    assert bias["stratified", "lower"] < bias["stratified", "value"] < bias["stratified", "upper"]
+    assert ("stratified", "chance") not in bias
+    kind = {dict(k)["kind"]: v for k, v in x.values("uq_shift_kind_info", **labelled).items()}
+    shift = statement(state.kinds[KEY], OPTIONS)
+    assert shift is not None
+    assert kind == {name: float(name == shift.kind) for name in KINDS}
+    strange = {
+        dict(k)["bound"]: v for k, v in x.values("uq_shift_strange_ratio", **labelled).items()
+    }
+    assert strange == {"value": shift.strange, "lower": shift.low, "upper": shift.high}
     assert not x.values("uq_queue_rows")  # the service's own are not the monitor's to tell
 
 

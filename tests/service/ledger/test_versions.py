@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from service.ledger import Ledger
 from tests.service.ledger.helpers import join, until
 
 OLD, NEW = ("bird", "cat", "dog"), ("ant", "bird", "cat", "cow")
-SERVED = SimpleNamespace(name="m", task="classification", classes=NEW, width=len(NEW), dense=None)
 
 
 def predict(ledger: Ledger, version: str, id: str) -> None:
@@ -43,7 +41,7 @@ def two(ledger):
 
 def send(ledger: Ledger, *labels: tuple[str, object]) -> list[str]:
     body = json.dumps([{"id": id, "label": label} for id, label in labels]).encode()
-    items, _ = parse_labels(body, "application/json", lambda _: SERVED, 10, 1000)
+    items, _ = parse_labels(body, "application/json", lambda _: "m", 10, 1000)
     return ledger.add_labels(items)
 
 

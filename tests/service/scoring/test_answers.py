@@ -84,6 +84,15 @@ def test_a_bound_may_be_infinite_but_not_nan(run: Callable[..., dict[str, Array]
     assert got.bad == {1: "the model gives no finite 'lower' for this row"}
 
 
+def test_only_fields_that_are_written_make_a_row_bad(run: Callable[..., dict[str, Array]]) -> None:
+    inputs = {"index": np.array([0, 1, 2])}  # std is -inf, NaN and a number
+    assert list(answer(run, inputs, {}, 8, ("lower",)).bad) == [1]
+    assert list(answer(run, inputs, {}, 8, ("std", "lower")).bad) == [0, 1]
+    none = answer(run, inputs, {}, 8, ())
+    assert none.bad == {} and none.rows.tolist() == [0, 1, 2]
+    assert set(none.fields) == {"std", "lower"}
+
+
 @given(bad=st.sets(st.integers(0, 99), min_size=1, max_size=12))
 @settings(deadline=None, derandomize=True, max_examples=20)
 def test_every_final_run_has_the_full_shape_and_good_rows_only(bad: set[int]) -> None:

@@ -23,7 +23,7 @@ def put(path: Path, n: int = 3, **columns: pa.Array) -> Path:
 
 
 def listing(path: Path, kept: tuple[str, ...] = (), rows: int = 100) -> Listing:
-    return list_fragments(open_place(path), lambda schema: Columns(("a",), kept), rows)
+    return list_fragments(open_place(path), lambda form, schema: Columns(("a",), kept), rows)
 
 
 @given(groups=st.lists(st.integers(0, 50), max_size=30), limit=st.integers(1, 80))

@@ -101,6 +101,7 @@ def test_the_unbroken_run_covers_every_phase(unbroken: tuple[Path, dict[str, Any
     assert len(outputs(output)) == FILES
     assert {n for n in tree(output) if n.startswith("_")} == {
         "_SUCCESS",
+        "_drift.json",
         "_run.json",
         "_summary.json",
         "_errors/half=0/part-02.parquet",

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from calibration.bundle import Manifest, load_bundle
 from posthoc.contract import DataError, Task, TensorSpec, output_fields
-from service.scoring.schema import DESCRIPTIONS, field_types, output_schema, to_table
+from posthoc.mapping import TableMapping
+from service.scoring.schema import (
+    DESCRIPTIONS,
+    chosen_fields,
+    field_types,
+    kept_columns,
+    output_schema,
+    to_table,
+)
 
 SOURCE = pa.schema([("id", pa.string()), ("label", pa.int8()), ("uq_label", pa.int8())])
 
@@ -97,6 +105,18 @@ def test_every_field_has_a_type_and_a_description(manifest: Manifest) -> None:
     for field in output_schema(manifest, SOURCE, ("id",)):
         assert field.name == "id" or field.metadata[b"description"]
     assert field_types(manifest)["set"] == pa.list_(pa.string())
+
+
+def test_what_is_written_and_what_is_copied() -> None:
+    given = ("label", "probs", "ood")
+    assert chosen_fields(given, ()) == given
+    assert chosen_fields(given, ("ood", "label")) == ("label", "ood")  # in the contract's order
+    with pytest.raises(DataError, match="gives no 'colour'; it gives label, probs, ood"):
+        chosen_fields(given, ("ood", "colour"))
+    mapping = TableMapping(inputs={"x": ("a",)}, id="id")
+    assert kept_columns(mapping, ("label", "id"), SOURCE) == ("id", "label")
+    assert kept_columns(mapping, ("label",), pa.schema([SOURCE.field("label")])) == ("label",)
+    assert kept_columns(TableMapping(inputs={}), (), SOURCE) == ()
 
 
 def test_names_that_clash_take_the_prefix(manifest: Manifest) -> None:

@@ -274,7 +274,8 @@ def test_success_is_withdrawn_while_something_is_missing(
 
     with pytest.raises(ZeroDivisionError):
         score(bundle, source, out, progress=fail)
-    assert set(before) - set(tree(out)) == {outputs(source)[3], "_SUCCESS", "_summary.json"}
+    gone = {outputs(source)[3], "_SUCCESS", "_summary.json", "_drift.json"}
+    assert set(before) - set(tree(out)) == gone
     score(bundle, source, out)
     assert tree(out) == before
 
@@ -317,6 +318,37 @@ def test_sigterm_finishes_the_fragment_in_hand(bundle: Path, source: Path, tmp_p
     assert signal.getsignal(signal.SIGTERM) is before
     assert len(outputs(tmp_path / "out")) == 2
     assert score(bundle, source, tmp_path / "out").resumed == 2
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no sysfs: nothing else refuses root")
+def test_a_place_that_cannot_be_written_is_said(bundle: Path, source: Path) -> None:
+    with pytest.raises(ScoringError, match="cannot write /sys/kernel/scored"):
+        score(bundle, source, "/sys/kernel/scored")
+
+
+def test_a_bundle_that_is_replaced_midway_is_not_mixed_in(
+    bundle: Path, regressor: Path, source: Path, tmp_path: Path
+) -> None:
+    """What answers was verified and opened before the first row; the next start meets the other."""
+    mine = tmp_path / "bundle"
+    shutil.copytree(bundle, mine)
+    score(bundle, source, tmp_path / "whole", batch_size=BATCH)
+
+    def replace(progress: Progress) -> None:
+        if progress.fragments_done == 1 and not (tmp_path / "old").exists():
+            mine.rename(tmp_path / "old")
+            shutil.copytree(regressor, mine)
+
+    score(mine, source, tmp_path / "out", batch_size=BATCH, progress=replace)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    with pytest.raises(DataError):
+        score(mine, source, tmp_path / "out", batch_size=BATCH)
+    shutil.rmtree(mine)
+    (tmp_path / "old").rename(mine)
+    (mine / "manifest.json").write_bytes((regressor / "manifest.json").read_bytes())
+    with pytest.raises(BundleError):
+        score(mine, source, tmp_path / "out", batch_size=BATCH)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
