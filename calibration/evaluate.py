@@ -24,9 +24,9 @@ from calibration.evaluation.records import SetSummary
 from calibration.evaluation.retrieval import retrieved
 from calibration.evaluation.row_pass import LOGITS, Progress, RowPass, strangeness
 from calibration.evaluation.sets import Described, SetRows, summarise
-from calibration.evaluation.unseen import seen_hashes
 from calibration.predictor import Predictor
 from calibration.recalibration import TRANSFORMS, Base, log_density
+from calibration.unseen import seen_hashes
 from posthoc.contract import Array, DataError
 from posthoc.data import open_table
 from posthoc.folds import log_softmax

@@ -35,9 +35,9 @@ def summary_of(
     ``log_loss``, ``brier``, ``expected_accuracy`` (mean confidence of all served rows, which
     needs no label) with its measured ``expected_accuracy_bias`` on labelled rows (expected less
     observed, and its standard error), ``bins``, and ``stratified_``… figures, in which each
-    confidence bin counts as it was served: right only if labels are missing at random given confidence, and of the share of
-    served rows whose bin has labels (`calibration.drift.label_free`); for regression ``rmse``,
-    ``mae``, ``crps``, ``log_loss``.
+    confidence bin counts as it was served: right only if labels are missing at random given
+    confidence, and of the share of served rows whose bin has labels
+    (`calibration.drift.label_free`); for regression ``rmse``, ``mae``, ``crps``, ``log_loss``.
     Of a dense model ``served`` counts images, ``expected_accuracy`` is of pixels, and ``images``
     has means over images in place of what needs labels: ``confidence``, ``entropy``,
     ``set_size``, ``std``, and the shares of pixels ``ood`` and ``abstain``.

@@ -13,8 +13,8 @@ import numpy as np
 
 from calibration.bundle import Manifest
 from calibration.evaluation.row_pass import LOGITS, Progress, Spoil
-from calibration.evaluation.unseen import Unseen
 from calibration.predictor import Predictor
+from calibration.unseen import Unseen
 from posthoc import pixels
 from posthoc.contract import Array, DataError, output_fields
 from posthoc.data import Rows, open_table, to_rows

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.evaluation.unseen import Unseen
 from calibration.predictor import Predictor
+from calibration.unseen import Unseen
 from posthoc.contract import Array
 from posthoc.data import open_table, to_rows
 from posthoc.folds import log_softmax

@@ -13,10 +13,10 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import beta
 
 from calibration.evaluation.parts import Resampling, against, figures, independent, level
 from calibration.evaluation.records import Figure, Level, SetSummary
+from calibration.metrics.binomial import share_interval
 from calibration.metrics.bootstrap import N_BOOT, row_weights
 from calibration.metrics.calibration_error import debiased_ece, perfect_band
 from calibration.metrics.proper import brier_score, gaussian_crps, gaussian_log_loss
@@ -211,8 +211,7 @@ def _share(column: Array, how: Resampling) -> Figure:
     if how.groups is not None:
         return figures({"share": column}, how)["share"]
     n, k = len(column), int(column.sum())
-    low = 0.0 if k == 0 else float(beta.ppf(0.025, k, n - k + 1))
-    high = 1.0 if k == n else float(beta.ppf(0.975, k + 1, n - k))
+    low, high = share_interval(k, n)
     return Figure(value=k / n, low=low, high=high)
 
 

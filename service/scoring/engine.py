@@ -47,12 +47,22 @@ class Engine:
             raise DataError("Ray places workers by their cores: give a number of threads, not 0")
         device = self._of_worker()
         if device not in _PROVIDERS:
-            raise DataError(f"Ray chooses the device of a worker: use cuda, not {self.device}")
-        if self.num_gpus is not None and (device == "cpu" or not self.num_gpus > 0):
             raise DataError(
-                f"num_gpus {self.num_gpus:g} does not go with the device {device}; give a share of "
-                "a GPU with cuda, or neither"
+                f"the engine ray has no device {self.device}: use auto, cpu, cuda or tensorrt, and "
+                "it chooses which GPU"
             )
+        if self.num_gpus is not None:
+            self._check_gpus(self.num_gpus, device)
+
+    @staticmethod
+    def _check_gpus(gpus: float, device: str) -> None:
+        if device == "cpu" or not gpus > 0:
+            raise DataError(
+                f"num_gpus {gpus:g} does not go with the device {device}; give a share of a GPU "
+                "with cuda, or neither"
+            )
+        if gpus > 1 and not gpus.is_integer():
+            raise DataError(f"num_gpus is a share of one GPU or a whole number, not {gpus:g}")
 
     def open(self, bundle: str | Path) -> Predictor:
         """The bundle in this process, which needs no device where others score."""

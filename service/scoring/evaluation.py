@@ -103,6 +103,8 @@ _WHY = {
 
 
 def _text(name: str, figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return f"{name} infinite"
     if figure["low"] is None:
         return f"{name} {figure['value']:.4f}"
     of = "" if figure["range"] == "interval" else "a calibrated model: "
@@ -134,11 +136,13 @@ def _of(total: float, squares: float, n: int, grouped: bool) -> dict[str, Any]:
     mean = total / n
     if n < 2 or grouped:
         return _figure(mean)
-    half = _Z * math.sqrt(max(squares / n - mean**2, 0.0) / (n - 1))
+    half = _Z * math.sqrt(max(squares / n - mean * mean, 0.0) / (n - 1))
     return _figure(mean, (mean - half, mean + half))
 
 
 def _root(square: dict[str, Any]) -> dict[str, Any]:
+    if square["value"] is None:
+        return square
     if square["low"] is None:
         return _figure(math.sqrt(square["value"]))
     ends = tuple(math.sqrt(max(square[end], 0.0)) for end in ("low", "high"))
@@ -233,5 +237,8 @@ def _notes(found: Labelled, grouped: bool, manifest: Manifest) -> list[str]:
 def _figure(
     value: float, ends: tuple[float, ...] | None = None, kind: str = "interval"
 ) -> dict[str, Any]:
+    """null for what is not finite: of a target like 1e200 the square is not."""
     low, high = (None, None) if ends is None else ends
-    return {"value": value, "low": low, "high": high, "range": kind}
+    found = {"value": value, "low": low, "high": high}
+    finite = {k: v if v is not None and math.isfinite(v) else None for k, v in found.items()}
+    return {**finite, "range": kind}

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,15 +29,13 @@ from calibration.metrics.totals import (
     update_regression,
 )
 from calibration.predictor import Predictor
+from calibration.unseen import Unseen
 from posthoc.columns import is_text, texts
 from posthoc.contract import F64, I64, Array, DataError, Task
 from posthoc.data import Rows, TableMapping, to_rows
 from posthoc.folds import log_loss_of_probs
 from service.labels import Totals
 from service.scoring.answers import MAY_BE_INFINITE
-
-if TYPE_CHECKING:  # it imports a lot of scipy, which a run without labels does not need
-    from calibration.evaluation.unseen import Unseen
 
 FIELDS: Mapping[Task, tuple[str, ...]] = {
     "classification": ("label", "probs", "confidence", "set"),
@@ -68,9 +66,9 @@ class Labelled:
 
     ``squares`` are sums of squared per-row figures (nll and brier; squared_error, mae, crps and
     nll), for standard errors; ``pit`` counts values of a regression (`PIT_COUNTS`). Rows without a
-    prediction count nowhere; of the others ``unlabelled`` had no label, ``wrong`` one that is no
-    class or target, ``seen`` were used by the fit, ``keyless`` had no split key, so that nobody
-    knows, and ``refused`` no finite answer in a field that is not written.
+    prediction count nowhere; of the others ``unlabelled`` had no label (null or NaN), ``wrong`` one
+    that is no class or target, ``seen`` were used by the fit, ``keyless`` had no split key, so that
+    nobody knows, and ``refused`` no finite answer in a field that is not written.
     """
 
     totals: Totals
@@ -111,8 +109,6 @@ def labels_of(
 
     Raises DataError for columns that cannot be labels of this bundle.
     """
-    from calibration.evaluation.unseen import Unseen
-
     manifest = predictor.manifest
     name = "probs" if manifest.task == "classification" else "mean"
     labels = Labels(
@@ -256,24 +252,25 @@ def _add(labels: Labels, found: Labelled, y: Array, fields: Mapping[str, Array])
             "brier": brier_score(fields["probs"], y),
         }
         return replace(found, totals=totals, squares=_squared(found.squares, losses))
-    totals = update_regression(
-        found.totals,
-        mean=fields["mean"],
-        std=fields["std"],
-        y=y,
-        lower=fields.get("lower"),
-        upper=fields.get("upper"),
-        level=labels.level if "lower" in fields else None,
-    )
     mean, std = (np.asarray(fields[k], np.float64) for k in ("mean", "std"))
     error = y - mean
-    losses = {
-        "squared_error": (error**2).mean(axis=1),
-        "mae": np.abs(error).mean(axis=1),
-        "crps": gaussian_crps(error, std).mean(axis=1),
-        "nll": gaussian_log_loss(error, std).mean(axis=1),
-    }
-    squares = _squared(found.squares, losses)
+    with np.errstate(over="ignore"):  # a target like 1e200 makes sums infinite, and is no fault
+        totals = update_regression(
+            found.totals,
+            mean=mean,
+            std=std,
+            y=y,
+            lower=fields.get("lower"),
+            upper=fields.get("upper"),
+            level=labels.level if "lower" in fields else None,
+        )
+        losses = {
+            "squared_error": (error**2).mean(axis=1),
+            "mae": np.abs(error).mean(axis=1),
+            "crps": gaussian_crps(error, std).mean(axis=1),
+            "nll": gaussian_log_loss(error, std).mean(axis=1),
+        }
+        squares = _squared(found.squares, losses)
     return replace(found, totals=totals, squares=squares, pit=_pit(found, error, std))
 
 

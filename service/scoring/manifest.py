@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from calibration.bundle import Bundle
 from service.scoring.errors import ScoringError, first_line
 from service.scoring.formats.format import Pixels
-from service.scoring.fragments import Source
 from service.scoring.output import Output
+from service.scoring.sources import Source
 
 RUN = "_run.json"
 

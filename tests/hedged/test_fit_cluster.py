@@ -151,7 +151,7 @@ def test_the_number_of_workers_does_not_show(fits: Path, cluster: None) -> None:
         (["--workers", "2"], "--workers belongs to --engine ray"),
         (["--engine", "dask"], "--engine dask is unknown; there are local and ray"),
         (["--engine", "ray", "--workers", "0"], "--workers"),
-        (["--engine", "ray", "--device", "cuda:1"], "a worker has one device, which Ray chooses"),
+        (["--engine", "ray", "--device", "cuda:1"], "Ray chooses a worker's device"),
     ],
 )
 def test_options_that_do_not_go_together(

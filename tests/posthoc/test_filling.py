@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import posthoc.features
-import posthoc.filling
 from posthoc import registry
 from posthoc import rows as blocks_of
 from posthoc.contract import DataError, Features, State
@@ -19,6 +18,7 @@ from posthoc.data import infer_mapping, open_table
 from posthoc.features import Cache, build_cache
 from posthoc.filling import Filler, Pass, spans
 from posthoc.frozen import open_frozen
+from posthoc.shards import allocate
 from tests.conformance.cases import CASES, Case
 from tests.posthoc.dense_nets import images
 from tests.posthoc.posted import Posted
@@ -136,7 +136,7 @@ def test_a_worker_that_was_lost_has_left_its_finished_shards(case: Any, tmp_path
     path = tmp_path / "b"
     path.mkdir()
     given = Pass(path, frozen, table, mapping, "classification", None, 32, 64, 1, "cpu", 1)
-    posthoc.filling.allocate(path, {"phi": 5, "z": 4}, N)
+    allocate(path, {"phi": 5, "z": 4}, N)
     assert Filler(given)(range(2)) == 128
     z = np.load(path / "z.npy", mmap_mode="r+")
     np.testing.assert_array_equal(z[:128], want.z[:128])

@@ -30,9 +30,7 @@ def main(request: dict[str, Any]) -> int:
     if "kill_all" in request:  # at a moment of a worker
         phase, index, note = request["kill_all"]
         scorer = ray_engine.Scorer
-        ray_engine.Scorer = lambda *a: Dying(
-            scorer(*a), (phase, index), Path(note), os.getpgrp()
-        )
+        ray_engine.Scorer = lambda *a: Dying(scorer(*a), (phase, index), Path(note), os.getpgrp())
     moments = count_moments(told) if request.get("watch") else None
     try:
         score(**request["score"])

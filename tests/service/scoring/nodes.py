@@ -26,7 +26,7 @@ def main(bundle: str, source: str, output: str, name: str, note: Path) -> None:
     workers = [_add(cluster, num_cpus=1) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = cluster.address
     scorer = ray_engine.Scorer
-    ray_engine.Scorer = lambda *a: Held(scorer(*a), name, note)  # type: ignore[misc,assignment]
+    ray_engine.Scorer = lambda *a: Held(scorer(*a), name, note)
     lost: list[str] = []
 
     def lose(progress: Progress) -> None:

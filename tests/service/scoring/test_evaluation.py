@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,62 @@ def test_text_is_read_as_numbers_where_there_are_no_names(regressor: Path, tmp_p
     )
     assert faulty["rows"]["measured"] == 86
     assert (faulty["rows"]["unlabelled"], faulty["rows"]["wrong"]) == (2, 2)
+
+
+def test_a_target_beyond_all_measure_ends_no_run(regressor: Path, tmp_path: Path) -> None:
+    table = labelled_table(regressor, "regression", 90, 0)
+    truth = table["target"].to_pylist()
+    truth[7] = 1e200
+    at = table.schema.get_field_index("target")
+    got = run_scored(regressor, table.set_column(at, "target", pa.array(truth)), tmp_path)
+    assert got["rows"]["measured"] == 90
+    assert got["metrics"]["rmse"]["value"] is None and got["metrics"]["nll"]["value"] is None
+    assert got["metrics"]["mae"]["value"] == pytest.approx(1e200 / 90)
+    assert got["metrics"]["pce"]["value"] < 0.2
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_several_outputs_have_several_labels(regressor: Path, listed: bool) -> None:
+    columns = ("v",) if listed else ("v", "w")
+    schema = pa.schema([("v", pa.float64())])
+    labels = replace(labels_of(Predictor(regressor), ["v"], None, schema), columns=columns, width=2)
+    rng = np.random.default_rng(0)
+    y, mean, std = rng.normal(size=(3, 40, 2))
+    std = np.abs(std) + 0.5
+    rows: list[dict[str, Any]] = [
+        {"v": r.tolist()} if listed else {"v": r[0], "w": r[1]} for r in y
+    ]
+    rows[3] = {"v": None} if listed else {"v": 1.0, "w": None}
+    rows[4] = {"v": [1.0, math.inf]} if listed else {"v": 1.0, "w": math.inf}
+    made = {"mean": mean, "std": std, "lower": mean - std, "upper": mean + std}
+    found = labelled.measure(
+        labels,
+        labelled.nothing(labels),
+        np.arange(40, dtype=np.uint64),
+        pa.RecordBatch.from_pylist(rows),
+        made,
+    )
+    assert (found.n, found.unlabelled, found.wrong) == (38, 1, 1)
+    good = [r for r in range(40) if r not in (3, 4)]
+    squares = [sum((y[r] - mean[r]) ** 2) / 2 for r in good]
+    assert isinstance(found.totals, RegressionTotals)
+    assert found.totals.squared_error_sum == pytest.approx(sum(squares))
+    assert found.squares["squared_error"] == pytest.approx(sum(s * s for s in squares))
+    inside = [all(abs(y[r] - mean[r]) <= std[r]) for r in good]
+    assert found.totals.levels["0.9"].covered == sum(inside)
+    again = labelled.from_json(labels, json.loads(json.dumps(labelled.to_json(found))))
+    assert labelled.to_json(again) == labelled.to_json(found)
+    halves = [good[:19], good[19:]]
+    parts = []
+    for half in halves:
+        part = {k: v[half] for k, v in made.items()}
+        beside = pa.RecordBatch.from_pylist([rows[r] for r in half])
+        hashes = np.arange(len(half), dtype=np.uint64)
+        parts.append(labelled.measure(labels, labelled.nothing(labels), hashes, beside, part))
+    both = labelled.merged(*parts)
+    assert both.totals.n == 38 and both.totals.levels == found.totals.levels
+    for name, total in both.squares.items():
+        assert total == pytest.approx(found.squares[name])
 
 
 def test_labels_of_a_csv_file(bundle: Path, tmp_path: Path) -> None:

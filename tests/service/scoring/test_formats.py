@@ -133,7 +133,7 @@ def test_a_fortran_array_and_one_of_another_width(bundle: Path, tmp_path: Path) 
     assert want.good == got.good == 40
     assert pq.read_table(tmp_path / "c/c.parquet").equals(pq.read_table(tmp_path / "f/f.parquet"))
     np.save(tmp_path / "wide.npy", np.zeros((5, 7)))
-    with pytest.raises(DataError, match="column 'array': expected float32 of shape 4, found .* 7"):
+    with pytest.raises(DataError, match=r"'array': expected float32 of shape 4, found .* 7"):
         score(bundle, tmp_path / "wide.npy", tmp_path / "out")
 
 
@@ -206,6 +206,27 @@ def test_a_column_may_be_in_the_path(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="column 'a' is needed"):
         pq.write_table(table(3, 0).drop_columns(["a", "d"]), source / "d=-1" / "s.parquet")
         score(bundle, source / "d=-1", tmp_path / "o3")
+
+
+def test_files_without_rows_and_rows_that_are_all_bad(bundle: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.csv").write_text("a,b,c,d\n")
+    (source / "b.csv").write_text("a,b,c,d\n" + "1,2,x,4\n1,2\n" * 3)
+    (source / "c.csv").write_text("a,b,c,d\n1,2,3,4\n")
+    summary = score(bundle, source, tmp_path / "out", max_error_ratio=1)
+    assert (summary.rows, summary.good, summary.errors, summary.fragments) == (7, 1, 6, 3)
+    got = {n: pq.read_table(tmp_path / "out" / n).num_rows for n in outputs(tmp_path / "out")}
+    assert got == {"a.parquet": 0, "b.parquet": 0, "c.parquet": 1}
+    reasons = pq.read_table(tmp_path / "out/_errors/b.parquet")["reason"].to_pylist()
+    assert (
+        reasons
+        == [
+            "column 'c': is 'x', which is no number",
+            "has 2 fields, and the first line 4",
+        ]
+        * 3
+    )
 
 
 def test_several_formats_at_once_are_refused(bundle: Path, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Folders of images: decoded as Pillow does, answered as the predictor does, bad ones told apart."""
+"""Folders of images: decoded as Pillow does, answered as the predictor does, bad ones told."""
 
 from __future__ import annotations
 
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -164,9 +165,8 @@ def test_kinds_of_files(tmp_path: Path) -> None:
     picture.resize((8, 5)).save(tmp_path / "k.png")
     (tmp_path / "l.png").write_bytes(_png(1 << 14, 1 << 13))
     column, bad = read(tmp_path, (5, 7, 3), "uint8", Pixels())
-    assert (
-        [r for r, v in enumerate(column) if v.as_py() is None] == sorted(bad) == list(range(6, 12))
-    )
+    assert [r for r, v in enumerate(column) if v.as_py() is None] == list(range(6, 12))
+    assert sorted(bad) == list(range(6, 12))
     assert "mode 'I;16', and 8 bits" in bad[6] and "mode 'F'" in bad[7]
     assert bad[8].startswith("i.png cannot be decoded") and "cannot be decoded" in bad[9]
     assert bad[10] == "k.png is 5×8 (height × width), expected 5×7; see --image-resize"
@@ -221,7 +221,7 @@ def test_settings_and_files_are_pinned(bundle: Path, tmp_path: Path) -> None:
     write_photos(source, pixels(12, 0))
     score(bundle, source, out, fragment_rows=4, **WORD)
     before = tree(out)
-    with pytest.raises(ScoringError, match="settings pixels was .*255.0.*, is .*254.0"):
+    with pytest.raises(ScoringError, match=r"settings pixels was .*255\.0.*, is .*254\.0"):
         score(bundle, source, out, fragment_rows=4, **{**WORD, "image_scale": 254})
     with pytest.raises(DataError, match="are for folders of images; these are Parquet files"):
         score(bundle, out, tmp_path / "no", **WORD)
@@ -235,6 +235,13 @@ def test_settings_and_files_are_pinned(bundle: Path, tmp_path: Path) -> None:
     (source / "c").rename(b)
     with pytest.raises(ScoringError, match=r"input file \. was changed"):
         score(bundle, source, out, fragment_rows=4, **WORD)
+
+
+def test_without_pillow(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(tmp_path / "in", pixels(2, 0))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(DataError, match=r"pip install 'hedged\[images\]'"):
+        score(bundle, tmp_path / "in", tmp_path / "out", **WORD)
 
 
 @pytest.mark.parametrize("what", ["vanished", "changed"])

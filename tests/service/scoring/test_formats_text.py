@@ -169,7 +169,7 @@ def test_numbers_are_read_as_python_reads_them(name: str, tmp_path: Path) -> Non
     for k, text in enumerate(texts):
         number = {"true": 1.0, "false": 0.0}.get(text.lower(), 0.0 if k in (6, 7) else None)
         want = float(text) if number is None else number
-        assert got[k]["f"] == want or math.isnan(got[k]["f"]) and math.isnan(want), text
+        assert got[k]["f"] == want or (math.isnan(got[k]["f"]) and math.isnan(want)), text
         assert at_once[k]["f"] == want or math.isnan(want)
         assert at_once[k]["i"] == got[k]["i"]
         exact = int(want) if math.isfinite(want) and want.is_integer() else None

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from posthoc.contract import DataError
 from service.scoring import ScoringError
-from service.scoring.fragments import Columns, Listing, Source, _cut, list_fragments
+from service.scoring.fragments import Columns, Listing, _cut, list_fragments
 from service.scoring.places import open_place
+from service.scoring.sources import Source
 
 
 def put(path: Path, n: int = 3, **columns: pa.Array) -> Path:

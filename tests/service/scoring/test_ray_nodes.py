@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from service.scoring import score
@@ -17,6 +18,7 @@ from tests.service.scoring.conftest import outputs, tree, write_input
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 200
+FILES = 120
 
 
 def test_a_node_lost_in_the_middle_of_a_fragment_costs_nothing(
@@ -31,7 +33,7 @@ def test_a_node_lost_in_the_middle_of_a_fragment_costs_nothing(
         cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)  # which Ray keeps free of its own
+    told = json.loads(done.stdout.splitlines()[-1])  # Ray's own stand before it
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("a worker was lost,")
     assert len(told["lost"]) == 1 and told["lost"][0].endswith("part-08.parquet")
     assert told["fragments"] == 12
@@ -40,29 +42,34 @@ def test_a_node_lost_in_the_middle_of_a_fragment_costs_nothing(
 
 @pytest.fixture
 def command(bundle: Path, tmp_path: Path) -> list[str]:
-    source = write_input(tmp_path / "input", 60, 100)
+    source = write_input(tmp_path / "input", FILES, 50)
     return [sys.executable, "-m", "hedged", "score", str(bundle), str(source),
             str(tmp_path / "out")]  # fmt: skip
 
 
-def test_a_command_that_is_stopped_says_so_and_goes_on(
+def test_a_command_outlives_a_worker_and_goes_on_after_a_stop(
     command: list[str], bundle: Path, tmp_path: Path
 ) -> None:
-    run = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--engine", "ray", "--workers", "2"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"COLUMNS": "200"},
-    )  # fmt: skip
-    until = time.monotonic() + PATIENCE_S
-    while not (tmp_path / "out").exists() or len(outputs(tmp_path / "out")) < 2:
-        assert run.poll() is None and time.monotonic() < until
-    run.send_signal(signal.SIGTERM)
-    out, err = run.communicate(timeout=PATIENCE_S)
+    ) as run:  # fmt: skip
+        try:
+            wait_for(run, tmp_path / "out", 2)
+            next(p for p in psutil.Process(run.pid).children(recursive=True) if works(p)).kill()
+            wait_for(run, tmp_path / "out", 8)
+            run.send_signal(signal.SIGTERM)
+            out, err = run.communicate(timeout=PATIENCE_S)
+        finally:
+            run.kill()
     committed = outputs(tmp_path / "out")
     assert run.returncode == 75, err
     assert out == ""
-    assert err.strip() == (
-        f"hedged: stopped by SIGTERM after {len(committed)} of 60 fragments; "
+    lost, stopped = [line for line in err.splitlines() if line]
+    assert lost.startswith("a worker was lost, another does its work: ")
+    assert stopped == (
+        f"hedged: stopped by SIGTERM after {len(committed)} of {FILES} fragments; "
         "the same command goes on"
     )
     assert not list((tmp_path / "out").rglob(".part-*"))
@@ -73,6 +80,20 @@ def test_a_command_that_is_stopped_says_so_and_goes_on(
     assert json.loads(again.stdout)["resumed"] == len(committed)
     score(bundle, tmp_path / "input", tmp_path / "whole")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def wait_for(run: subprocess.Popen[str], output: Path, fragments: int) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while len(list(output.glob("*/part-*.parquet"))) < fragments:
+        assert run.poll() is None and time.monotonic() < until
+
+
+def works(process: psutil.Process) -> bool:
+    """Whether it is a worker of Ray with work in hand."""
+    try:
+        return " ".join(process.cmdline()).startswith("ray::_Worker.run")
+    except psutil.Error:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_another_run_and_overwrite(
 ) -> None:
     place = url(store, "out/twice")
     score(bundle, url(store, source), place, **{**SETTINGS, "batch_size": 32})
-    with pytest.raises(ScoringError, match="s3://out/twice holds another run: .*batch_size"):
+    with pytest.raises(ScoringError, match=r"s3://out/twice holds another run: .*batch_size"):
         score(bundle, url(store, source), place, **SETTINGS)
     score(bundle, url(store, source), place, overwrite=True, **SETTINGS)
     assert objects(store, "out/twice") == want
@@ -177,7 +177,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("what", [*list(BROKEN)[:3], *long(*list(BROKEN)[3:])])
+@pytest.mark.parametrize("what", ["writing", *long(*(k for k in BROKEN if k != "writing"))])
 def test_a_store_that_is_down_ends_the_run_and_nothing_is_lost(
     store: Proxy, source: str, bundle: Path, want: dict[str, bytes], what: str
 ) -> None:
@@ -198,7 +198,7 @@ def test_a_store_that_is_down_ends_the_run_and_nothing_is_lost(
     assert objects(store, place) == want
 
 
-@pytest.mark.parametrize("count", [6, 999, *long(3, 4, 5, 8)])
+@pytest.mark.parametrize("count", [34, *long(31, 37, 999)])  # 31 in a row fail one read
 def test_a_store_that_goes_down_while_a_file_is_read_is_no_damaged_file(
     store: Proxy, source: str, bundle: Path, want: dict[str, bytes], count: int
 ) -> None:
@@ -214,7 +214,7 @@ def test_a_store_that_goes_down_while_a_file_is_read_is_no_damaged_file(
     name = f"out/later-{count}"
     store.rule(later)
     try:
-        with pytest.raises(ScoringError, match="part-01.parquet (cannot|could not) be fetched"):
+        with pytest.raises(ScoringError, match=r"part-01.parquet (cannot|could not) be fetched"):
             score(bundle, url(store, source), url(store, name), **SETTINGS)
     finally:
         store.rule()
