@@ -105,7 +105,7 @@ class Predictor:
             if value is not None:
                 given = np.asarray(value, dtype=np.float32)
                 feed[name] = given if given.ndim == rank else given[None]
-        graph_names = [self.manifest.output_names.get(n, n) for n in names]
+        graph_names = list(map(self.manifest.output_names.get, names, names))
         return dict(zip(names, self._run(graph_names, feed), strict=True))
 
     def predict(self, inputs: Mapping[str, Array], *, alpha: float | None = None) -> Prediction:

@@ -1,8 +1,9 @@
 """Arrow IPC: files (Feather 2 too), of which a group is a record batch, and streams, which are one
 group. Either is known by its first bytes, since both are called ``.arrow``.
 
-A record batch is read whole: of a file of this machine as it lies on the disk, from an object store
-into memory.
+A record batch is read whole: of a file of this machine as it lies on the disk (do not cut it short
+meanwhile), from an object store into memory. The format has no checksums, and a stream need not say
+that it has ended: one that was cut off between two batches looks whole.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def read(place: Place, wanted: Wanted) -> Iterator[Piece]:
     with _opened(place) as file:
         for batch in _batches(file, wanted.groups, wanted.columns):
             for column in batch.columns:
-                column.validate(full=True)  # the format has no checksums
+                column.validate(full=True)  # else damaged offsets end the process
             for at in range(0, batch.num_rows, size):
                 yield Piece(batch.slice(at, size))
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -57,7 +58,7 @@ def test_a_command_outlives_a_worker_and_goes_on_after_a_stop(
     ) as run:  # fmt: skip
         try:
             wait_for(run, tmp_path / "out", 2)
-            next(p for p in psutil.Process(run.pid).children(recursive=True) if works(p)).kill()
+            kill_a_worker(run)
             wait_for(run, tmp_path / "out", 8)
             run.send_signal(signal.SIGTERM)
             out, err = run.communicate(timeout=PATIENCE_S)
@@ -88,12 +89,16 @@ def wait_for(run: subprocess.Popen[str], output: Path, fragments: int) -> None:
         assert run.poll() is None and time.monotonic() < until
 
 
-def works(process: psutil.Process) -> bool:
-    """Whether it is a worker of Ray with work in hand."""
-    try:
-        return " ".join(process.cmdline()).startswith("ray::_Worker.run")
-    except psutil.Error:
-        return False
+def kill_a_worker(run: subprocess.Popen[str]) -> None:
+    """One with work in hand."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        for process in psutil.Process(run.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith("ray::_Worker.run"):
+                    process.kill()
+                    return
+        assert time.monotonic() < until
 
 
 @pytest.mark.parametrize(
