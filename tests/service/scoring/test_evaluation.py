@@ -16,59 +16,27 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binomtest
 
-from calibration.bundle import load_bundle
 from calibration.evaluate import evaluate
 from calibration.fit import fit
 from calibration.fit_options import FitOptions
 from calibration.material import Columns
-from calibration.metrics.binomial import share_interval
-from calibration.metrics.calibration_error import perfect_band
 from calibration.metrics.totals import RegressionTotals
 from calibration.predictor import Predictor
-from posthoc.contract import DataError, Task
+from posthoc.contract import DataError
 from service.scoring import ScoringError, labelled, score
-from service.scoring.evaluation import report
-from service.scoring.labelled import Labelled, labels_of
+from service.scoring.labelled import labels_of
 from service.scoring.measures import EVALUATION
 from tests.factory import CLASSES, COLUMNS, data, frozen_model, rows
 from tests.service.scoring.conftest import outputs, tree
+from tests.service.scoring.measured import (
+    BATCH,
+    FRESH,
+    labelled_table,
+    run_scored,
+    told,
+    write,
+)
 from tests.service.scoring.test_kill import child
-
-BATCH = 64
-FRESH, FITTED = 700, 300
-
-
-def labelled_table(
-    bundle: Path, task: Task, n: int = FRESH, fitted: int = FITTED, seed: int = 7
-) -> pa.Table:
-    """Fresh rows, and then some of the very rows that the bundle was fitted with."""
-    x, y = rows(task, n, seed)
-    fresh = {c: x[:, i] for i, c in enumerate(COLUMNS[task])}
-    truth = pa.array(np.asarray(CLASSES)[y]) if task == "classification" else pa.array(y)
-    table = pa.table({**fresh, "id": [f"n{i}" for i in range(n)], "target": truth})
-    return pa.concat_tables(
-        [table, pq.read_table(bundle.parent / f"{bundle.name}.parquet")[:fitted]]
-    )
-
-
-def write(folder: Path, table: pa.Table, files: int) -> Path:
-    folder.mkdir(parents=True)
-    size = -(-table.num_rows // files)
-    for i in range(files):
-        pq.write_table(table.slice(i * size, size), folder / f"part-{i}.parquet")
-    return folder
-
-
-def told(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / EVALUATION).read_text())
-    return found
-
-
-def run_scored(bundle: Path, table: pa.Table, tmp: Path, **options: Any) -> dict[str, Any]:
-    pq.write_table(table, tmp / "input.parquet")
-    settings = {"labels": ["target"], "batch_size": BATCH, **options}
-    score(bundle, tmp / "input.parquet", tmp / "out", **settings)
-    return told(tmp / "out")
 
 
 def test_classification_equals_hedged_evaluate(bundle: Path, tmp_path: Path) -> None:
@@ -374,81 +342,3 @@ def test_labels_that_cannot_be_meant(
     score(bundle, source, out, labels=["target"])
     with pytest.raises(ScoringError, match=r"settings labels was \('target',\), is \(\)"):
         score(bundle, source, out)
-
-
-def test_no_label_leaves_no_figure(bundle: Path, tmp_path: Path) -> None:
-    table = labelled_table(bundle, "classification", 50, 0)
-    at = table.schema.get_field_index("target")
-    got = run_scored(bundle, table.set_column(at, "target", pa.nulls(50)), tmp_path)
-    assert got["rows"]["unlabelled"] == 50
-    assert (got["metrics"], got["levels"]) == ({}, {})
-    assert "no row is left to be measured" in got["notes"]
-
-
-def test_missing_labels_are_weighed_by_what_was_served(bundle: Path, tmp_path: Path) -> None:
-    table = labelled_table(bundle, "classification", 600, 0)
-    whole = run_scored(bundle, table, tmp_path)
-    assert whole["stratified"] is None
-    confidence = pq.read_table(tmp_path / "out" / "input.parquet")["confidence"].to_numpy()
-    truth = table["target"].to_pylist()
-    kept = [
-        y if c < 0.7 or i % 4 == 0 else None
-        for i, (y, c) in enumerate(zip(truth, confidence, strict=True))
-    ]
-    at = table.schema.get_field_index("target")
-    (tmp_path / "few").mkdir()
-    few = run_scored(bundle, table.set_column(at, "target", pa.array(kept)), tmp_path / "few")
-    label = pq.read_table(tmp_path / "out" / "input.parquet")["label"].to_pylist()
-    total = right = 0.0
-    edges = np.arange(1, 21) / 20
-    bins = [int((edges < float(c)).sum()) for c in confidence]
-    for b in set(bins):
-        inside = [i for i in range(600) if bins[i] == b]
-        known = [i for i in inside if kept[i] is not None]
-        if known:
-            total += len(inside)
-            right += len(inside) * np.mean([kept[i] == label[i] for i in known])
-    assert few["stratified"]["accuracy"] == pytest.approx(right / total, abs=1e-9)
-    assert few["stratified"]["share"] == pytest.approx(total / 600)
-    assert "missing at random" in few["stratified"]["assumes"]
-
-
-def test_a_fitted_level_has_the_range_of_a_perfect_model(bundle: Path, tmp_path: Path) -> None:
-    got = run_scored(bundle, labelled_table(bundle, "classification", 800, 0), tmp_path)
-    confidence = pq.read_table(tmp_path / "out" / "input.parquet")["confidence"].to_numpy()
-    want = perfect_band(confidence, seed=1)  # draws every row from its own confidence
-    for name in ("ece", "debiased_ece"):
-        low, high = getattr(want, name)
-        figure = got["metrics"][name]
-        assert figure["range"] == "perfect"
-        close = 0.15 * (high - low)
-        assert (figure["low"], figure["high"]) == pytest.approx((low, high), abs=close)
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 1), (0, 30), (7, 30), (30, 30), (1_234, 9_999)])
-def test_the_interval_of_a_share_is_the_exact_one(hits: int, n: int) -> None:
-    exact = binomtest(hits, n).proportion_ci(0.95, "exact")
-    assert share_interval(hits, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
-    with pytest.raises(DataError, match="no share"):
-        share_interval(n + 1, n)
-
-
-def test_the_interval_of_a_mean_covers(regressor: Path) -> None:
-    manifest = load_bundle(regressor).manifest
-    labels = labels_of(Predictor(regressor), ["y"], None, pa.schema([("y", pa.float64())]))
-    rng = np.random.default_rng(0)
-    inside = {"rmse": 0, "crps": 0}
-    for _ in range(500):
-        losses = rng.gamma(0.8, 1.0, 400)  # skewed, of mean 0.8
-        total, squares = float(losses.sum()), float((losses**2).sum())
-        totals = RegressionTotals(
-            n=400, squared_error_sum=total, absolute_error_sum=total, crps_sum=total
-        )
-        sums = dict.fromkeys(("squared_error", "mae", "crps", "nll"), squares)
-        found = Labelled(totals, sums, labelled.nothing(labels).pit)
-        found.pit[0][0] += 1  # type: ignore[index]  # the range of PCE is of one value at least
-        figures = report(labels, found, None, manifest)["metrics"]
-        assert figures["crps"]["value"] == pytest.approx(losses.mean())
-        for name, truth in (("rmse", math.sqrt(0.8)), ("crps", 0.8)):
-            inside[name] += figures[name]["low"] <= truth <= figures[name]["high"]
-    assert all(0.92 <= k / 500 <= 0.975 for k in inside.values()), inside

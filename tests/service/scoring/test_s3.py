@@ -232,6 +232,8 @@ def test_an_upload_that_is_interrupted_leaves_all_or_nothing(store: Proxy, sourc
         if method == "PUT" and "partNumber=1" in target:
             os.kill(os.getpid(), signal.SIGINT)
 
+    # What a shell runs in the background ignores SIGINT, and so would this.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     store.rule(stop)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -239,6 +241,7 @@ def test_an_upload_that_is_interrupted_leaves_all_or_nothing(store: Proxy, sourc
             raise AssertionError("nobody interrupted")
     finally:
         store.rule()
+        signal.signal(signal.SIGINT, before)
     left = objects(store, "out/interrupted")
     assert left in ({}, {"big": data})
     write_file(output, "big", data)
