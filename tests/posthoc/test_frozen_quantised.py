@@ -5,6 +5,7 @@ exposed φ; where the result is rounded again it may differ from z by half a ste
 """
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -57,6 +58,14 @@ def quiet():
     logging.disable(logging.NOTSET)
 
 
+def needs_vnni():
+    """Without these instructions ONNX Runtime adds products of eight bits in sixteen, which
+    overflow: the model's own answer is then another one, and no reading of it is right."""
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists() and "avx2" in (flags := cpu.read_text()) and "vnni" not in flags:
+        pytest.skip("this processor has no VNNI: ONNX Runtime's 8-bit products overflow")
+
+
 def quantised(folder, layer, how, *, per_channel=False, tail=True):
     """(float model, the same quantised)."""
     nodes, extra = LAYERS[layer]
@@ -66,6 +75,7 @@ def quantised(folder, layer, how, *, per_channel=False, tail=True):
     if how == "dynamic":
         quantize_dynamic(source, out, reduce_range=True)
     else:
+        needs_vnni()
         quantize_static(source, out, Rows(X), quant_format=how, per_channel=per_channel)
     return source.read_bytes(), out.read_bytes()
 
@@ -215,6 +225,8 @@ OPERATORS = {
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_a_quantised_operator_is_what_it_is_read_as(kind):
     domain, inputs, attributes = OPERATORS[kind]
+    if kind == "MatMulInteger":
+        needs_vnni()
     original = helper.make_node(kind, inputs, ["y"], domain=domain, **attributes)
     results = [kernel([original]), kernel(as_float(original))]
     # Integers in the original, the same numbers in float or integers in the reading.
