@@ -27,7 +27,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
 
 from bench.material import Known
 from bench.processes import each
@@ -39,6 +38,7 @@ from calibration.fit_options import FitOptions
 from calibration.fit_thresholds import run_head
 from calibration.head import Head
 from calibration.material import ROLES, parts_of, split
+from calibration.metrics.binomial import share_interval
 from calibration.metrics.ranking import auroc
 from calibration.strange import corrupted_sets
 from posthoc.contract import I64, Array, Features
@@ -214,8 +214,7 @@ def _share(hits: list[bool]) -> list[float] | None:
     if not hits:
         return None
     n, k = len(hits), sum(hits)
-    low = float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0
-    return [k / n, low, float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0]
+    return [k / n, *share_interval(k, n)]
 
 
 def _quartiles(x: Array) -> list[float] | None:

@@ -64,7 +64,8 @@ def _labels(models: Sequence[str]) -> dict[str, Json]:
     model |= _shares("stratified_accuracy", "stratified_ece", "stratified_ece_noise_floor")
     model |= _shares("stratified_share")
     bias = "expected_accuracy_bias"
-    model |= _shares(bias, f"{bias}_error", f"stratified_{bias}", f"stratified_{bias}_error")
+    model |= _shares(bias, f"{bias}_error", f"{bias}_spread")
+    model |= _shares(f"stratified_{bias}", f"stratified_{bias}_error")
     model |= _shares("log_loss", "brier", "rmse", "mae", "crps", "label_coverage", "oldest")
     return {
         "Label": closed(

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
-from itertools import filterfalse
 from typing import Any, TypeVar
 
 import orjson
@@ -67,7 +66,7 @@ def service_routes(running: Callable[[], Core], later: Later) -> list[BaseRoute]
             model,
             wanted.inputs,
             outputs=tuple(binary),
-            text=tuple(filterfalse(binary.get, binary)),
+            text=tuple([name for name, raw in binary.items() if not raw]),
             alpha=wanted.alpha,
             id=wanted.id,
             reserve=request.scope["hedged.reserve"],

@@ -92,9 +92,9 @@ def _run(run: Run, feed: Mapping[str, Array], names: Sequence[str], max_rows: in
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     answer = run(feed, names)
-    if any(map(rows.__ne__, map(len, answer.values()))):
-        name = next(name for name, value in answer.items() if len(value) != rows)
-        raise ValueError(f"output {name!r} has shape {answer[name].shape} for {rows} rows")
+    for name, value in answer.items():
+        if value.shape[:1] != (rows,):
+            raise ValueError(f"output {name!r} has shape {value.shape} for {rows} rows")
     return answer
 
 

@@ -34,7 +34,8 @@ def summary_of(
     ``debiased_ece``, ``ece_noise_floor`` (below it an ``ece`` may be chance, see `noise_floor`),
     ``log_loss``, ``brier``, ``expected_accuracy`` (mean confidence of all served rows, which
     needs no label) with its measured ``expected_accuracy_bias`` on labelled rows (expected less
-    observed, and its standard error), ``bins``, and ``stratified_``… figures, in which each
+    observed, its standard error, and the standard deviation that a calibrated model's has:
+    `calibration.drift.label_free.Bias`), ``bins``, and ``stratified_``… figures, in which each
     confidence bin counts as it was served: right only if labels are missing at random given
     confidence, and of the share of served rows whose bin has labels
     (`calibration.drift.label_free`); for regression ``rmse``, ``mae``, ``crps``, ``log_loss``.
@@ -106,6 +107,7 @@ def _classification(
         "brier": _number(totals.brier),
         "expected_accuracy_bias": _number(bias.raw),
         "expected_accuracy_bias_error": _number(bias.raw_error),
+        "expected_accuracy_bias_spread": _number(bias.spread),
         "stratified_expected_accuracy_bias": _number(bias.stratified),
         "stratified_expected_accuracy_bias_error": _number(bias.stratified_error),
         "stratified_accuracy": _number(weighed.accuracy),

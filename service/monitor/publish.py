@@ -34,7 +34,7 @@ from service.monitor.fields import Key
 from service.monitor.kinds import statement
 from service.monitor.stream import Options
 from service.monitor.watch import ERROR, Watch
-from service.monitor.window import bias_of, bounds_of
+from service.monitor.window import bounds_of
 
 _OF_COVERAGE = (COVERAGE_FLOOR, COVERAGE_EVIDENCE, COVERAGE_ALARM)
 _OF_ACCURACY = (ACCURACY_FLOOR, ACCURACY_EVIDENCE, ACCURACY_ALARM)
@@ -112,10 +112,9 @@ class Publisher:
             for bound, name in _ECE.items():
                 if (ece := model.get(name)) is not None:
                     WINDOW_ECE.labels(*key, bound).set(ece)
-            if (bias := bias_of(model)) is not None:
-                for kind, bounds in bounds_of(bias).items():
-                    for bound, value in bounds.items():
-                        EXPECTED_BIAS.labels(*key, kind, bound).set(value)
+            for kind, bounds in bounds_of(model).items():
+                for bound, value in bounds.items():
+                    EXPECTED_BIAS.labels(*key, kind, bound).set(value)
 
 
 def _publish(gauges: tuple[Gauge, Gauge, Gauge], key: tuple[str, ...], one: RiskMonitor) -> None:

@@ -16,7 +16,7 @@ from service.monitor.kinds import statement
 from service.monitor.promises import Promises
 from service.monitor.stream import Options, Stream
 from service.monitor.watch import ERROR, Watch
-from service.monitor.window import bias_of, bounds_of
+from service.monitor.window import bounds_of
 
 ASSUMES = {
     "expected": EXPECTED_ASSUMES,
@@ -109,12 +109,12 @@ def _window(level: str, found: Mapping[str, Any] | None, rows: int | None) -> di
 
 
 def _accuracy(figure: Mapping[str, Any], promises: Promises | None) -> dict[str, Any]:
-    bias = bias_of(figure)
+    bias = bounds_of(figure)
     return {
         **{name: figure[name] for name in ("model", "version", "served", "labelled")},
         "accuracy": figure["accuracy"],
         "expected": figure["expected_accuracy"],
-        "bias": None if bias is None else {**bounds_of(bias), "share": bias.share},
+        "bias": {**bias, "share": figure["stratified_share"]} if bias else None,
         "promised": None if promises is None else _promised(promises.accuracy),
     }
 

@@ -6,15 +6,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
 
-from calibration.drift.label_free import Bias, measured_bias
-from calibration.metrics.totals import ClassificationTotals
 from service import account
 
 WIDE = 1.96  # standard errors of an interval of 95 %
 CHANCE = 3.0  # standard deviations that a calibrated model's bias stays within
+_BIAS = "expected_accuracy_bias"
 
 
 def windowed(conn: sa.Connection, window_s: float) -> list[dict[str, Any]]:
@@ -25,29 +23,16 @@ def windowed(conn: sa.Connection, window_s: float) -> list[dict[str, Any]]:
     return models
 
 
-def bias_of(model: Mapping[str, Any]) -> Bias | None:
-    """The bias of expected accuracy in one object of `windowed`; None without labels, and for what
-    has no confidence."""
-    bins = model.get("bins", [])
-    if not any(b["labelled"] for b in bins):
-        return None
-    count = np.array([b["labelled"] for b in bins], np.int64)
-    labelled = ClassificationTotals(
-        count=count,
-        correct=np.array([b["correct"] for b in bins], np.int64),
-        confidence_sum=count * np.array([b["confidence"] or 0.0 for b in bins]),
-    )
-    return measured_bias(np.array([b["served"] for b in bins]), labelled)
-
-
-def bounds_of(bias: Bias) -> dict[str, dict[str, float]]:
-    """The bias by kind, ``raw`` and ``stratified``: its ``value``, ``lower`` and ``upper`` of 95 %
-    by the normal law, and of ``raw`` the ``chance`` that a calibrated model's stays within."""
+def bounds_of(model: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The bias of expected accuracy in one object of `windowed` by kind, ``raw`` and
+    ``stratified``: its ``value``, ``lower`` and ``upper`` of 95 % by the normal law, and of ``raw``
+    the ``chance`` that a calibrated model's stays within. Empty without labels, and for what has no
+    confidence."""
     found = {}
-    for kind in ("raw", "stratified"):
-        value, wide = getattr(bias, kind), WIDE * getattr(bias, f"{kind}_error")
-        if np.isfinite(value):
+    for kind, name in (("raw", _BIAS), ("stratified", f"stratified_{_BIAS}")):
+        if (value := model.get(name)) is not None:
+            wide = WIDE * model[f"{name}_error"]
             found[kind] = {"value": value, "lower": value - wide, "upper": value + wide}
     if "raw" in found:
-        found["raw"]["chance"] = CHANCE * bias.spread
+        found["raw"]["chance"] = CHANCE * model[f"{_BIAS}_spread"]
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from calibration.bundle import MANIFEST
+from calibration.bundle import MANIFEST, sha256
 from calibration.predictor import Predictor
 from posthoc.contract import BundleError, DataError
 from posthoc.data import TableMapping, to_rows
@@ -153,7 +152,7 @@ def _mapping(predictor: Predictor, source: pa.Schema) -> TableMapping:
 def _identity(bundle: Path) -> str:
     """The bundle that lies at a path now: the hash of its manifest."""
     try:
-        return hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
+        return sha256((bundle / MANIFEST).read_bytes())
     except OSError as e:
         raise BundleError(f"{bundle} is not a bundle: {e.strerror}") from e
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from posthoc.contract import HedgedError
 from posthoc.runtime import core_count
+from service.scoring.errors import first_line
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -180,10 +181,10 @@ class Mapper:
                         if attempt == ATTEMPTS:
                             raise WorkersLostError(
                                 f"{ATTEMPTS} workers were lost over one piece of work; have they "
-                                f"the memory for it? The last: {_short(e)}",
+                                f"the memory for it? The last: {first_line(e)}",
                                 pair[1],
                             ) from None
-                        _log.warning("a worker was lost, another does its work: %s", _short(e))
+                        _log.warning("a worker was lost, another does its work: %s", first_line(e))
                         waiting.appendleft((pair, attempt + 1))
                     else:
                         self._idle.append(worker)
@@ -231,7 +232,7 @@ class Mapper:
                 if self._failed == ATTEMPTS:
                     raise ClusterError(
                         f"no worker of the Ray cluster starts; is the same hedged installed on "
-                        f"every machine? The last: {_short(e)}"
+                        f"every machine? The last: {first_line(e)}"
                     ) from None
         return [r for r in done if r in running]
 
@@ -296,14 +297,13 @@ def _start(ray: Any, cores: int) -> None:
             ray.shutdown()
             if address != "local":
                 raise ClusterError(
-                    f"no Ray cluster answers at RAY_ADDRESS={address}: {_short(e)}"
+                    f"no Ray cluster answers at RAY_ADDRESS={address}: {first_line(e)}"
                 ) from e
             if attempt == _STARTS:
-                raise ClusterError(f"Ray does not start on this machine: {_short(e)}") from e
+                raise ClusterError(f"Ray does not start on this machine: {first_line(e)}") from e
         finally:
-            if (
-                main and handler is not None
-            ):  # Ray puts its own in place, and a run may have one that ends it well
+            # Ray puts its own in place, and a run may have one that ends it well.
+            if main and handler is not None:
                 signal.signal(signal.SIGTERM, handler)
 
 
@@ -328,8 +328,3 @@ def _room(ray: Any, cpus: int, gpus: float) -> int:
     if gpus:
         room = min(room, there.get("GPU", 0.0) / gpus)
     return max(1, int(room))
-
-
-def _short(error: BaseException) -> str:
-    """The first line of an error that Ray makes many of."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

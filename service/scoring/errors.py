@@ -25,4 +25,4 @@ class Interrupted(ScoringError):  # noqa: N818  (nothing went wrong)
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type when it has none."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -26,7 +26,7 @@ def begin(output: Output, run: RunManifest, *, overwrite: bool) -> None:
     Raises ScoringError for a folder that holds anything but a run, and for another run's folder
     unless ``overwrite``.
     """
-    if not has(output, RUN) and output.names():
+    if not has(output, RUN) and not output.bare():
         raise ScoringError(f"{output.text} is not an output of scoring; give a new or empty folder")
     output.tidy()
     if overwrite:

@@ -45,6 +45,9 @@ class Output(Protocol):
     def names(self) -> list[str]:
         """Every file, parts of killed runs excepted."""
 
+    def bare(self) -> bool:
+        """Whether nothing is there, parts of killed runs excepted."""
+
     def open(self, name: str) -> pa.NativeFile:
         """A file, for reading. Raises OSError, FileNotFoundError where there is none."""
 
@@ -100,6 +103,9 @@ class Folder:
         every = (p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(PART))
         return sorted(p.relative_to(self.path).as_posix() for p in every)
 
+    def bare(self) -> bool:
+        return all(p.name.startswith(PART) for p in self.path.iterdir())
+
     def open(self, name: str) -> pa.NativeFile:
         return pa.OSFile(str(self.path / name))
 
@@ -148,6 +154,9 @@ class Objects:
             infos = self.place.fs.get_file_info(selector)
         files = (i for i in infos if i.type == pafs.FileType.File)
         return sorted(i.path[len(root) :].lstrip("/") for i in files)
+
+    def bare(self) -> bool:
+        return not self.names()
 
     def open(self, name: str) -> pa.NativeFile:
         return self.place.below(name).open()

@@ -90,9 +90,11 @@ def open_place(text: str | Path) -> Place:
     return Place(shown, fs, path.rstrip("/") or path)
 
 
-def shown_url(url: str) -> str:
-    """A URL without its settings, and without user and password."""
-    scheme, _, rest = url.partition("?")[0].partition("://")
+def shown_url(text: str) -> str:
+    """A path as it is; a URL without its settings, and without user and password."""
+    if "://" not in text:
+        return text
+    scheme, _, rest = text.partition("?")[0].partition("://")
     host, slash, path = rest.partition("/")
     user, at, name = host.rpartition("@")
     if not at and ":" in host and not host.rpartition(":")[2].isdigit() and "@" in path:

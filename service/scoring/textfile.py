@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from prometheus_client import Gauge, write_to_textfile
 from prometheus_client.metrics_core import Metric
@@ -34,6 +33,7 @@ from service.metrics import (
     BATCH_SUCCESS,
 )
 from service.scoring.errors import ScoringError, first_line
+from service.scoring.places import shown_url
 from service.scoring.summary import Progress, Summary
 
 EVERY = 5.0  # seconds from one writing to the next
@@ -54,7 +54,7 @@ def reporting(
     """
     if path.suffix != ".prom":
         raise DataError(f"{path}: the textfile collector reads names that end in .prom")
-    about = {"bundle": bundle, "input": _shown(input), "output": _shown(output)}
+    about = {"bundle": bundle, "input": shown_url(input), "output": shown_url(output)}
     file = Textfile(path, about, clock)
     try:
         file.write()
@@ -155,14 +155,6 @@ class _Job(Collector):
                 family.add_sample(family.name, {"batch": self._batch, **labels}, value)
             if family.samples:
                 yield family
-
-
-def _shown(place: str) -> str:
-    """A path, or a URL without what may be a secret."""
-    if "://" not in place:
-        return place
-    parts = urlsplit(place)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _remembered(path: Path) -> dict[Gauge, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from posthoc.contract import HedgedError, TensorSpec
+from service.scoring.errors import first_line
 from service.scoring.places import Found, Place
 
 Filling = Mapping[str, tuple[str, ...]]  # input of the model -> the columns that fill it
@@ -112,5 +113,4 @@ def damage() -> Iterator[None]:
     except HedgedError as e:
         raise OSError(str(e)) from e
     except Exception as e:  # zip, deflate and NumPy's readers raise a dozen unrelated types
-        first = (str(e).splitlines() or [""])[0]
-        raise OSError(f"damaged or cut off? {first or type(e).__name__}") from e
+        raise OSError(f"damaged or cut off? {first_line(e)}") from e

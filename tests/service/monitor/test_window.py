@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from calibration.drift.label_free import measured_bias
-from calibration.metrics.totals import BIN_LABELS, N_BINS, bin_index
+from calibration.metrics.totals import N_BINS, bin_index
 from service.labels import Totals
-from service.monitor.window import bias_of, bounds_of
+from service.monitor.window import bounds_of
 from service.summary import summary_of
 from tests.calibration.drift.test_label_free import labelled
 
@@ -31,37 +31,24 @@ def test_it_is_that_of_the_totals():
     c = rng.beta(4, 1, 3000)
     asked = rng.random(3000) < np.where(c < 0.7, 0.5, 0.1)
     totals = labelled(c[asked], rng.random(asked.sum()) < c[asked] ** 2)
-    found, want = (
-        bias_of(summed(c, totals)),
-        measured_bias(np.bincount(bin_index(c), minlength=N_BINS), totals),
-    )
-    assert found is not None
-    for name in type(want).__slots__:
-        assert getattr(found, name) == pytest.approx(getattr(want, name), abs=1e-12)
-    bounds = bounds_of(found)
+    want = measured_bias(np.bincount(bin_index(c), minlength=N_BINS), totals)
+    bounds = bounds_of(summed(c, totals))
     assert set(bounds) == {"raw", "stratified"}
     assert set(bounds["raw"]) == {"value", "lower", "upper", "chance"}
-    raw = bounds["raw"]
-    assert raw["upper"] - raw["value"] == pytest.approx(raw["value"] - raw["lower"])
-    assert raw["upper"] - raw["value"] == pytest.approx(1.96 * want.raw_error)
-    assert raw["chance"] == pytest.approx(3 * want.spread)
-
-
-def bins(**by_bin):
-    """Bins of no rows, but for those that are named by their number."""
-    empty = {"served": 0, "labelled": 0, "correct": 0, "confidence": None}
-    return [{"bin": b, **empty, **by_bin.get(f"b{i}", {})} for i, b in enumerate(BIN_LABELS)]
+    for kind in bounds:
+        value, error = getattr(want, kind), getattr(want, f"{kind}_error")
+        assert bounds[kind]["value"] == pytest.approx(value, abs=1e-12)
+        assert bounds[kind]["lower"] == pytest.approx(value - 1.96 * error)
+        assert bounds[kind]["upper"] == pytest.approx(value + 1.96 * error)
+    assert bounds["raw"]["chance"] == pytest.approx(3 * want.spread)
 
 
 def test_without_labels_there_is_none():
-    assert bias_of(summed(np.full(5, 0.7), None)) is None
-    assert bias_of({"model": "m", "task": "regression", "labelled": 7}) is None
-    assert bias_of({"bins": bins(b3={"served": 4})}) is None
+    assert bounds_of(summed(np.full(5, 0.7), None)) == {}
+    assert bounds_of({"model": "m", "task": "regression", "labelled": 7}) == {}
 
 
 def test_labels_of_rows_that_were_served_elsewhere_have_no_stratified_one():
     """A window may hold labels of a bin none of whose rows it holds."""
-    one = {"labelled": 2, "correct": 1, "confidence": 0.48}
-    found = bias_of({"bins": bins(b3={"served": 4}, b9=one)})
-    assert found is not None and found.raw == pytest.approx(-0.02)
-    assert set(bounds_of(found)) == {"raw"}
+    found = bounds_of(summed(np.full(4, 0.18), labelled(np.full(2, 0.48), np.array([True, False]))))
+    assert set(found) == {"raw"} and found["raw"]["value"] == pytest.approx(-0.02)

@@ -289,6 +289,10 @@ def test_folders_that_are_not_ours_are_left_alone(
     for overwrite in (False, True):
         with pytest.raises(ScoringError, match="not an output of scoring"):
             score(bundle, source, mine, overwrite=overwrite)
+    (tmp_path / "plans" / "for" / "later").mkdir(parents=True)
+    with pytest.raises(ScoringError, match="not an output of scoring"):
+        score(bundle, source, tmp_path / "plans")
+    assert (tmp_path / "plans" / "for" / "later").is_dir()
     (mine / "_run.json").write_text("{}")
     with pytest.raises(ScoringError, match="not the manifest of a run of this version"):
         score(bundle, source, mine)

@@ -129,12 +129,19 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCapture
     assert "cannot write" in caplog.text
 
 
-def test_no_secret_of_a_url_is_shown(tmp_path: Path) -> None:
-    about = {**ABOUT, "input": "s3://key:secret@bucket/in?access_key=secret#secret"}
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/in?access_key=secret#secret",
+        "s3://key:sec/ret/secret@bucket/in",  # a slash that should have been %2F
+    ],
+)
+def test_no_secret_of_a_url_is_shown(tmp_path: Path, url: str) -> None:
+    about = {**ABOUT, "input": url}
     with reporting(tmp_path / "job.prom", **about):
         pass
     text = (tmp_path / "job.prom").read_text()
-    assert 'input="s3://bucket/in"' in text and "secret" not in text
+    assert 'input="s3://bucket/in"' in text and "secret" not in text and "sec/" not in text
 
 
 def test_a_file_that_is_no_metrics_is_replaced(tmp_path: Path) -> None:
