@@ -6,6 +6,9 @@ PIP := $(PY) -m pip install --quiet --no-compile --disable-pip-version-check
 # Debian packages that tests run against for real; installed where the machine lets us.
 APT := chromium prometheus wrk
 
+# What is imported is compiled once and not by each of the thousands of processes of the tests.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-long lint bench bench-quick clean apt
 
 demo: $(VENV)/.demo

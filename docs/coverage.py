@@ -6,19 +6,12 @@ without it the picture is drawn anew from what is kept.
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
-from html import escape
-from pathlib import Path
 from typing import Any
 
-from take_pictures import shoot
+from drawing import BAD, BLUE, FAINT, GREEN, INK, PURPLE, box, dot, kept, line, picture, text
 
-RESULTS = Path(__file__).parents[1] / "bench" / "results" / "coverage.json"
-WIDTH = 800
-INK, FAINT, BAND, BAD = "#1f2933", "#7b8794", "#e3eef9", "#c2410c"
-BLUE, GREEN, PURPLE = "#2563eb", "#0f766e", "#7c3aed"
+BAND = "#e3eef9"
 FORMS = {"unweighted": BAD, "estimated": BLUE, "bbse": PURPLE, "oracle": GREEN}
 LIBRARIES = {"torch-uncertainty": BAD, "mapie": PURPLE, "torchcp": BLUE, "hedged": GREEN}
 SHIFTS = {
@@ -26,33 +19,6 @@ SHIFTS = {
     "doubt": "harder rows",
     "target": "classes, targets",
 }
-
-
-def text(x: float, y: float, said: str, *, anchor: str = "start", **style: Any) -> str:
-    """A line of text."""
-    given = {"fill": INK, "font-size": 12, "text-anchor": anchor, **style}
-    marks = " ".join(f'{k.replace("_", "-")}="{v}"' for k, v in given.items())
-    return f'<text x="{x:.1f}" y="{y:.1f}" {marks}>{escape(said)}</text>'
-
-
-def box(x: float, y: float, width: float, height: float, fill: str, opacity: float = 1.0) -> str:
-    """A filled rectangle."""
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    return f'<rect {place} fill="{fill}" fill-opacity="{opacity:.3f}"/>'
-
-
-def line(points: list[tuple[float, float]], colour: str, width: float = 1.5, dash: str = "") -> str:
-    """A line through points."""
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return (
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" '
-        f'stroke-dasharray="{dash}"/>'
-    )
-
-
-def dot(x: float, y: float, colour: str, radius: float = 3.5, opacity: float = 0.75) -> str:
-    """A point."""
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}" opacity="{opacity}"/>'
 
 
 def cells(found: dict[str, Any], top: float) -> tuple[list[str], float]:
@@ -194,35 +160,13 @@ def peers(found: dict[str, Any], top: float) -> tuple[list[str], float]:
 
 def main(arguments: list[str]) -> None:
     """Keep the figures and draw them."""
-    if arguments:
-        found = json.loads(Path(arguments[0]).read_text())
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(rounded(found), separators=(",", ":")) + "\n")
-    found = json.loads(RESULTS.read_text())
+    found = kept("coverage", arguments)
     drawn: list[str] = []
     top = 6.0
     for part in (cells, shift, peers):
         more, top = part(found, top)
         drawn += more
-    height = int(top)
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
-        f'font-family="Inter, Helvetica, Arial, sans-serif">{box(0, 0, WIDTH, height, "#ffffff")}'
-        f"{''.join(drawn)}</svg>"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "coverage.html"
-        page.write_text(f'<meta charset="utf-8"><body style="margin:0">{svg}')
-        shoot(page.as_uri(), "coverage", WIDTH, height, 1.5)
-
-
-def rounded(value: Any) -> Any:
-    """Numbers to five digits, so that the file is small."""
-    if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [rounded(v) for v in value]
-    return round(value, 5) if isinstance(value, float) else value
+    picture("coverage", drawn, int(top))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from httpx_ws import connect_ws
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or "chromium"
 SECONDS = 30
+NAVIGATED = "Inspected target navigated or closed"
 
 
 class Browser:
@@ -65,6 +66,8 @@ class Browser:
         while True:
             got = json.loads(self.socket.receive_text(timeout=SECONDS))
             if got.get("id") == id:
+                if got.get("error", {}).get("message") == NAVIGATED:
+                    raise NavigatedError
                 assert "error" not in got, (method, got)
                 return got["result"]
             page = self.pages.get(got.get("sessionId"))
@@ -78,6 +81,10 @@ class Browser:
             message["sessionId"] = session
         self.socket.send_text(json.dumps(message))
         return message["id"]
+
+
+class NavigatedError(Exception):
+    """The page that was asked is gone: another one is being opened."""
 
 
 class Page:
@@ -122,7 +129,15 @@ class Page:
     def open(self, url: str) -> None:
         # Not waiting for the answer's end: it may ask for a password first.
         self.call("Runtime.evaluate", {"expression": f"location.href = {json.dumps(url)}"})
-        self.wait(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
+        there = f"location.href === {json.dumps(url)} && document.readyState === 'complete'"
+        until(lambda: self.arrived(there), lambda: f"never: {there}; {self.text()}")
+
+    def arrived(self, there: str) -> bool:
+        """Whether an expression is true; not yet where the old page ended while it was asked."""
+        try:
+            return bool(self.value(there))
+        except NavigatedError:
+            return False
 
     def value(self, expression: str) -> object:
         """A JavaScript value; promises are waited for."""

@@ -67,7 +67,9 @@ def test_a_command_outlives_a_worker_and_goes_on_after_a_stop(
     committed = outputs(tmp_path / "out")
     assert run.returncode == 75, err
     assert out == ""
-    lost, stopped = [line for line in err.splitlines() if line]
+    said = [line for line in err.splitlines() if line]
+    assert len(said) == 2, err
+    lost, stopped = said
     assert lost.startswith("a worker was lost, another does its work: ")
     assert stopped == (
         f"hedged: stopped by SIGTERM after {len(committed)} of {FILES} fragments; "

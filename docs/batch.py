@@ -1,0 +1,117 @@
+"""The picture of batch scoring: ``python docs/batch.py [OUTPUT]``.
+
+OUTPUT is what ``python -m bench batch --json`` printed, kept as bench/results/batch.json; without
+it the picture is drawn anew from what is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from drawing import BAD, BLUE, FAINT, GREEN, INK, box, dot, kept, line, picture, text
+
+PANELS = (
+    ("seconds_per_million", "seconds a million rows", BLUE),
+    ("peak_mb", "most resident memory, MiB", GREEN),
+)
+LOOPS = (("loop", "tabular"), ("loop_image", "digits"))
+
+
+def growth(found: dict[str, Any], top: float) -> tuple[list[str], float]:
+    """Cost of a row and memory by the number of rows, a panel each."""
+    tall, wide = 150.0, 320.0
+    made = [
+        text(10, top + 16, "As the data set grows", font_size=16, font_weight=600),
+        text(
+            10, top + 36,
+            "hedged score of the small tabular model, every field written, one thread, by rows in "
+            f"the data set; the start, {found['start_s']:.1f} s, is apart",
+            fill=FAINT,
+        ),
+    ]  # fmt: skip
+    for i, (name, said, colour) in enumerate(PANELS):
+        held = {int(n): v for n, v in found[name].items()}
+        most = max(held.values()) * 1.15
+        x0, y0 = 60 + i * (wide + 60), top + 80
+        sizes = [math.log10(n) for n in held]
+        low, high = min(sizes), max(sizes)
+
+        def at(
+            n: int, v: float, x0: float = x0, y0: float = y0,
+            low: float = low, high: float = high, most: float = most,
+        ) -> tuple[float, float]:  # fmt: skip
+            share = (math.log10(n) - low) / (high - low)
+            return x0 + 25 + share * (wide - 50), y0 + tall * (1 - v / most)
+
+        made.append(box(x0, y0, wide, tall, "#f5f7fa"))
+        made.append(text(x0, y0 - 8, said, font_weight=600))
+        points = [at(n, v) for n, v in held.items()]
+        made.append(line(points, colour))
+        for (x, y), (n, v) in zip(points, held.items(), strict=True):
+            made.append(dot(x, y, colour, 4, 1))
+            made.append(text(x, y - 9, f"{v:,.3g}" if v < 100 else f"{v:,.0f}", anchor="middle"))
+            made.append(text(x, y0 + tall + 16, f"{n:,}", anchor="middle", fill=FAINT))
+    return made, top + 80 + tall + 40
+
+
+def speed(found: dict[str, Any], top: float) -> tuple[list[str], float]:
+    """Seconds of `hedged score` beside those of the loops, and of one and two Ray workers."""
+    left, right, high = 190.0, 640.0, 18.0
+    made = [text(10, top + 16, "Beside others, same run", font_size=16, font_weight=600)]
+    y = top + 34
+    for key, name in LOOPS:
+        it = found[key]
+        sides = (
+            ("hedged score", it["ours"]["median_s"], BLUE, f"{found[f'ratio_vs_ort_{key}']:.2f}"),
+            ("loop by hand", it["peer"]["median_s"], FAINT, "1"),
+            ("  that keeps nothing", it["without_writing"]["median_s"], "#cbd2d9", ""),
+        )
+        y = _bars(made, y, f"{name}, {it['rows']:,} rows", sides, left, right, high)
+    it = found["workers"]
+    sides = (
+        ("one Ray worker", it["peer"]["median_s"], FAINT, "1"),
+        ("two", it["ours"]["median_s"], BLUE, f"{found['ratio_two_workers']:.2f}"),
+    )
+    y = _bars(made, y, "magika on Ray", sides, left, right, high)
+    return made, y + 6
+
+
+def _bars(
+    made: list[str],
+    y: float,
+    title: str,
+    sides: tuple[tuple[str, float, str, str], ...],
+    left: float,
+    right: float,
+    high: float,
+) -> float:
+    most = max(seconds for _, seconds, _, _ in sides)
+    made.append(text(10, y + 13, title, font_weight=600))
+    made.append(text(right + 150, y + 13, "times as fast", anchor="end", fill=FAINT))
+    y += high + 2
+    for name, seconds, colour, ratio in sides:
+        wide = (right - left) * seconds / most
+        made.append(text(left - 8, y + 13, name, anchor="end"))
+        made.append(box(left, y + 2, wide, high - 4, colour))
+        made.append(text(left + wide + 6, y + 13, f"{seconds:.2f} s"))
+        less = ratio not in ("", "1") and float(ratio) < 0.9
+        made.append(text(right + 150, y + 13, ratio, anchor="end", fill=BAD if less else INK))
+        y += high
+    return y + 12
+
+
+def main(arguments: list[str]) -> None:
+    """Keep the figures and draw them."""
+    found = kept("batch", arguments)
+    drawn: list[str] = []
+    top = 6.0
+    for part in (growth, speed):
+        more, top = part(found, top)
+        drawn += more
+    picture("batch", drawn, int(top))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

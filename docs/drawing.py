@@ -1,0 +1,77 @@
+"""Shapes of the pictures that show what a benchmark found, and the files that keep the figures."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from take_pictures import shoot
+
+RESULTS = Path(__file__).parents[1] / "bench" / "results"
+WIDTH = 800
+INK, FAINT, BAD = "#1f2933", "#7b8794", "#c2410c"
+BLUE, GREEN, PURPLE = "#2563eb", "#0f766e", "#7c3aed"
+
+
+def kept(name: str, arguments: list[str]) -> dict[str, Any]:
+    """Figures of a benchmark: what is in the file that the arguments name, which is kept; without
+    one what was kept."""
+    file = RESULTS / f"{name}.json"
+    if arguments:
+        found = json.loads(Path(arguments[0]).read_text())
+        RESULTS.mkdir(exist_ok=True)
+        file.write_text(json.dumps(rounded(found), separators=(",", ":")) + "\n")
+    got: dict[str, Any] = json.loads(file.read_text())
+    return got
+
+
+def picture(name: str, drawn: list[str], height: int) -> None:
+    """Draw shapes into docs/pictures/<name>.png."""
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+        f'font-family="Inter, Helvetica, Arial, sans-serif">{box(0, 0, WIDTH, height, "#ffffff")}'
+        f"{''.join(drawn)}</svg>"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / f"{name}.html"
+        page.write_text(f'<meta charset="utf-8"><body style="margin:0">{svg}')
+        shoot(page.as_uri(), name, WIDTH, height, 1.5)
+
+
+def text(x: float, y: float, said: str, *, anchor: str = "start", **style: Any) -> str:
+    """A line of text."""
+    given = {"fill": INK, "font-size": 12, "text-anchor": anchor, **style}
+    marks = " ".join(f'{k.replace("_", "-")}="{v}"' for k, v in given.items())
+    return f'<text x="{x:.1f}" y="{y:.1f}" {marks}>{escape(said)}</text>'
+
+
+def box(x: float, y: float, width: float, height: float, fill: str, opacity: float = 1.0) -> str:
+    """A filled rectangle."""
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    return f'<rect {place} fill="{fill}" fill-opacity="{opacity:.3f}"/>'
+
+
+def line(points: list[tuple[float, float]], colour: str, width: float = 1.5, dash: str = "") -> str:
+    """A line through points."""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" '
+        f'stroke-dasharray="{dash}"/>'
+    )
+
+
+def dot(x: float, y: float, colour: str, radius: float = 3.5, opacity: float = 0.75) -> str:
+    """A point."""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}" opacity="{opacity}"/>'
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to five digits, so that the file is small."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return round(value, 5) if isinstance(value, float) else value
