@@ -9,7 +9,7 @@ APT := chromium prometheus wrk
 # What is imported is compiled once and not by each of the thousands of processes of the tests.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-long lint bench bench-quick clean apt
+.PHONY: demo test test-long lint site bench bench-quick clean apt
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/hedged demo --out demo
@@ -27,6 +27,10 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(PY) tests/check_imports.py
+
+# The documentation, into build/site.
+site: $(VENV)/.dev
+	$(PY) docs/pages.py
 
 bench: $(VENV)/.dev
 	$(PY) -m bench all --json

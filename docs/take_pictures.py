@@ -1,4 +1,4 @@
-"""The pictures of the README: ``python docs/take_pictures.py demo`` after ``make demo`` and the
+"""Pictures of README and guides: ``python docs/take_pictures.py demo`` after ``make demo`` and the
 README's walk in demo/practice.
 
 The report is the demo's own, that of maps the walk's. For the live page a server answers the demo's

@@ -1,4 +1,4 @@
-"""The parts of README.md that come from the code; ``python -m tests.documentation`` renews them.
+"""The parts of the pages that come from the code; ``python -m tests.documentation`` renews them.
 
 A part stands between ``<!-- begin: NAME -->`` and ``<!-- end -->``; tests/test_docs.py fails while
 one of them differs from what is made here.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
+from docs.pages import pages
 from hedged.cli import app
 from posthoc import registry
 from posthoc.contract import PREDICTIONS, output_fields
@@ -23,7 +24,8 @@ from service.scoring.schema import DESCRIPTIONS
 from service.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+# Every page of the documentation, README first, in the order in which somebody reads them.
+PAGES = tuple(file for _, file in pages())
 PART = re.compile(r"(<!-- begin: (\S+) -->\n)(.*?)(<!-- end -->)", re.S)
 COMMANDS = tuple(c.name for c in app.registered_commands if c.name is not None)
 
@@ -51,15 +53,11 @@ def help_text(*command: str) -> str:
 
 
 def commands() -> str:
-    """The help of every command, folded."""
+    """The help of every command."""
     parts = []
     for name in COMMANDS:
         text = help_text(name)
-        first = text.splitlines()[2].strip()
-        parts.append(
-            f"<details><summary><code>hedged {name}</code>: {first}</summary>\n\n"
-            f"```text\n{text}\n```\n\n</details>"
-        )
+        parts.append(f"## `hedged {name}`\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
 
 
@@ -129,4 +127,5 @@ def renewed(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        page.write_text(renewed(page.read_text("utf-8")), "utf-8")

@@ -1,10 +1,11 @@
-"""What the README, CONTRIBUTING and every ``--help`` say, against the code."""
+"""What the pages of the documentation and every ``--help`` say, against the code."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import typer
 from starlette.routing import Route
 
 from calibration import bundle
+from docs.pages import build, pages
 from hedged.cli import app
 from service import metrics
 from service.core import Core
@@ -23,9 +25,9 @@ from service.routes import service_routes
 from service.scoring.errors import Interrupted
 from tests.documentation import (
     COMMANDS,
+    PAGES,
     PART,
     PARTS,
-    README,
     ROOT,
     help_text,
     metric_families,
@@ -33,31 +35,26 @@ from tests.documentation import (
 )
 
 GROUP = typer.main.get_command(app)
-PAGES = (README, ROOT / "CONTRIBUTING.md")
+NAMES = [p.relative_to(ROOT).as_posix() for p in PAGES]
 MAX_PICTURE = 300_000
 
 
-def readme() -> str:
-    return README.read_text("utf-8")
-
-
-def section(title: str) -> str:
-    """The text below a heading of the README."""
-    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", readme(), re.M | re.S)
-    assert found is not None, title
-    return found[1]
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
 
 
 def test_parts_made_from_the_code_are_up_to_date() -> None:
-    assert sorted(m[2] for m in PART.finditer(readme())) == sorted(PARTS)
-    assert renewed(readme()) == readme(), "renew it: python -m tests.documentation"
+    found = [m[2] for name in NAMES for m in PART.finditer(text_of(name))]
+    assert sorted(found) == sorted(PARTS)
+    for name in NAMES:
+        assert renewed(text_of(name)) == text_of(name), "renew it: python -m tests.documentation"
 
 
 def test_every_metric_is_listed_and_no_other() -> None:
     ends = {"histogram": ("_bucket", "_sum", "_count")}
     names = set()
     for name, metric in metric_families().items():
-        assert f"`{name}`" in section("Metrics")
+        assert f"`{name}`" in text_of("docs/reference/metrics.md")
         kind = next(iter(metric.describe())).type
         names |= {name + end for end in ends.get(kind, ("",))}
     assert names == metrics.METRIC_NAMES
@@ -73,27 +70,64 @@ def test_every_route_is_listed_and_no_other() -> None:
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
     }
-    listed = set(re.findall(r"^\| ([A-Z]+) \| `(\S+)` \|", section("HTTP"), re.M))
+    listed = set(re.findall(r"^\| ([A-Z]+) \| `(\S+)` \|", text_of("docs/reference/http.md"), re.M))
     assert listed == served
 
 
 def test_the_files_of_a_bundle(classification_bundle: Path) -> None:
-    listed = set(re.findall(r"^\| `(\S+)` \|", section("The files of a bundle"), re.M))
+    listed = set(re.findall(r"^\| `(\S+)` \|", text_of("docs/reference/bundle.md"), re.M))
     assert listed == {p.name for p in classification_bundle.iterdir()}
     assert bundle.SCHEMA_VERSION == 1
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_and_paths_lead_somewhere(page: Path) -> None:
-    text = page.read_text("utf-8")
+def test_every_page_is_in_the_navigation() -> None:
+    found = {p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert found | {"README.md", "CONTRIBUTING.md"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_and_paths_lead_somewhere(name: str) -> None:
+    text = text_of(name)
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if not target.startswith(("http://", "https://")):
-            assert (ROOT / target).is_file(), target
+            place, _, anchor = target.partition("#")
+            file = (ROOT / name).parent / place if place else ROOT / name
+            assert file.is_file(), target
+            heads = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.M) if anchor else []
+            assert not anchor or anchor in map(slug, heads), target
     prose = re.sub(r"```.*?```", "", text, flags=re.S)
     tops = "|".join(p.name for p in ROOT.iterdir() if p.is_dir() and p.name[0] not in "._")
     for path in re.findall(rf"`((?:{tops})/[\w/.-]+)`", prose):
-        if "NAME" not in path and not path.startswith("demo/"):
+        if "NAME" not in path and not path.startswith(("demo/", "build/")):
             assert (ROOT / path).exists(), path
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor."""
+    return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def test_the_site_is_built_of_every_page(tmp_path: Path) -> None:
+    build(tmp_path)
+    for page, _ in pages():
+        name = page.removesuffix(".md").removesuffix("index")
+        text = (tmp_path / name / "index.html").read_text("utf-8")
+        assert "<h1" in text
+        loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?(https?:[^\"' >]+)", text)
+        assert loaded == []
+
+
+def test_a_broken_link_ends_the_build_of_the_site(tmp_path: Path) -> None:
+    for name in ("docs", "zensical.toml", "README.md", "CONTRIBUTING.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    page = tmp_path / "docs" / "guides" / "maps.md"
+    page.write_text(page.read_text("utf-8") + "\n[gone](nowhere.md)\n", "utf-8")
+    done = subprocess.run(
+        [sys.executable, "docs/pages.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "page does not exist" in done.stderr
 
 
 def test_the_map_of_the_house() -> None:
@@ -109,18 +143,19 @@ def test_the_map_of_the_house() -> None:
             assert (folder / name).is_dir(), f"{floor}: {name}/"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_commands_in_the_text_exist(page: Path) -> None:
-    text = page.read_text("utf-8")
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_in_the_text_exist(name: str) -> None:
+    text = text_of(name)
     assert set(re.findall(r"`hedged ([a-z]+)", text)) <= {*COMMANDS}
-    for name in re.findall(r"python -m bench ([a-z]+)", text):
-        assert (ROOT / "bench" / f"{name}.py").is_file(), name
+    for one in re.findall(r"python -m bench ([a-z_]+)", text):
+        assert (ROOT / "bench" / f"{one}.py").is_file(), one
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`make ([a-z-]+)`", text)) <= targets
 
 
 def test_pictures_are_small_and_shown() -> None:
-    shown = set(re.findall(r"!\[[^\]]{40,}\]\((docs/pictures/\w+\.png)\)", readme()))
+    picture = re.compile(r"!\[[^\]]{40,}\]\(\S*?(pictures/\w+\.png)\)")
+    shown = {f"docs/{found}" for name in NAMES for found in picture.findall(text_of(name))}
     assert shown == {p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/pictures/*")}
     for name in shown:
         data = (ROOT / name).read_bytes()
@@ -162,7 +197,7 @@ def hedged(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_exit_codes() -> None:
-    listed = re.findall(r"^\| (\d+) \| ", section("Commands"), re.M)
+    listed = re.findall(r"^\| (\d+) \| ", text_of("docs/reference/commands.md"), re.M)
     assert listed == ["0", "1", "2", "3", "75"]
     assert hedged("--version").returncode == 0
     mendable = hedged("verify", "nowhere")

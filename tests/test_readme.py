@@ -1,4 +1,4 @@
-"""Every command of the README runs, in order, as a reader would run it; outputs shown are compared.
+"""Every command of README and guides runs, in order, as a reader would; outputs shown are compared.
 
 A fenced block of commands has an HTML comment above it that says how it is tested:
 
@@ -32,7 +32,7 @@ from typing import Any
 
 import pytest
 
-from tests.documentation import COMMANDS, README, ROOT
+from tests.documentation import COMMANDS, PAGES, ROOT
 
 FENCE = re.compile(r"(?:<!-- test: ([^\n]*?) -->\n)?```(\w+)\n(.*?)```", re.S)
 RUNNABLE = ("bash", "python")
@@ -63,11 +63,11 @@ def blocks(page: Path) -> list[Block]:
     for m in FENCE.finditer(text):
         kind, _, argument = (m[1] or "").partition(" ")
         line = text.count("\n", 0, m.start()) + 1
-        found.append(Block(m[2], m[3], kind, argument, line, page.name))
+        found.append(Block(m[2], m[3], kind, argument, line, page.relative_to(ROOT).as_posix()))
     return found
 
 
-BLOCKS = [*blocks(README), *blocks(ROOT / "CONTRIBUTING.md")]
+BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def of(kind: str) -> list[Block]:
@@ -135,7 +135,7 @@ def test_every_block_of_commands_says_how_it_is_tested() -> None:
 
 
 class Reader:
-    """Somebody who types what the README says, from a fresh clone in ``root``."""
+    """Somebody who types what the pages say, from a fresh clone in ``root``."""
 
     def __init__(self, root: Path):
         self.cwd = root

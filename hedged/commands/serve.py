@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 _MORE = """Each flag is also a variable, and so are the settings that have no flag (HEDGED_MAX_ROWS,
-…): see the README. `bentoml serve service.bento:svc` reads the same variables.
+…): docs/reference/settings.md. `bentoml serve service.bento:svc` reads the same variables.
 
 \b
 Examples:

@@ -69,14 +69,14 @@ def test_a_real_split_of_a_small_set() -> None:
         assert math.isfinite(r["nll"]) and r["nll_difference"] < 0.1
 
 
-def test_the_readme_quotes_the_page() -> None:
-    """The summary in the README is that of docs/quality.md, line by line."""
+def test_the_guide_quotes_the_page() -> None:
+    """The summary in the guide is that of docs/quality.md, line by line."""
     page = (ROOT / "docs" / "quality.md").read_text("utf-8")
-    readme = (ROOT / "README.md").read_text("utf-8")
+    guide = (ROOT / "docs" / "guides" / "choose.md").read_text("utf-8")
     start = page.index("## In one table")
     lines = page[start : page.index("## ", start + 5)].splitlines()
     quoted = [line for line in lines if line.startswith("| ")]
     assert len(quoted) > 15
-    assert all(line in readme for line in quoted)
+    assert all(line in guide for line in quoted)
     for chosen in suite():
         assert f"## {chosen.name}\n" in page

@@ -13,7 +13,7 @@ from service import arrow
 from service.errors import ServiceError
 from service.media import ARROW, JSON, preferred
 from service.settings import Settings
-from tests.documentation import README
+from tests.documentation import ROOT
 from tests.factory import CLASSES, rows
 from tests.service.conftest import Server
 from tests.service.helpers import as_rows
@@ -155,8 +155,9 @@ def test_what_is_not_finite_goes_in_where_it_may(served):
     assert "row 1: the model's" in answer.json()["error"]["message"]
 
 
-def test_the_readmes_few_lines(server, capsys):
-    pattern = r"test_the_readmes_few_lines -->\n```python\n(.*?)```"
-    (block,) = re.findall(pattern, README.read_text("utf-8"), re.S)
-    exec(compile(block.replace(":3000", f":{server.port}"), str(README), "exec"), {})
+def test_the_few_lines_of_the_page(server, capsys):
+    pattern = r"test_the_few_lines_of_the_page -->\n```python\n(.*?)```"
+    page = ROOT / "docs" / "reference" / "http.md"
+    (block,) = re.findall(pattern, page.read_text("utf-8"), re.S)
+    exec(compile(block.replace(":3000", f":{server.port}"), str(page), "exec"), {})
     assert "label: dictionary<values=string" in capsys.readouterr().out
