@@ -9,14 +9,16 @@ with one thread of the model; opening and checking the bundle is in the time of 
 ``memory_ratio`` is the most resident memory of a run over the largest table over that of 100,000
 rows; ``seconds_per_million`` by number of rows, of which ``cost_ratio`` is the largest over that of
 100,000 rows. ``ratio_two_workers`` is the time of one Ray worker over that of two on magika, where
-the model is the bottleneck, one thread each. The start, which is the time that one row takes
-(``start_s``; of Ray, ``workers.start``), is taken off both figures; ``with_start`` has it in.
+the model is the bottleneck, one thread each. The start, which is the time that one row takes (of Ray,
+one row for each worker), is taken off these figures; ``with_start`` has it in. ``ratio_two_bare`` is
+what the machine allows: rows a second of two processes of the bare loop over those of one.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -38,7 +40,7 @@ from calibration.predictor import Predictor
 GROUP = 100_000  # rows of a row group
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 REPEATS = 3
-RAY_FILES, RAY_ROWS = 12, 120
+RAY_FILES, RAY_ROWS, BARE = 24, 120, 8
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -100,32 +102,41 @@ def _growth(bundle: Path, tables: dict[int, Path], folder: Path) -> dict[str, An
 
 
 def _workers(bundle: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """One Ray worker beside two, on equal files."""
-    data, row = folder / "files", folder / "row"
+    """One Ray worker beside two, on equal files, and one process of the bare loop beside two."""
+    data = folder / "files"
     data.mkdir()
-    row.mkdir()
     rows = pq.read_table(magika_files().data).slice(0, RAY_ROWS)
     for file in range(RAY_FILES):
         pq.write_table(rows, data / f"{file:02d}.parquet")
-    pq.write_table(rows.slice(0, 1), row / "0.parquet")
     given = {"bundle": str(bundle), "out": str(folder / "on-ray")}
-    start, one, two = in_turn(
-        (
-            partial(_seconds, "ours", data=str(row), **given, workers=1),
-            *(partial(_seconds, "ours", data=str(data), **given, workers=n) for n in (1, 2)),
-        ),
-        rounds,
-    )
-    ready = start.median
+    sides: list[Callable[[], float]] = []
+    for n in (1, 2):
+        row = folder / f"row-{n}"  # one for each worker
+        row.mkdir()
+        for file in range(n):
+            pq.write_table(rows.slice(file, 1), row / f"{file}.parquet")
+        sides.append(partial(_seconds, "ours", data=str(row), **given, workers=n))
+        sides.append(partial(_seconds, "ours", data=str(data), **given, workers=n))
+        sides.append(partial(_bare, n, str(bundle), str(data / "00.parquet")))
+    start_one, one, bare_one, start_two, two, bare_two = in_turn(sides, rounds)
     return {
-        "ratio_two_workers": (one.median - ready) / (two.median - ready),
+        "ratio_two_workers": (one.median - start_one.median) / (two.median - start_two.median),
         "workers": {
             **compared(one, two),
-            "start": start.record(),
+            "start_one": start_one.record(),
+            "start_two": start_two.record(),
             "with_start": ratio(one, two),
+            "ratio_two_bare": 2 * ratio(bare_one, bare_two),
             "rows": RAY_FILES * len(rows),
         },
     }
+
+
+def _bare(n: int, bundle: str, data: str) -> float:
+    """Seconds until the last of ``n`` processes has run the loop that keeps nothing."""
+    loop = partial(_seconds, "loop", bundle=bundle, data=data, out="", write=False, times=BARE)
+    with ThreadPoolExecutor(n) as pool:
+        return max(pool.map(lambda _: loop(), range(n)))
 
 
 def _seconds(task: str, **given: Any) -> float:

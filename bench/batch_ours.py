@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def ours(bundle: str, data: str, out: str, workers: int = 0) -> dict[str, float]
     return {"seconds": seconds, "rows": summary.rows, "peak_mb": most_bytes() / 2**20}
 
 
-def loop(bundle: str, data: str, out: str, write: bool) -> dict[str, float]:
-    """Seconds of a hand-written loop, the opening of the graph included; ``write`` or only run."""
+def loop(bundle: str, data: str, out: str, write: bool, times: int = 1) -> dict[str, float]:
+    """Seconds of a hand-written loop, the opening of the graph included; ``write`` or only run, so
+    often over the same rows."""
     predictor = Predictor(bundle)  # tells which columns and outputs; not in the time
     columns = next(iter(predictor.manifest.mapping.inputs.values()))
     (spec,), fields = predictor.inputs, list(predictor.fields)
@@ -50,7 +52,9 @@ def loop(bundle: str, data: str, out: str, write: bool) -> dict[str, float]:
     )
     rows, writer = 0, None
     held: list[pa.Table] = []
-    for batch in pq.ParquetFile(data).iter_batches(BATCH, columns=list(columns)):
+    for batch in chain.from_iterable(
+        pq.ParquetFile(data).iter_batches(BATCH, columns=list(columns)) for _ in range(times)
+    ):
         if len(columns) > 1:
             x = np.stack([batch.column(c).to_numpy() for c in columns], 1)
         else:
