@@ -9,9 +9,10 @@ with one thread of the model; opening and checking the bundle is in the time of 
 ``memory_ratio`` is the most resident memory of a run over the largest table over that of 100,000
 rows; ``seconds_per_million`` by number of rows, of which ``cost_ratio`` is the largest over that of
 100,000 rows. ``ratio_two_workers`` is the time of one Ray worker over that of two on magika, where
-the model is the bottleneck, one thread each. The start, which is the time that one row takes (of Ray,
-one row for each worker), is taken off these figures; ``with_start`` has it in. ``ratio_two_bare`` is
-what the machine allows: rows a second of two processes of the bare loop over those of one.
+the model is the bottleneck, one thread each. The start, which is the time that one row takes (of
+Ray, one row for each worker), is taken off these figures; ``with_start`` has it in.
+``ratio_two_bare`` is what the machine allows: rows a second of two processes of the bare loop over
+those of one.
 """
 
 from __future__ import annotations

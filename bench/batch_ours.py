@@ -58,7 +58,7 @@ def loop(bundle: str, data: str, out: str, write: bool, times: int = 1) -> dict[
         if len(columns) > 1:
             x = np.stack([batch.column(c).to_numpy() for c in columns], 1)
         else:
-            x = batch.column(columns[0]).to_numpy_ndarray()
+            x = _array(batch.column(columns[0]))
         found = session.run(names, {spec.name: x.astype(spec.dtype, copy=False)})
         rows += len(x)
         if write:
@@ -72,6 +72,13 @@ def loop(bundle: str, data: str, out: str, write: bool, times: int = 1) -> dict[
             writer.write_table(pa.concat_tables(held))
         writer.close()
     return {"seconds": time.perf_counter() - started, "rows": rows, "peak_mb": most_bytes() / 2**20}
+
+
+def _array(column: pa.Array) -> np.ndarray:
+    """A column of tensors or of lists of one length, whose first axis is the row."""
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return column.to_numpy_ndarray()
+    return column.flatten().to_numpy().reshape(len(column), -1)
 
 
 def _column(value: np.ndarray) -> pa.Array:
