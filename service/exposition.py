@@ -53,6 +53,11 @@ class BulkHistogram(Histogram):
 
     def _observe_few(self, amounts: Array | Sequence[float]) -> None:
         values = amounts.tolist() if isinstance(amounts, np.ndarray) else amounts
+        if len(values) == 1:  # most calls where requests come one by one
+            if math.isfinite(value := values[0]):
+                self._sum.inc(float(value))
+                self._buckets[bisect_left(self._upper_bounds, value)].inc(1)
+            return
         total = float(sum(values))
         if not math.isfinite(total):
             values = [value for value in values if math.isfinite(value)]

@@ -71,6 +71,8 @@ def test_what_is_not_finite_is_not_observed(n):
     registry = CollectorRegistry()
     h = BulkHistogram("h", "h", ["x"], registry=registry, buckets=[1.0])
     h.labels("y").observe_many(np.array([math.nan, 0.5, math.inf][:2] * n))
+    for alone in (math.nan, math.inf):
+        h.labels("y").observe_many([alone])
     x = Exposition(generate_latest(registry).decode())
     assert (x.total("h_count"), x.total("h_sum")) == (n, n / 2)
 
