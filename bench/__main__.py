@@ -1,4 +1,8 @@
-"""``python -m bench NAME [--quick] --json``: run one benchmark (or all) and print one object."""
+"""``python -m bench NAME [--quick] --json``: run one benchmark (or all) and print one object.
+
+With ``--out FOLDER`` each is also kept as FOLDER/NAME.json as soon as it is done, and ``all``
+leaves out what is kept there already: a run that was cut off is gone on with by the same command.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,12 @@ import argparse
 import json
 import os
 import platform
+import sys
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
+from bench.results import keep
 from calibration.assemble import versions
 
 NAMES = (
@@ -43,13 +51,37 @@ def main() -> None:
     parser.add_argument("name", choices=(*NAMES, "all"))
     parser.add_argument("--quick", action="store_true", help="fewer runs")
     parser.add_argument("--json", action="store_true", help="print JSON (the only form there is)")
+    parser.add_argument("--out", type=Path, help="folder in which to keep figures, too")
     asked = parser.parse_args()
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "system": platform.system()}
+    if asked.name != "all":
+        print(json.dumps(measured(asked.name, asked.quick, asked.out), indent=1, default=str))
+        return
+    found = {}
+    for name in NAMES:
+        if asked.out and (asked.out / f"{name}.json").exists():
+            print(f"{name}: kept already", file=sys.stderr)
+            continue
+        found[name] = measured(name, asked.quick, asked.out)
+        print(f"{name}: done", file=sys.stderr)
+    print(json.dumps(found, indent=1, default=str))
+
+
+def measured(name: str, quick: bool, out: Path | None) -> dict[str, Any]:
+    """The figures of a benchmark, with the versions and the machine that made them."""
     found = {
-        n: import_module(f"bench.{n}").run(asked.quick) for n in NAMES if asked.name in (n, "all")
+        **import_module(f"bench.{name}").run(quick),
+        "quick": quick,
+        "versions": versions(),
+        "machine": {
+            "cpus": os.cpu_count(),
+            "machine": platform.machine(),
+            "system": platform.system(),
+        },
     }
-    body = found if asked.name == "all" else found[asked.name]
-    print(json.dumps({**body, "versions": versions(), "machine": machine}, indent=1, default=str))
+    if out:
+        keep(found, out / f"{name}.json")
+    return found
 
 
-main()
+if __name__ == "__main__":
+    main()

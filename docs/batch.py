@@ -1,4 +1,4 @@
-"""The picture of batch scoring: ``python docs/batch.py [OUTPUT]``.
+"""The picture of batch scoring: ``python -m docs.batch [OUTPUT]``.
 
 OUTPUT is what ``python -m bench batch --json`` printed, kept as bench/results/batch.json; without
 it the picture is drawn anew from what is kept.
@@ -10,7 +10,7 @@ import math
 import sys
 from typing import Any
 
-from drawing import BAD, BLUE, FAINT, GREEN, INK, box, dot, kept, line, picture, text
+from docs.drawing import BAD, BLUE, FAINT, GREEN, INK, box, dot, figures, line, picture, text
 
 PANELS = (
     ("seconds_per_million", "seconds a million rows", BLUE),
@@ -104,7 +104,7 @@ def _bars(
 
 def main(arguments: list[str]) -> None:
     """Keep the figures and draw them."""
-    found = kept("batch", arguments)
+    found = figures("batch", arguments)
     drawn: list[str] = []
     top = 6.0
     for part in (growth, speed):

@@ -1,4 +1,4 @@
-"""The picture of coverage: ``python docs/coverage.py [OUTPUT]``.
+"""The picture of coverage: ``python -m docs.coverage [OUTPUT]``.
 
 OUTPUT is what ``python -m bench coverage --json`` printed, kept as bench/results/coverage.json;
 without it the picture is drawn anew from what is kept.
@@ -9,7 +9,20 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from drawing import BAD, BLUE, FAINT, GREEN, INK, PURPLE, box, dot, kept, line, picture, text
+from docs.drawing import (
+    BAD,
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    PURPLE,
+    box,
+    dot,
+    figures,
+    line,
+    picture,
+    text,
+)
 
 BAND = "#e3eef9"
 FORMS = {"unweighted": BAD, "estimated": BLUE, "bbse": PURPLE, "oracle": GREEN}
@@ -160,7 +173,7 @@ def peers(found: dict[str, Any], top: float) -> tuple[list[str], float]:
 
 def main(arguments: list[str]) -> None:
     """Keep the figures and draw them."""
-    found = kept("coverage", arguments)
+    found = figures("coverage", arguments)
     drawn: list[str] = []
     top = 6.0
     for part in (cells, shift, peers):

@@ -8,24 +8,22 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from take_pictures import shoot
+from bench.results import RESULTS, keep, kept
+from docs.take_pictures import shoot
 
-RESULTS = Path(__file__).parents[1] / "bench" / "results"
 WIDTH = 800
 INK, FAINT, BAD = "#1f2933", "#7b8794", "#c2410c"
 BLUE, GREEN, PURPLE = "#2563eb", "#0f766e", "#7c3aed"
 
 
-def kept(name: str, arguments: list[str]) -> dict[str, Any]:
+def figures(name: str, arguments: list[str]) -> dict[str, Any]:
     """Figures of a benchmark: what is in the file that the arguments name, which is kept; without
     one what was kept."""
-    file = RESULTS / f"{name}.json"
     if arguments:
-        found = json.loads(Path(arguments[0]).read_text())
-        RESULTS.mkdir(exist_ok=True)
-        file.write_text(json.dumps(rounded(found), separators=(",", ":")) + "\n")
-    got: dict[str, Any] = json.loads(file.read_text())
-    return got
+        keep(json.loads(Path(arguments[0]).read_text()), RESULTS / f"{name}.json")
+    found = kept(name)
+    assert found is not None, f"no figures of {name} are kept"
+    return found
 
 
 def picture(name: str, drawn: list[str], height: int) -> None:
@@ -66,12 +64,3 @@ def line(points: list[tuple[float, float]], colour: str, width: float = 1.5, das
 def dot(x: float, y: float, colour: str, radius: float = 3.5, opacity: float = 0.75) -> str:
     """A point."""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}" opacity="{opacity}"/>'
-
-
-def rounded(value: Any) -> Any:
-    """Numbers to five digits, so that the file is small."""
-    if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [rounded(v) for v in value]
-    return round(value, 5) if isinstance(value, float) else value

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
+from bench import figures
 from docs.pages import pages
 from hedged.cli import app
 from posthoc import registry
@@ -112,7 +113,13 @@ def fields() -> str:
     return table(("field", "task", "meaning"), rows)
 
 
+def measured() -> str:
+    """What the benchmarks found whose results are kept."""
+    return table(("figure", "value", "command"), figures.rows())
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "figures": measured,
     "commands": commands,
     "settings": settings,
     "metrics": metrics,
