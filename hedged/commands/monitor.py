@@ -74,6 +74,7 @@ def monitor(
     from hedged.commands.monitor_tables import show
     from service.monitor.run import monitoring
     from service.monitor.stream import Options
+    from service.scoring.places import shown_url
 
     if json and not once:
         raise typer.BadParameter("--json needs --once")
@@ -88,7 +89,7 @@ def monitor(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         with found.publishing(host, port) as address:
-            where = f"metrics of {ledger} at http://{address}/metrics"
+            where = f"metrics of {shown_url(ledger)} at http://{address}/metrics"
             err.print(where, markup=False, soft_wrap=True)
             found.run(stop, every)
 

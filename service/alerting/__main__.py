@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 from service.alerting import dashboard_text, rules_text
 
-FILES = {"prometheus/rules.yml": rules_text, "grafana/dashboards/hedged.json": dashboard_text}
+_OBJECT = """\
+# Made by `python -m service.alerting` from the rules that ../../prometheus/rules.yml has.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: hedged
+  labels:
+    release: kube-prometheus-stack
+spec:
+"""
+
+
+def rule_object() -> str:
+    """The rules as an object of the Prometheus operator."""
+    return _OBJECT + textwrap.indent(rules_text(), "  ")
+
+
+FILES = {
+    "prometheus/rules.yml": rules_text,
+    "kubernetes/monitoring/prometheusrule.yaml": rule_object,
+    "grafana/dashboards/hedged.json": dashboard_text,
+}
 
 
 def main(folder: Path) -> None:

@@ -46,7 +46,7 @@ def add(path: Path, rows: range) -> None:
         conn.execute("UPDATE predictions SET time = time - 60 WHERE time > ?", (time.time() - 30,))
 
 
-def command(path: Path, state: Path, *more: str) -> list[str]:
+def command(path: Path | str, state: Path, *more: str) -> list[str]:
     begin = [sys.executable, "-m", "hedged", "monitor", str(path), "--state", str(state)]
     return [*begin, "--reference", "500", *more]
 
@@ -75,13 +75,15 @@ def test_a_process_publishes_goes_on_after_a_restart_and_ends_on_a_signal(
     path: Path, tmp_path: Path
 ) -> None:
     state = tmp_path / "state.json"
-    for more, seen in ((None, 1000), (range(1000, 1300), 1300)):
-        started = command(path, state, "--port", "0", "--every", "0.2")
+    url = f"sqlite://me:secret@/{path}"
+    for more, seen, ledger in ((None, 1000, str(path)), (range(1000, 1300), 1300, url)):
+        started = command(ledger, state, "--port", "0", "--every", "0.2")
         with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stderr is not None
-                found = re.search(r"http://\S+/metrics", process.stderr.readline())
-                assert found is not None
+                line = process.stderr.readline()
+                found = re.search(r"http://\S+/metrics", line)
+                assert found is not None and "secret" not in line
                 if more is not None:
                     has_read(found[0], 1000)  # what the last process had
                     add(path, more)

@@ -1,4 +1,4 @@
-"""The scheduled jobs of deploy/kubernetes/: what they run is what the command line takes."""
+"""The scheduled jobs of deploy/kubernetes/jobs/: what they run is what the command line takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from hedged.cli import app
 from service.scoring.engine import Engine
 
-FOLDER = Path(__file__).parents[3] / "deploy" / "kubernetes"
+FOLDER = Path(__file__).parents[3] / "deploy" / "kubernetes" / "jobs"
 
 
 def manifest(name: str) -> dict[str, Any]:
