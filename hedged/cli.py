@@ -29,6 +29,7 @@ from hedged.commands import (
     recalibrate,
     score,
     serve,
+    sign,
 )
 from posthoc.contract import HedgedError
 
@@ -47,6 +48,7 @@ app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(inspect.verify)
+app.command("sign")(sign.sign)
 app.command("modules")(inspect.modules)
 app.command("serve")(serve.serve)
 app.command("activate")(activate.activate)

@@ -123,7 +123,10 @@ class Application:
         # Not in the lifespan, whose variables would keep a model that is served no longer.
         settings = self.settings
         opened = open_models(
-            settings.bundle_path, device=settings.device, threads=settings.model_threads
+            settings.bundle_path,
+            device=settings.device,
+            threads=settings.model_threads,
+            signed_by=settings.signed_by,
         )
         models = opened.models
         ledger = Ledger.open(settings.ledger_url, spool_dir=settings.data_dir / "spool")

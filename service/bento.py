@@ -15,7 +15,7 @@ import orjson
 from bentoml.exceptions import BentoMLException
 from pydantic import ValidationError
 
-from calibration.bundle import load_bundle
+from calibration.signing import load_signed
 from posthoc.contract import HedgedError
 from service import friendly, logs
 from service.app import Application
@@ -85,12 +85,12 @@ class Hedged:
         with watched():
             path, problems = _settings.bundle_path, dict[str, Exception]()
             if is_bundle(path):
-                load_bundle(path)
+                load_signed(path, _settings.signed_by)
                 return
             for name, folder in model_folders(path).items():
                 try:
                     live = folder / live_version(folder)
-                    check_place(name, live, load_bundle(live).manifest)
+                    check_place(name, live, load_signed(live, _settings.signed_by).manifest)
                     return
                 except HedgedError as e:
                     problems[name] = e

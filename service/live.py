@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from calibration.bundle import MANIFEST, ConformalRecord, sha256
+from calibration.signing import signature_path
 from posthoc.contract import BundleError, HedgedError
 from posthoc.runtime import provider_name
 from service import instruments
@@ -54,21 +55,23 @@ class Opened:
     seen: Mapping[str, Found] = field(default_factory=dict)
 
 
-def open_models(path: Path, *, device: str, threads: int) -> Opened:
+def open_models(path: Path, *, device: str, threads: int, signed_by: Path | None = None) -> Opened:
     """Open, verify and check every live model at ``path``, a bundle or a root of them.
 
-    One broken model of several keeps none of the others from being served. Raises BundleError or
-    ModelError, with every reason, where no model can be.
+    ``signed_by``: as `load_model`. One broken model of several keeps none of the others from being
+    served. Raises BundleError or ModelError, with every reason, where no model can be.
     """
     if is_bundle(path):
-        model = load_model(path, device=device, threads=threads)
+        model = load_model(path, device=device, threads=threads, signed_by=signed_by)
         return Opened({model.name: model})
     models: dict[str, Model] = {}
     problems: dict[str, Exception] = {}
     seen = {name: look(folder) for name, folder in model_folders(path).items()}
     for name, found in seen.items():
         try:
-            models[name] = load_live(name, _live(found), device=device, threads=threads)
+            models[name] = load_live(
+                name, _live(found), device=device, threads=threads, signed_by=signed_by
+            )
         except Exception as e:  # whatever it is, the other models must not suffer from it
             if not isinstance(e, HedgedError):
                 _log.exception("%s cannot be opened", name)
@@ -165,7 +168,13 @@ class Watcher:
 
     def _load(self, name: str, folder: Path) -> Model:
         settings = self._core.settings
-        return load_live(name, folder, device=settings.device, threads=settings.model_threads)
+        return load_live(
+            name,
+            folder,
+            device=settings.device,
+            threads=settings.model_threads,
+            signed_by=settings.signed_by,
+        )
 
 
 def explain(core: Core, name: str, error: Exception) -> None:
@@ -195,7 +204,7 @@ def look(folder: Path) -> Found:
         live = folder / live_version(folder)
     except BundleError as e:
         problem, asked = str(e), not isinstance(e, UndecidedError)
-    files = [] if live is None else sorted(live.glob("*"))
+    files = [] if live is None else [*sorted(live.glob("*")), signature_path(live)]
     return Found(live, problem, asked, _stamp([folder / ACTIVE, *files]))
 
 

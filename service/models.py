@@ -12,6 +12,7 @@ import numpy as np
 from calibration.bundle import DenseRecord
 from calibration.metrics.totals import level_name
 from calibration.predictor import Predictor
+from calibration.signing import load_signed
 from posthoc.contract import Array, BundleError, HedgedError, Task, TensorSpec, output_fields
 from service.bundles import check_place
 from service.errors import invalid, shorten
@@ -147,22 +148,25 @@ class Model:
         return fields
 
 
-def load_live(name: str, folder: Path, *, device: str, threads: int) -> Model:
+def load_live(
+    name: str, folder: Path, *, device: str, threads: int, signed_by: Path | None = None
+) -> Model:
     """The model in ``ROOT/<name>/<version>/``, which must be what its place says.
 
     Raises what `check_place` and `load_model` raise.
     """
-    model = load_model(folder, device=device, threads=threads)
+    model = load_model(folder, device=device, threads=threads, signed_by=signed_by)
     check_place(name, folder, model.predictor.manifest)
     return model
 
 
-def load_model(path: Path, *, device: str, threads: int) -> Model:
+def load_model(path: Path, *, device: str, threads: int, signed_by: Path | None = None) -> Model:
     """Verify and open a bundle, reproduce its golden rows, and measure and warm it on one.
 
-    Raises BundleError or ModelError when it cannot be served, saying why.
+    ``signed_by``: a file of public keys, one of which must have signed it. Raises BundleError or
+    ModelError when it cannot be served, saying why.
     """
-    predictor = Predictor(path, device=device, threads=threads)
+    predictor = Predictor(load_signed(path, signed_by), device=device, threads=threads)
     manifest = predictor.manifest
     for what, text in (("name", manifest.name), ("version", manifest.version)):
         if not _NAME.fullmatch(text):

@@ -20,8 +20,8 @@ LEDGER_FILE = "hedged-ledger.sqlite"
 # Variables that are not ours: HEDGED_<COMMAND>_<OPTION>, and the paths of other tools.
 COMMANDS = (
     *("compare", "control", "demo", "fit", "evaluate"),
-    *("inspect", "verify", "modules", "serve", "activate", "score", "keys", "labels", "ledger"),
-    *("monitor", "alerting", "recalibrate"),
+    *("inspect", "verify", "sign", "modules", "serve", "activate", "score", "keys", "labels"),
+    *("ledger", "monitor", "alerting", "recalibrate"),
 )
 _TOOLS = frozenset({"CONFIG", "ASSETS"})
 
@@ -47,6 +47,17 @@ def _keys(path: Path | None) -> Path | None:
     return path
 
 
+def _public_keys(path: Path | None) -> Path | None:
+    if path is not None:
+        from calibration.signing import read_public_keys
+
+        try:
+            read_public_keys(path)
+        except HedgedError as e:
+            raise ValueError(str(e)) from None
+    return path
+
+
 class Settings(BaseSettings):
     """Settings of one server; each field is ``HEDGED_<NAME>`` in the environment."""
 
@@ -63,6 +74,11 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
         description="Seconds between two looks at a ROOT for other live versions",
+    )
+    signed_by: Annotated[Path | None, AfterValidator(_public_keys)] = Field(
+        default=None,
+        description="PEM file of public keys: only bundles that one of them signed are served "
+        "(hedged sign); the signature lies beside the bundle, BUNDLE.sig",
     )
     device: Annotated[str, AfterValidator(_device)] = Field(
         default="cpu", description="auto, cpu, cuda, cuda:N or tensorrt"

@@ -19,6 +19,9 @@ def activate(
         str | None, typer.Argument(help="Version to serve; without it, the versions are listed")
     ] = None,
     device: Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt: for the check")] = "cpu",
+    signed_by: Annotated[
+        Path | None, option(help="Public keys, PEM: one of them must have signed the version")
+    ] = None,
     json: Annotated[bool, option("--json", help="Print the result as JSON")] = False,
 ) -> None:
     """Make a version live, after checking its hashes and golden rows.
@@ -41,7 +44,7 @@ def activate(
         result: dict[str, Any] = {"name": name, "live": live, "versions": versions}
         console.print_json(result) if json else _show(result, problem)
         return
-    identity = _make_live(folder, name, version, versions, device)
+    identity = _make_live(folder, name, version, versions, device, signed_by)
     if json:
         console.print_json(
             {"name": name, "version": version, "previous": live, "identity": identity}
@@ -51,7 +54,14 @@ def activate(
     console.out.print(escape(f"{name}: version {version} is live ({before}), identity {identity}"))
 
 
-def _make_live(folder: Path, name: str, version: str, versions: list[str], device: str) -> str:
+def _make_live(
+    folder: Path,
+    name: str,
+    version: str,
+    versions: list[str],
+    device: str,
+    signed_by: Path | None,
+) -> str:
     """Check the version as a server does, and name it in active.json; its identity."""
     from posthoc.contract import BundleError
     from service.bundles import write_active
@@ -60,7 +70,7 @@ def _make_live(folder: Path, name: str, version: str, versions: list[str], devic
     if version not in versions:
         there = ", ".join(versions) or "none"
         raise BundleError(f"{folder} has no version {version!r}; there are {there}")
-    model = load_live(name, folder / version, device=device, threads=0)
+    model = load_live(name, folder / version, device=device, threads=0, signed_by=signed_by)
     write_active(folder, version)
     return model.identity
 

@@ -38,25 +38,49 @@ def inspect(
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
     device: Annotated[str, option(help="auto, cpu, cuda[:n] or tensorrt")] = "cpu",
+    signed_by: Annotated[
+        Path | None, option(help="Public keys, PEM: one of them must have signed the bundle")
+    ] = None,
+    certified_by: Annotated[
+        list[Path] | None,
+        option(help="Root certificate, PEM: it must certify who signed the bundle; repeatable"),
+    ] = None,
+    signature: Annotated[
+        Path | None, option(help="Where the signature lies; default BUNDLE.sig")
+    ] = None,
     json: Annotated[bool, option("--json", help="Print the result as JSON")] = False,
 ) -> None:
-    """Check every hash of a bundle, then run its golden rows.
+    """Check every hash of a bundle and who signed it, then run its golden rows.
+
+    Without --signed-by or --certified-by no signature is asked for.
 
     \b
-    Example:
+    Examples:
       hedged verify bundle
+      hedged verify bundle --signed-by key.pub
     """
     from calibration.predictor import Predictor
+    from calibration.signing import check_certified, load_signed
 
-    predictor = Predictor(bundle, device=device)
+    if signed_by is not None and certified_by:
+        raise typer.BadParameter("--signed-by or --certified-by, not both")
+    if signature is not None and signed_by is None and not certified_by:
+        raise typer.BadParameter("--signature needs --signed-by or --certified-by")
+    if certified_by:
+        found = check_certified(bundle, certified_by, signature)
+    else:
+        found = load_signed(bundle, signed_by, signature)
+    signed = signed_by is not None or bool(certified_by)
+    predictor = Predictor(found, device=device)
     predictor.self_check()
     files = predictor.manifest.files
     if json:
-        console.print_json({"ok": True, "identity": predictor.bundle.identity, "files": len(files)})
+        told: dict[str, Any] = {"ok": True, "identity": found.identity, "files": len(files)}
+        console.print_json(told | ({"signed": True} if signed else {}))
     else:
         console.out.print(
-            f"{bundle}: {len(files)} files match, golden rows reproduce, "
-            f"identity {predictor.bundle.identity}"
+            f"{bundle}: {len(files)} files match, {'the signature holds, ' if signed else ''}"
+            f"golden rows reproduce, identity {found.identity}"
         )
 
 
