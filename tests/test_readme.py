@@ -221,9 +221,12 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     reader.stop()
 
 
-def test_the_walk(reader: Reader) -> None:
+@pytest.mark.parametrize("pages", [1, pytest.param(len(PAGES), marks=pytest.mark.long)])
+def test_the_walk(reader: Reader, pages: int) -> None:
+    """Through the README, and on through the guides in ``make test-long``."""
     printed, last = "", None
-    for block in BLOCKS:
+    walked = {page.relative_to(ROOT).as_posix() for page in PAGES[:pages]}
+    for block in (b for b in BLOCKS if b.page in walked):
         if block.kind == "file":
             (reader.cwd / block.argument).write_text(block.text)
         elif block.kind == "serve":

@@ -11,6 +11,9 @@ from hedged.commands.console import option
 
 def demo(
     out: Annotated[Path, option(help="Folder of the bundle and the report")] = Path("demo"),
+    quick: Annotated[
+        bool, option("--quick", help="A quarter of the files: the same story, rougher figures")
+    ] = False,
     keep_serving: Annotated[
         bool, option("--keep-serving", help="Leave the server running until Ctrl-C")
     ] = False,
@@ -24,10 +27,11 @@ def demo(
     \b
     Examples:
       hedged demo
+      hedged demo --quick
       hedged demo --out story --keep-serving
     """
     from hedged.demo.story import tell
 
-    story = tell(out, keep_serving=keep_serving, quiet=json)
+    story = tell(out, quick=quick, keep_serving=keep_serving, quiet=json)
     if json:
         console.print_json(story)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -98,12 +99,15 @@ def magika_input(data: bytes) -> NDArray[np.int32]:
     return out
 
 
-def build_corpus(out: Path, *, progress: Callable[[str], None] | None = None) -> CorpusPaths:
+def build_corpus(
+    out: Path, *, share: float = 1.0, progress: Callable[[str], None] | None = None
+) -> CorpusPaths:
     """Write ``train.parquet`` and ``ood.parquet`` into ``out``; same packages, same bytes.
 
     Each file appears once (equal contents, or equal model inputs, count as one), at most
-    ``CLASS_CAP`` of a label and ``STRANGE_CAP`` of a strange type, chosen and ordered by content
-    hash. Raises HedgedError naming the packages that are missing and the command for them.
+    ``CLASS_CAP`` of a label and ``STRANGE_CAP`` of a strange type, or a ``share`` of these, chosen
+    and ordered by content hash. Raises HedgedError naming the packages that are missing and the
+    command for them.
     """
     say = progress or (lambda _: None)
     labels = magika_labels()
@@ -114,7 +118,7 @@ def build_corpus(out: Path, *, progress: Callable[[str], None] | None = None) ->
             kind = type_of(file, data)
             if kind is not None:
                 pools.setdefault(kind, {}).setdefault(_digest(data), (file, data))
-    rows = _unique(pools)
+    rows = _unique(pools, share)
     known = [r for r in rows if r.kind not in STRANGE]
     strange = [r for r in rows if r.kind in STRANGE]
     out.mkdir(parents=True, exist_ok=True)
@@ -176,12 +180,12 @@ def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _unique(pools: dict[str, dict[bytes, tuple[str, bytes]]]) -> list[_Row]:
+def _unique(pools: dict[str, dict[bytes, tuple[str, bytes]]], share: float) -> list[_Row]:
     """The capped rows of every type in the order of their hash, no model input twice."""
     rows: list[_Row] = []
     seen: set[bytes] = set()
     for kind, pool in sorted(pools.items()):
-        left = STRANGE_CAP if kind in STRANGE else CLASS_CAP
+        left = math.ceil(share * (STRANGE_CAP if kind in STRANGE else CLASS_CAP))
         for digest, (file, data) in sorted(pool.items()):
             cut = digest[-1] % 2 == 1 and len(data) > PREFIX
             x = magika_input(data[:PREFIX] if cut else data)

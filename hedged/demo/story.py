@@ -35,17 +35,22 @@ from service.scoring import score
 
 BATCH = 32
 LIVE_BATCHES = 16
+QUICK = 0.25  # of the files and of the live batches
 THREADS = 2
 STRANGE = "types it does not know"
 
 
-def tell(out: Path, *, keep_serving: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """The whole story in folder ``out``; what it measured, as one JSON-able object."""
+def tell(
+    out: Path, *, quick: bool = False, keep_serving: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """The whole story in folder ``out``, of a part of the files if it is to be quick; what it
+    measured, as one JSON-able object."""
+    share = QUICK if quick else 1.0
     say = show.Silent() if quiet else show.Teller()
     for leftover in ("bundle", "scored", "server"):
         shutil.rmtree(out / leftover, ignore_errors=True)
     say.step("1/6 Files of pinned packages: half whole, half cut to their first 1,024 bytes")
-    corpus = build_corpus(out / "data")
+    corpus = build_corpus(out / "data", share=share)
     say.line(
         f"{corpus.n_rows:,} files of {len(corpus.counts)} known types; "
         f"{corpus.n_ood} files of {len(corpus.ood_counts)} types that magika does not know"
@@ -70,7 +75,9 @@ def tell(out: Path, *, keep_serving: bool = False, quiet: bool = False) -> dict[
     with console.progress() as report:
         found = evaluate(predictor, corpus.train, ood_data={STRANGE: corpus.ood}, progress=report)
     write_report(out / "report.html", found)
-    live, y = _live_rows(predictor, corpus.train, out / "data" / "live.parquet")
+    live, y = _live_rows(
+        predictor, corpus.train, out / "data" / "live.parquet", round(share * LIVE_BATCHES)
+    )
     overhead = throughput_ratio(
         magika_model().read_bytes(),
         bundle.files[PREDICTOR],
@@ -138,11 +145,13 @@ def _figures(found: Evaluation) -> dict[str, Any]:
     }
 
 
-def _live_rows(predictor: Predictor, data: Path, out: Path) -> tuple[list[Array], Array]:
+def _live_rows(
+    predictor: Predictor, data: Path, out: Path, batches: int
+) -> tuple[list[Array], Array]:
     """Batches of inputs that the fit never used and their classes; the same rows as a table."""
     seen = seen_hashes(predictor.bundle)
     mapping = TableMapping(inputs={"bytes": ("bytes",)}, target=("label",))
-    wanted = BATCH * LIVE_BATCHES
+    wanted = BATCH * batches
     kept: list[pa.RecordBatch] = []
     inputs: list[Array] = []
     labels: list[Array] = []

@@ -104,6 +104,7 @@ def restoration(tmp_path_factory: pytest.TempPathFactory) -> DenseSet:
     return made("sharpen", tmp_path_factory.mktemp("sharpen"))
 
 
+@pytest.mark.long
 def test_a_split_of_an_image_regression(restoration: DenseSet) -> None:
     found = {r["module"]: r for r in dense.measure(restoration, 0, steps=60)}
     assert list(found) == [

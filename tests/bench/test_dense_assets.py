@@ -115,6 +115,7 @@ def test_flat_cells_are_left_out() -> None:
     assert len(dense.cut(photo, np.random.default_rng(0))) == 0
 
 
+@pytest.mark.long
 def test_the_photos() -> None:
     found = dense.patches()
     assert len(found.names) == len(set(found.names)) == 218

@@ -26,6 +26,7 @@ def test_an_unknown_name() -> None:
         material.load("depth")
 
 
+@pytest.mark.long
 def test_super_resolution() -> None:
     made = material.load("super-resolution")
     assert (made.task, made.images, made.photos) == ("regression", 2532, 218)

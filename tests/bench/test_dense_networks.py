@@ -142,6 +142,7 @@ def test_weights_come_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert not any(m.training for m in made)
 
 
+@pytest.mark.long
 def test_exports_for_one_size_and_for_any(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = networks.UNet(width=2).eval().requires_grad_(False)

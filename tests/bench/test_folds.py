@@ -23,6 +23,7 @@ def test_every_fold_takes_its_batches(name: str, monkeypatch: pytest.MonkeyPatch
     assert type(merged) is type(whole)
 
 
+@pytest.mark.long
 def test_the_record(capsys: pytest.CaptureFixture[str]) -> None:
     found = folds.measured(400_000, 5_000, SOME)
     assert set(found["folds"]) == set(SOME) - {"exact_ranking"}

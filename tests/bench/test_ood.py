@@ -19,6 +19,7 @@ def test_a_cell_is_held_against_its_law() -> None:
     assert not ood._cell("p_value", 0.05, 500, 400, 476, np.ones(400, bool))["inside"]
 
 
+@pytest.mark.long
 def test_a_real_split_of_a_small_set() -> None:
     found = ood.measure("letter", 0)
     by = found["auroc"]

@@ -1,4 +1,5 @@
-"""What is promised of magika, a deployed classifier of 214 file types, over seeded re-splits.
+"""What is promised of magika, a deployed classifier of 214 file types, over seeded re-splits: in
+``make test-long``, one split of it with the demo in ``make test``.
 
 All rows are real files of pinned packages; strange rows are files of types it was never taught.
 """
@@ -16,6 +17,7 @@ from bench.resplits import figures, run
 from calibration.fit import fit_material
 from calibration.fit_options import FitOptions
 
+pytestmark = pytest.mark.long
 ALPHAS = ("0.1", "0.05")
 
 
@@ -73,7 +75,6 @@ def test_scores_do_not_tie_at_the_thresholds() -> None:
         assert (done.scores["set"] == g.threshold).sum() == 1
 
 
-@pytest.mark.long
 def test_twenty_splits() -> None:
     """18 of 20: a correct build falls below with probability 0.001 at a miss rate of 1 %."""
     assert binom.cdf(17, 20, 0.99) < 0.0011
