@@ -54,6 +54,22 @@ def stream():
     return classification(1500)
 
 
+def test_what_ids_say_is_no_drift(url, ledger, stream):
+    """Healthy rows in the order of chance, whose ids tell how sure the model is."""
+    rank = np.argsort(np.argsort(stream.fields["confidence"]))
+    stream = replace(stream, ids=[f"{i:05d}" for i in rank])
+    for start in range(0, 1500, 250):
+        record(ledger, stream, range(start, start + 250))
+        ledger.flush()
+    ledger.add_labels(labels(stream))
+    join(ledger)
+    found = looked(url)
+    assert found.rows == {KEY: 1500}
+    peaks = {n: s.martingale.log10_peak for n, s in found.streams[KEY].items() if s.martingale}
+    assert {"confidence", "entropy", "error"} <= set(peaks)
+    assert max(peaks.values()) < 2, peaks
+
+
 def test_every_prediction_is_read_once_in_pages_of_any_size(url, ledger, stream, monkeypatch):
     record(ledger, stream, range(900))
     ledger.flush()
