@@ -192,6 +192,10 @@ def prepare(
         # The few rows that opened the model looked like probabilities; all of them do not.
         link = "identity" if link == "log" else "sigmoid"
     linear = frozen.head
+    several = options.task == "classification" and frozen.z_dim > 1 and linear is None
+    if several and link == "identity" and _are_probabilities(cache.z[usable]):
+        # As answers that a graph only hands on: rows made up to open it showed nothing.
+        link = "log"
     if linear is not None and link == "sigmoid":
         linear = logits.two_class_head(linear)
     material = Material(

@@ -99,7 +99,7 @@ def evaluate(
     bundle: str | Path,
     data: str | Path | Mapping[str, str | Path],
     *,
-    ood: dict[str, str | Path] | None = None,
+    ood: Mapping[str, str | Path] | None = None,
     corrupt: Sequence[str] = (),
     severities: Sequence[int] = (1, 3, 5),
     data_range: float | None = None,

@@ -17,6 +17,10 @@ from tests.factory import tiny_bundle
 # the others.
 LONGEST = (
     "test_readme.py",
+    "test_examples.py",
+    "service/scoring/test_ray_nodes.py",
+    "service/scoring/test_ray_kill.py",
+    "service/scoring/test_ray.py",
     "walks/test_magika.py",
     "walks/test_demo.py",
     "bench/test_dense.py",

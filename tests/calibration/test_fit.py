@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,7 @@ from calibration.bundle import MANIFEST, REFERENCE, Bundle
 from calibration.evaluate import evaluate
 from calibration.fit import fit, fit_material
 from calibration.fit_options import FitOptions
-from calibration.material import Material, parts_of, prepare, split
+from calibration.material import Columns, Material, parts_of, prepare, split
 from calibration.predictor import Predictor
 from posthoc.contract import DataError, FitError, HedgedError, ModelError
 from posthoc.data import open_table, to_rows
@@ -168,6 +170,40 @@ def test_every_ending_is_fitted_end_to_end(
     taken = fresh_rows(bundle, data)
     want = -log_probs(model, taken[0])[np.arange(found.n), taken[1]].mean()
     assert nll["frozen"] == pytest.approx(want, rel=1e-4)
+
+
+def test_probabilities_that_are_only_handed_on_are_known_by_the_rows(tmp_path: Path) -> None:
+    """A graph of one Identity, whose inputs are the answers of a model that nobody has."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet((0.7, 0.7, 0.7), 3000).astype(np.float32)
+    y = np.array([rng.choice(3, p=row / row.sum()) for row in p.astype(np.float64)])
+    names = ["a", "b", "c"]
+    pq.write_table(
+        pa.table({**dict(zip(names, p.T, strict=True)), "target": y}), tmp_path / "rows.parquet"
+    )
+    value = partial(onnx.helper.make_tensor_value_info, elem_type=1, shape=["N", 3])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["z"])], "on", [value("x")], [value("z")]
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "on.onnx"
+    )
+    bundle = fit(
+        tmp_path / "on.onnx",
+        tmp_path / "rows.parquet",
+        tmp_path / "bundle",
+        FitOptions(task="classification", method="none"),
+        columns=Columns(target="target", inputs={"x": names}),
+        cache_dir=tmp_path,
+    )
+    found = evaluate(bundle, tmp_path / "rows.parquet")
+    roles = pq.read_table(io.BytesIO(bundle.files[REFERENCE]))["role"].to_numpy()
+    test = roles == "test"
+    (frozen,) = (s for s in found.systems if s.name == "frozen")
+    want = -np.log(p[test, y[test]].astype(np.float64)).mean()
+    assert frozen.metrics["nll"].value == pytest.approx(want, rel=1e-4)
+    assert bundle.manifest.scaling["temperature_alone"] == pytest.approx(1, abs=0.2)
 
 
 def fresh_rows(bundle: Bundle, data: Path) -> tuple[np.ndarray, np.ndarray]:

