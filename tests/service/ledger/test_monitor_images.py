@@ -59,6 +59,13 @@ def joined(pages, key):
     return {name: np.concatenate([s[name] for s in streams]) for name in streams[0]}
 
 
+def arrived(streams, first):
+    """Which image each of the read ones is: within one write PostgreSQL has them in any order."""
+    where = {value: k for k, value in enumerate(first["entropy"].tolist())}
+    assert len(where) == len(first["entropy"])
+    return np.array([where[value] for value in streams["entropy"].tolist()])
+
+
 @pytest.mark.parametrize("size", [5000, 7])
 def test_images_are_read_once_as_their_summaries(url, ledger, monkeypatch, size):
     monkeypatch.setattr(following, "PAGE", size)
@@ -68,12 +75,14 @@ def test_images_are_read_once_as_their_summaries(url, ledger, monkeypatch, size)
     assert max(len(p.time) for p in pages) == min(size, 30)
     streams = joined(pages, KEY)
     assert set(streams) == set(summarised("classification")) == set(first)
-    order = np.argsort([f"scan-3-0-{k}" for k in range(30)])  # the writer's, within one batch
+    order = arrived(streams, first)
     for name, values in first.items():
         np.testing.assert_array_equal(streams[name], values[order])
+    if url.startswith("sqlite") or "://" not in url:
+        assert order.tolist() == list(range(30))
     second = written(ledger, 5, seed=1)
     pages, after = read(url, cursor)
-    np.testing.assert_array_equal(joined(pages, KEY)["entropy"], second["entropy"])
+    assert sorted(joined(pages, KEY)["entropy"]) == sorted(second["entropy"])
     assert after.prediction == cursor.prediction == 0
     assert read(url, after) == ([], after)
 
@@ -92,9 +101,8 @@ def test_images_and_rows_are_followed_side_by_side(url, ledger):
     )
     assert "ood" not in joined(pages, ("m", "1"))  # of a row it is one of two answers
     assert np.sort(joined(pages, KEY)["ood"]).tolist() == np.sort(of_maps["ood"]).tolist()
-    assert {k: v.tolist() for k, v in joined(pages, (KEY[0], "4")).items()} == {
-        "std": spread["std"].tolist()
-    }
+    theirs = joined(pages, (KEY[0], "4"))
+    assert list(theirs) == ["std"] and sorted(theirs["std"]) == sorted(spread["std"])
     # A cursor that was saved before images were followed begins with the first of them.
     old = Cursor(**{"prediction": cursor.prediction, "joined": 0.0, "label": 0})
     pages, _ = read(url, old)
