@@ -40,7 +40,8 @@ from calibration.predictor import Predictor
 
 GROUP = 100_000  # rows of a row group
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
-REPEATS = 3
+REPEATS = 3  # of a table that is done in seconds, where the start is the larger part
+# Tens of seconds of one worker, in more files than workers by far; the loop reads one so often.
 RAY_FILES, RAY_ROWS, BARE = 24, 120, 8
 
 

@@ -151,7 +151,7 @@ FIGURES = (
     ),
     Figure(
         "shift_kinds",
-        "kind of shift told of windows of 1,000 rows, nine sets: any kind of unshifted ones; all "
+        "kind of shift told of windows of 1,000 rows: any kind of unshifted ones; all "
         "rows told of new classes of at most two fifths",
         lambda f: f"{f['false_kind'][0]:.3f}; {f['all_rows_excludes'][0]:.3f}",
     ),

@@ -193,7 +193,9 @@ def prepare(
         link = "identity" if link == "log" else "sigmoid"
     linear = frozen.head
     several = options.task == "classification" and frozen.z_dim > 1 and linear is None
-    if several and link == "identity" and _are_probabilities(cache.z[usable]):
+    # Samples inside the network were made of outputs as they were taken when it was opened.
+    plain = attached is None and sampled is None
+    if several and plain and link == "identity" and _are_probabilities(cache.z[usable]):
         # As answers that a graph only hands on: rows made up to open it showed nothing.
         link = "log"
     if linear is not None and link == "sigmoid":

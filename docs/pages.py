@@ -60,10 +60,9 @@ def gather(folder: Path) -> None:
     """Every page and picture, as the site's generator wants them."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "docs" / "pictures", folder / "pictures")
-    licence = ("licence.md", ROOT / "LICENSE")
-    for page, file in [*pages(), licence]:
+    for page, file in [*pages(), ("licence.md", ROOT / "LICENSE")]:
         text = file.read_text("utf-8")
-        if (page, file) == licence:
+        if file.suffix != ".md":
             text = f"# Licence\n\n```text\n{text}```\n"
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         (folder / page).write_text(mended(text, page, file.relative_to(ROOT).as_posix()), "utf-8")

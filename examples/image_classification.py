@@ -10,13 +10,12 @@ with dark and light exchanged, and pieces of photographs.
 
 from __future__ import annotations
 
-import argparse
 import logging
-import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
+import shared
 import torch
 from sklearn.datasets import load_digits, load_sample_images
 from torch import nn
@@ -103,18 +102,9 @@ def tell(out: Path, sets: dict[str, dict[str, np.ndarray]]) -> None:
     strange: dict[str, str | Path] = {n: out / f"{n}.npz" for n in ("inverted", "photographs")}
     found = hedged.evaluate(out / "bundle", out / "fresh.npz", ood=strange)
     print(f"{found.n} fresh digits, 95 % intervals")
-    for system in found.systems:
-        figures = ((name, system.metrics[name]) for name in ("accuracy", "nll", "brier"))
-        cells = [f"{name} {f.value:.4f} ({f.low:.4f}–{f.high:.4f})" for name, f in figures]
-        print(f"{system.name:18}", *cells, sep="  ")
-    gain = next(d for d in found.differences if (d.metric, d.to) == ("nll", "temperature scaled"))
-    verdict = "better" if gain.high < 0 else "worse" if gain.low > 0 else "no sure difference"
-    interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
-    print(f"nll beside temperature scaling: {gain.value:+.4f} ({interval}), {verdict}")
-    for level in found.levels:
-        luck = f"luck allows {level.band_low:.4f}–{level.band_high:.4f}"
-        size = f"mean size {level.mean_size:.2f}"
-        print(f"level {level.level}: coverage {level.coverage:.4f} ({luck}), {size}")
+    shared.show_systems(found, "accuracy", "nll", "brier")
+    shared.show_gain(found, "temperature scaling")
+    shared.show_levels(found)
     predictor = hedged.load(out / "bundle")
     for name in ("fresh", *strange):
         flags = predictor.run({"image": sets[name]["image"]}, outputs=["ood"])["ood"]
@@ -124,9 +114,4 @@ def tell(out: Path, sets: dict[str, dict[str, np.ndarray]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="new folder; default: a temporary one")
-    folder = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="hedged-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    main(folder)
-    print(f"everything made is in {folder}")
+    shared.run(main, __doc__)

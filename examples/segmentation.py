@@ -10,14 +10,13 @@ that the pixels whose set holds `disc` miss on average at most 2 % of a disc.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import shared
 
 import hedged
 
@@ -50,18 +49,9 @@ def main(out: Path) -> None:
     fresh = out / "fresh-scans.parquet"
     found = hedged.evaluate(out / "bundle", fresh)
     print(f"{found.n} fresh scans, 95 % intervals that resample images")
-    for system in found.systems:
-        figures = ((name, system.metrics[name]) for name in ("accuracy", "nll", "brier"))
-        cells = [f"{name} {f.value:.4f} ({f.low:.4f}–{f.high:.4f})" for name, f in figures]
-        print(f"{system.name:18}", *cells, sep="  ")
-    gain = next(d for d in found.differences if (d.metric, d.to) == ("nll", "temperature scaled"))
-    verdict = "better" if gain.high < 0 else "worse" if gain.low > 0 else "no sure difference"
-    interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
-    print(f"nll beside temperature scaling: {gain.value:+.4f} ({interval}), {verdict}")
-    for level in found.levels:
-        luck = f"luck allows {level.band_low:.4f}–{level.band_high:.4f}"
-        size = f"mean size {level.mean_size:.2f}"
-        print(f"level {level.level}: coverage {level.coverage:.4f} ({luck}), {size}")
+    shared.show_systems(found, "accuracy", "nll", "brier")
+    shared.show_gain(found, "temperature scaling")
+    shared.show_levels(found)
     for level in hedged.evaluate(out / "bundle-disc", fresh).levels:
         if level.images is not None:
             print(
@@ -81,9 +71,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="new folder; default: a temporary one")
-    folder = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="hedged-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    main(folder)
-    print(f"everything made is in {folder}")
+    shared.run(main, __doc__)

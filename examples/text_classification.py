@@ -11,13 +11,12 @@ one split, and one row of each counts for what is promised. Strange rows: four o
 
 from __future__ import annotations
 
-import argparse
 import re
-import tempfile
 from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
+import shared
 import torch
 from safetensors.torch import save_file
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -106,18 +105,9 @@ def tell(out: Path, sets: dict[str, dict[str, np.ndarray]]) -> None:
     strange: dict[str, str | Path] = {name: out / f"{name}.npz" for name in UNKNOWN}
     found = hedged.evaluate(out / "bundle", out / "fresh.npz", ood=strange)
     print(f"{found.n} fresh sentences, 95 % intervals")
-    for system in found.systems:
-        figures = ((name, system.metrics[name]) for name in ("accuracy", "nll", "brier"))
-        cells = [f"{name} {f.value:.4f} ({f.low:.4f}–{f.high:.4f})" for name, f in figures]
-        print(f"{system.name:18}", *cells, sep="  ")
-    gain = next(d for d in found.differences if (d.metric, d.to) == ("nll", "temperature scaled"))
-    verdict = "better" if gain.high < 0 else "worse" if gain.low > 0 else "no sure difference"
-    interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
-    print(f"nll beside temperature scaling: {gain.value:+.4f} ({interval}), {verdict}")
-    for level in found.levels:
-        luck = f"luck allows {level.band_low:.4f}–{level.band_high:.4f}"
-        size = f"mean size {level.mean_size:.2f}"
-        print(f"level {level.level}: coverage {level.coverage:.4f} ({luck}), {size}")
+    shared.show_systems(found, "accuracy", "nll", "brier")
+    shared.show_gain(found, "temperature scaling")
+    shared.show_levels(found)
     predictor = hedged.load(out / "bundle")
     for name in ("fresh", *UNKNOWN):
         flags = predictor.run({"input": sets[name]["grams"]}, outputs=["ood"])["ood"]
@@ -130,9 +120,4 @@ def tell(out: Path, sets: dict[str, dict[str, np.ndarray]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="new folder; default: a temporary one")
-    folder = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="hedged-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    main(folder)
-    print(f"everything made is in {folder}")
+    shared.run(main, __doc__)

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from calibration import bundle
 from docs.pages import OUTSIDE, build, pages
 from hedged.cli import app
+from posthoc import registry
 from service import metrics
 from service.core import Core
 from service.later import Later
@@ -78,6 +79,10 @@ def test_the_files_of_a_bundle(classification_bundle: Path) -> None:
     listed = set(re.findall(r"^\| `(\S+)` \|", text_of("docs/reference/bundle.md"), re.M))
     assert listed == {p.name for p in classification_bundle.iterdir()}
     assert bundle.SCHEMA_VERSION == 1
+
+
+def test_the_readme_counts_the_scores_that_there_are() -> None:
+    assert f"| {len(registry.SCORES)}, chosen by held-out classes |" in text_of("README.md")
 
 
 def test_every_page_is_in_the_navigation() -> None:

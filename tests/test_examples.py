@@ -324,7 +324,7 @@ def until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not true():
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.1)  # only how often to look
 
 
 def test_every_script_is_in_the_guide() -> None:

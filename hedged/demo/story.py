@@ -35,7 +35,7 @@ from service.scoring import score
 
 BATCH = 32
 LIVE_BATCHES = 16
-QUICK = 0.25  # of the files and of the live batches
+QUICK = 0.25  # of the files and of the live batches: enough rows for every promise at its level
 THREADS = 2
 STRANGE = "types it does not know"
 

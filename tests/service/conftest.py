@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import httpx
 import psutil
@@ -115,6 +115,8 @@ class Server:
 class BentoServer:
     """``bentoml serve`` of ``target`` in a process of its own, with its own BENTOML_HOME."""
 
+    cwd: Path = ROOT
+
     def __init__(self, home: Path, target: str = "service.bento:svc", **environ: str) -> None:
         self.home = home
         self.log = home / "server.log"
@@ -130,10 +132,10 @@ class BentoServer:
         }
         (home / "bentoml").mkdir(parents=True, exist_ok=True)
 
-    def __enter__(self) -> BentoServer:
+    def __enter__(self) -> Self:
         with self.log.open("wb") as log:
             self.process = psutil.Popen(
-                self.command, env=self.environ, stdout=log, stderr=log, cwd=ROOT
+                self.command, env=self.environ, stdout=log, stderr=log, cwd=self.cwd
             )
         try:
             self.port = self._wait(self._listening)

@@ -9,9 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
-import psutil
 import pytest
 
 from calibration.predictor import Predictor
@@ -98,20 +96,6 @@ class Served(BentoServer):
             "AUDIT_FILE": str(self.events),
             "WRITABLE": str(home / "writable"),
         }
-
-    def __enter__(self) -> Served:
-        with self.log.open("wb") as log:
-            self.process = psutil.Popen(
-                self.command, env=self.environ, stdout=log, stderr=log, cwd=self.cwd
-            )
-        try:
-            self.port = self._wait(self._listening)
-            self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
-            self._wait(self._ready)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from calibration.signing import sign, signature_path
 from service.bundles import write_active
 from service.settings import Settings, load_settings
 from tests.factory import tiny_bundle, version_of
-from tests.hedged.conftest import Call, assert_one_line, call, no_settings  # noqa: F401
+from tests.hedged.conftest import Call, assert_one_line
 from tests.service.conftest import BentoServer, Server
 from tests.service.helpers import healthy, poll
 from tests.service.streams import Exposition
@@ -163,7 +163,7 @@ def test_keys_that_cannot_be_read_end_the_start(
 def test_a_version_is_made_live_by_who_may(
     root: Callable[[str], Path],
     pair: Pair,
-    call: Call,  # noqa: F811
+    call: Call,
 ) -> None:
     where = root("live")
     live = where / "live" / "active.json"

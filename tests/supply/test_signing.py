@@ -30,7 +30,7 @@ from calibration.signing import (
     sign,
     signature_path,
 )
-from tests.hedged.conftest import Call, assert_one_line, call, no_settings  # noqa: F401
+from tests.hedged.conftest import Call, assert_one_line
 from tests.supply import keys
 from tests.supply.keys import Pair, make_pair
 
@@ -314,7 +314,7 @@ def test_a_certificate_of_another_key_does_not_sign(bundle: Path, certified: Any
         sign(bundle, key=pair.private, certificate=others["leaf"], chain=[others["middle"]])
 
 
-def test_the_commands(bundle: Path, tmp_path: Path, call: Call, certified: Any) -> None:  # noqa: F811
+def test_the_commands(bundle: Path, tmp_path: Path, call: Call, certified: Any) -> None:
     pair = make_pair(tmp_path, password="open sesame")
     (tmp_path / "word").write_text("open sesame\n")
     identity = load_bundle(bundle).identity
