@@ -109,7 +109,7 @@ def stopped_under_load(bundle, home, seed):
     assert not psutil.pid_exists(server.process.pid)
 
 
-@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize("seed", [0, 3])  # 3: of two workers
 def test_sigterm_under_load_loses_no_request(classifier, tmp_path, seed):
     stopped_under_load(classifier, tmp_path, seed)
 
