@@ -102,7 +102,7 @@ PEERS = {
     ),
     "mlserver": Peer(
         "mlserver",
-        # Its list; it asks for older versions of three packages than ours.
+        # Its list; it asks for older versions than ours of what is installed alone beside it.
         needs=(
             "aiofiles==25.1.0",
             "aiokafka==0.14.0",
@@ -111,7 +111,6 @@ PEERS = {
             "geventhttpclient",
             "grpcio==1.85.3",
             "httptools",
-            "importlib-resources==6.5.2",
             "numpy",
             "onnxruntime==1.31.1",
             "opentelemetry-exporter-otlp-proto-grpc==1.45.1",
@@ -131,7 +130,13 @@ PEERS = {
             "uvicorn",
             "uvloop",
         ),
-        alone=("mlserver==1.7.1", "fastapi==0.115.14", "starlette==0.46.2", "protobuf==6.33.6"),
+        alone=(
+            "mlserver==1.7.1",
+            "fastapi==0.115.14",
+            "importlib-resources==6.5.2",
+            "protobuf==6.33.6",
+            "starlette==0.46.2",
+        ),
         imports="bench.http_mlserver",
     ),
     "torchcp": Peer(

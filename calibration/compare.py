@@ -20,7 +20,7 @@ from calibration.strange import corrupted_sets, given_sets, halved, labelled_set
 
 
 def compare(
-    model: str | Path,
+    model: str | Path | None,
     data: str | Path,
     options: FitOptions,
     asked: Asked | None = None,
@@ -64,7 +64,7 @@ def compare(
     )
     return comparison.model_copy(
         update={
-            "about": {"model": Path(model).name, "data": str(data)},
+            "about": {"model": material.frozen.file, "data": str(data)},
             "standings": table,
             "left_out": left,
             "model_rows": report.rows + run,

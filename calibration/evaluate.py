@@ -94,7 +94,7 @@ def evaluate(
         raise DataError(f"{path}: no row is left ({dropped} were used by the fit or are faulty)")
     made, y = rows.made, rows.y
     about = _about(predictor)
-    about["rows"] = f"{len(y)} evaluated, {dropped} dropped (seen by the fit, or faulty)"
+    about["rows"] = _counted(len(y), run)
     strange, doubts = {}, {}
     for out, where in (ood_data or {}).items():
         found = _whole(run, where, out, labelled=False, progress=progress)
@@ -177,6 +177,17 @@ class _Rows(NamedTuple):
     keys: Array
     groups: Array | None
     places: Places
+
+
+def _counted(n: int, run: RowPass) -> str:
+    """How many rows the figures are of, and what became of the others."""
+    told = f"{n:,} evaluated, {run.seen:,} dropped that the fit saw, {run.faulty:,} faulty"
+    if run.seen:
+        told += (
+            ". A new row equal to one that the fit saw is dropped, too: in a table of few distinct "
+            "rows the figures are of the rarer ones"
+        )
+    return told
 
 
 def _whole(

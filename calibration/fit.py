@@ -51,7 +51,7 @@ LINEARISED_ROWS = 500
 
 
 def fit(
-    model: str | Path,
+    model: str | Path | None,
     data: str | Path,
     out: str | Path,
     options: FitOptions,

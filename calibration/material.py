@@ -95,7 +95,7 @@ def link_of(frozen: Frozen) -> logits.Link:
 
 
 def prepare(
-    model: str | Path,
+    model: str | Path | None,
     data: str | Path,
     *,
     options: FitOptions,
@@ -119,6 +119,8 @@ def prepare(
     A network-level method of ``options`` is fitted here, on the rows that ``fractions`` and the
     seed make module rows, and the features are the outputs of its samples. With ``sampling`` the
     weights of a torch model are sampled likewise.
+
+    Without a ``model`` the inputs of ``columns`` are what it answered: `posthoc.model.answers`.
 
     Of a dense model ``pixels`` pixels (default 256) are drawn from each image.
 

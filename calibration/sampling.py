@@ -114,7 +114,7 @@ def _module(source: Source) -> Any:
     """The torch module of ``module:factory``, its weights loaded."""
     from posthoc.model import torch_models
 
-    spec = str(source.model)
+    spec = str(source.model or "columns of its outputs")
     if ":" not in spec or Path(spec).exists():
         raise ModelError(f"--weights needs a torch model as module:factory, not {spec}")
     with torch_models.working_directory():

@@ -49,7 +49,7 @@ random | keep postgres-password
 random | keep grafana-password
 printf '%s\n' "$1" | keep alerts-critical
 printf '%s\n' "$2" | keep alerts-warning
-# libpq's connection service file: what postgresql:///hedged?service=hedged stands for.
+# PostgreSQL's connection service file: what postgresql:///hedged?service=hedged stands for.
 keep ledger.conf <<END
 [hedged]
 host=postgres

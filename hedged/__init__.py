@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 
 
 def fit(
-    model: str | Path,
+    model: str | Path | None,
     data: str | Path,
     out: str | Path,
     *,
@@ -46,6 +46,9 @@ def fit(
 ) -> Bundle:
     """Fit a bundle at ``out`` for a frozen model on labelled rows.
 
+    Without a ``model``, ``inputs`` are columns of what one answered: ``z`` (logits, probabilities
+    or means) and, where there are some, its features ``phi``; there is no head for a module then,
+    so ``method`` is "none" or one that needs outputs alone.
     ``group`` is the column that ``given="group"`` means, ``production`` the rows without labels
     that ``shift`` is learnt from.
     ``options`` are those of `calibration.fit_options.FitOptions`; ``source`` what else is said of

@@ -20,6 +20,7 @@ from posthoc import registry
 from posthoc.contract import Array, ModelError, Task, TensorSpec
 from posthoc.export import Keep, export_torch
 from posthoc.frozen import Frozen, open_frozen
+from posthoc.model.answers import PHI, Z, open_answers
 from posthoc.model.files import load_model
 from posthoc.model.preprocess import fuse
 from posthoc.model.probe import check_inputs
@@ -42,14 +43,15 @@ class Source:
 
     ``model`` is an ONNX file, a ``.pt2`` archive of ``torch.export``, or ``module:factory``: a
     function of a module that can be imported from the working directory, called without an
-    argument, which returns a ``torch.nn.Module``. ``checkpoint`` has the weights of a factory's
+    argument, which returns a ``torch.nn.Module``. None: there is no model but columns of what it
+    answered, see `posthoc.model.answers`. ``checkpoint`` has the weights of a factory's
     module: a safetensors file, or what ``torch.load(weights_only=True)`` takes. ``preprocess`` is
     an ONNX file to run in front. ``example`` is an ``.npz`` of input rows by name, for a torch
     module whose shapes and types the table does not show. ``trust_pickle`` lets a ``.pt2``, whose
     loading unpickles, be loaded. ``output`` and ``head`` are those of `open_frozen`.
     """
 
-    model: str | Path
+    model: str | Path | None
     checkpoint: str | Path | None = None
     preprocess: str | Path | None = None
     example: str | Path | None = None
@@ -72,6 +74,8 @@ def open_model(
     `export_torch`, `fuse` and the loaders in `posthoc.model.torch_models` do, before any pass over
     the data; DataError where the table cannot fill the inputs.
     """
+    if source.model is None:
+        return _answers(source, task, samples)
     kind = _kind(source)
     given = None if source.example is None else example(source.example)
     rows = Givers(samples, given, str(source.example))
@@ -128,6 +132,18 @@ def _inside(frozen: Frozen) -> list[str]:
     kinds = {site.kind for site in find_normalisations(frozen.model, output=frozen.z)}
     batch = ["mc_batch_norm"] if "batch" in kinds else []
     return [*found, "mc_dropout", *batch, *(["abnn"] if kinds else [])]
+
+
+def _answers(source: Source, task: Task, samples: Samples | None) -> Frozen:
+    also = {f.name for f in dataclasses.fields(source) if getattr(source, f.name)}
+    if also or samples is None or samples.inputs is None:
+        raise ModelError(
+            f"without a model there are columns of its outputs alone: give inputs {Z!r} and, of "
+            f"features, {PHI!r}" + f"; leave {', '.join(sorted(also))} out" * bool(also)
+        )
+    specs = next(samples.choices(tuple(samples.inputs), "float32"))
+    floats = [TensorSpec(name=s.name, dtype="float32", shape=s.shape) for s in specs]
+    return open_answers(floats, task=task, sample=samples.rows)
 
 
 def _kind(source: Source) -> str:

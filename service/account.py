@@ -82,11 +82,11 @@ def feedback_counts(conn: sa.Connection, model: str | None) -> dict[str, dict[st
     out: dict[str, dict[str, int]] = defaultdict(dict)
     for r in conn.execute(sa.select(feedback).order_by(feedback.c.model, feedback.c.result)):
         out[r.model][r.result] = r.n
-    state = sa.case((labels.c.joined.is_(None), "waiting"), else_="joined")
-    stmt = sa.select(labels.c.model, state, sa.func.count()).group_by(labels.c.model, state)
+    waits = labels.c.joined.is_(None)
+    stmt = sa.select(labels.c.model, waits, sa.func.count()).group_by(labels.c.model, waits)
     known = {s.model for s in store.sources(conn).values()}
-    for name, result, n in conn.execute(stmt):
-        counts = out[name if name in known else ""]
+    for name, waiting, n in conn.execute(stmt):
+        counts, result = out[name if name in known else ""], "waiting" if waiting else "joined"
         counts[result] = counts.get(result, 0) + n
     return {m: out[m] for m in sorted(out) if model in (None, m)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from posthoc.contract import HedgedError
+from service import postgres
+from service.libpq import ParameterError, parameters
 
 BUSY_TIMEOUT_MS = 5000
+_ROWS_AT_FAULT = ("22", "23")  # SQLSTATE classes: what a row holds, and what a table forbids
 LEDGER_LOCK = 0x68656467  # "hedg": PostgreSQL's advisory lock of whoever makes or changes tables
 
 
@@ -144,7 +148,8 @@ def insert(conn: sa.Connection, table: sa.Table) -> sqlite.Insert | postgresql.I
 def ledger_url(url_or_path: str | Path) -> sa.URL:
     """The SQLAlchemy URL of a file path or of a ``postgresql://`` or ``sqlite:///`` URL.
 
-    Raises LedgerError for another database or text that is no URL.
+    Raises LedgerError for another database, text that is no URL, and a connection to PostgreSQL
+    that is not described as `service.libpq` reads it.
     """
     text = str(url_or_path)
     if "://" not in text:
@@ -159,7 +164,12 @@ def ledger_url(url_or_path: str | Path) -> sa.URL:
     if backend == "sqlite" and url.database and url.database != ":memory:":
         return sa.URL.create("sqlite", database=str(Path(url.database).absolute()))
     if backend in {"postgresql", "postgres"}:
-        return url.set(drivername="postgresql+psycopg")
+        url = url.set(drivername="postgresql+pg8000")
+        try:
+            parameters(url, os.environ)
+        except ParameterError as e:
+            raise LedgerError(f"the ledger cannot be reached: {e}") from e
+        return url
     raise LedgerError(f"the ledger is a SQLite file or postgresql://…, not {backend}://…")
 
 
@@ -184,14 +194,10 @@ def make_engine(url: sa.URL) -> sa.Engine:
         return engine
     try:
         return sa.create_engine(
-            url,
-            pool_pre_ping=True,
-            connect_args={"connect_timeout": 5, "tcp_user_timeout": 10_000},
+            url, pool_pre_ping=True, creator=lambda: postgres.connect(url, os.environ)
         )
     except ModuleNotFoundError as e:
-        raise LedgerError(
-            "a PostgreSQL ledger needs psycopg; pip install 'hedged[postgres]'"
-        ) from e
+        raise LedgerError("a PostgreSQL ledger needs pg8000; pip install 'hedged[postgres]'") from e
 
 
 def reading(engine: sa.Engine) -> sa.Engine:
@@ -210,12 +216,16 @@ def is_away(error: Exception) -> bool:
     """Whether a failure lies with the store, so that the same rows may succeed later."""
     if isinstance(error, IntegrityError | SqlDataError):
         return False
-    return isinstance(error, DBAPIError | PoolTimeoutError | RevisionError)
+    if isinstance(error, DBAPIError):
+        # pg8000 has one class for all that the server refuses.
+        return (postgres.error_code(error.orig) or "")[:2] not in _ROWS_AT_FAULT
+    return isinstance(error, PoolTimeoutError | RevisionError)
 
 
 def short(error: Exception) -> str:
-    """The first line of an error: the others repeat the statement with its values."""
-    return str(error).splitlines()[0]
+    """What an error says, without the statement and its values that follow."""
+    told = postgres.error_text(error.orig) if isinstance(error, DBAPIError) else None
+    return (told or str(error)).splitlines()[0]
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:

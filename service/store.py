@@ -7,7 +7,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from hashlib import blake2b
 from typing import Any, TypeVar, get_args
 
@@ -15,6 +14,7 @@ import sqlalchemy as sa
 
 from posthoc.contract import DataError, Task
 from service.labels import Joined, Label, LabelItem, parse_label
+from service.many import insert_many, update_many
 from service.rows import Row, Source
 from service.schema import LedgerError, bundles, feedback, images, insert, labels, predictions
 
@@ -62,10 +62,7 @@ def insert_predictions(
     ordered = _lock_order(conn, rows, lambda r: str(r["id"]))
     names = tuple(ordered[0])
     values = [(bundle, *map(r.__getitem__, names)) for r in ordered]
-    # The driver's own call: SQLAlchemy takes as long as SQLite to look at every value.
-    conn.exec_driver_sql(
-        _insert_text(conn.dialect, images if of_images else predictions, names), values
-    )
+    insert_many(conn, images if of_images else predictions, ("bundle", *names), values)
 
 
 def _lock_order(conn: sa.Connection, rows: Iterable[R], name: Callable[[R], str], /) -> Sequence[R]:
@@ -78,13 +75,6 @@ def _lock_order(conn: sa.Connection, rows: Iterable[R], name: Callable[[R], str]
     if conn.dialect.name == "sqlite":
         return list(rows)
     return sorted(rows, key=lambda r: blake2b(name(r).encode(), digest_size=16).digest())
-
-
-@cache
-def _insert_text(dialect: sa.Dialect, table: sa.Table, names: tuple[str, ...]) -> str:
-    quoted = ", ".join(dialect.identifier_preparer.quote(n) for n in ("bundle", *names))
-    marks = ", ".join(["?" if dialect.paramstyle == "qmark" else "%s"] * (1 + len(names)))
-    return f"INSERT INTO {table.name} ({quoted}) VALUES ({marks}) ON CONFLICT DO NOTHING"
 
 
 def sources(conn: sa.Connection) -> dict[int, Source]:
@@ -282,13 +272,13 @@ def claim(conn: sa.Connection, limit: int, now: float) -> tuple[list[Joined], li
     due = conn.execute(stmt).all()
     known = sources(conn) if due else {}
     rows: list[Joined] = []
-    taken: list[dict[str, Any]] = []
+    taken: list[tuple[float, str, int]] = []
     unfit: list[tuple[int, str]] = []
-    waiting: list[dict[str, Any]] = []
+    waiting: list[tuple[float, int]] = []
     for seq, value, bundle, *rest in due:
         if bundle is None:
             wait = min(max((now - rest[4]) / 2, _FIRST_WAIT_S), _LAST_WAIT_S)
-            waiting.append({"s": seq, "t": now + wait})
+            waiting.append((now + wait, seq))
             continue
         source = known[bundle]
         try:
@@ -298,17 +288,15 @@ def claim(conn: sa.Connection, limit: int, now: float) -> tuple[list[Joined], li
         except DataError:
             unfit.append((seq, source.model))
             continue
-        taken.append({"s": seq, "v": json.dumps(label)})
+        taken.append((now, json.dumps(label), seq))
         rows.append(joined_row(rest, label))
     if taken:
-        done = sa.update(labels).where(labels.c.seq == sa.bindparam("s"))
-        conn.execute(done.values(joined=now, value=sa.bindparam("v")), taken)
+        update_many(conn, labels, "seq", ("joined", "value"), taken)
     if unfit:
         conn.execute(sa.delete(labels).where(labels.c.seq.in_([s for s, _ in unfit])))
         count_feedback(conn, Counter((m, "invalid") for _, m in unfit))
     if waiting:
-        later = sa.update(labels).where(labels.c.seq == sa.bindparam("s"))
-        conn.execute(later.values(next_try=sa.bindparam("t")), waiting)
+        update_many(conn, labels, "seq", ("next_try",), waiting)
     return rows, [m for _, m in unfit], len(due)
 
 

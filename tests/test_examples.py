@@ -254,7 +254,7 @@ def test_black_box(tmp_path: Path) -> None:
     for name in ("fresh", "inches"):
         asked = columns(ran.out / f"{name}.parquet", grades)
         truth = numbered(pq.read_table(ran.out / f"{name}.parquet")["cut"].to_pylist(), grades)
-        found = answers(ran.out / "bundle", {"answers": asked}, ("label", "set"))
+        found = answers(ran.out / "bundle", {"z": asked}, ("label", "set"))
         assert np.array_equal(found["label"], asked.argmax(1))  # the box's own answer
         ran.says(f"{name}: accuracy", (asked.argmax(1) == truth).mean(), within=0.01)
         if name == "fresh":

@@ -40,13 +40,18 @@ class Batch:
 
 
 class RowPass:
-    """A bundle over tables. ``dropped`` counts the rows of the last table that the fit saw, or that
-    are faulty."""
+    """A bundle over tables. Of the last table ``faulty`` counts the rows that are, and ``seen`` the
+    others that the fit used, or whose equals or siblings it used; ``dropped`` is both."""
 
     def __init__(self, predictor: Predictor, levels: Mapping[float, float | Array]):
         self.predictor, self.levels = predictor, levels
         self.unseen = Unseen(predictor.bundle)
-        self.dropped = 0
+        self.faulty = self.seen = 0
+
+    @property
+    def dropped(self) -> int:
+        """Rows of the last table that nothing is made of."""
+        return self.faulty + self.seen
 
     def over(
         self,
@@ -64,7 +69,7 @@ class RowPass:
         manifest = self.predictor.manifest
         table = open_table(data)
         columns = [c for c in manifest.mapping.columns(target=labelled) if c in table.columns]
-        self.dropped = done = 0
+        self.faulty = self.seen = done = 0
         for batch in table.batches(BATCH, columns):
             rows = to_rows(
                 batch,
@@ -76,7 +81,8 @@ class RowPass:
                 n_classes=width(self.predictor),
             )
             keep = self.unseen.usable(rows, labelled)
-            self.dropped += int((~keep).sum())
+            self.faulty += len(rows.bad)
+            self.seen += int((~keep).sum()) - len(rows.bad)
             if keep.any():
                 hashes = rows.content_hashes[keep]
                 inputs: Mapping[str, Array] = {k: v[keep] for k, v in rows.inputs.items()}

@@ -45,7 +45,6 @@ Each option is also a variable: HEDGED_COMPARE_SPLITS for --splits.
 
 
 def compare(
-    model: options.Model,
     data: Annotated[
         list[str],
         option(
@@ -58,6 +57,9 @@ def compare(
     out: Annotated[
         Path, option("--out", "-o", help="Folder of comparison.json, modules.csv and scores.csv")
     ] = Path("comparison"),
+    model: options.Model = None,
+    outputs: options.Outputs = None,
+    features: options.Features = None,
     methods: Annotated[
         str | None, option(help="Modules to compare, a,b,c; default: all that fit the model")
     ] = None,
@@ -144,7 +146,15 @@ def compare(
             settings,
             asked,
             columns=options.columns_of(
-                target, inputs, split_by=split_by, group=group, id=id, classes=classes
+                model,
+                target,
+                inputs,
+                outputs=outputs,
+                features=features,
+                split_by=split_by,
+                group=group,
+                id=id,
+                classes=classes,
             ),
             checkpoint=checkpoint,
             preprocess=preprocess,

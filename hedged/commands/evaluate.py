@@ -180,7 +180,7 @@ def show(found: Evaluation) -> None:
             table.add_row(metric, *(f"{v} ({r})" if r else v for v, r in pairs))
     console.out.print(table)
     for key, text in found.about.items():
-        if key.startswith("linearised"):
+        if key.startswith("linearised") or key == "rows":
             console.out.print(f"{key}: {text}")
     if found.dense is not None and found.dense.classes:
         console.out.print(_classes(found.dense.classes))

@@ -24,6 +24,8 @@ Examples:
   hedged fit mine:make_net --checkpoint net.safetensors --data held-out.npz \\
       --task classification --target y --method vbll --prediction module \\
       -o bundle
+  hedged fit --outputs score_a,score_b,score_c --features embedding \\
+      --data answered.parquet --task classification --target label -o bundle
   hedged fit model.onnx --data rows/ --task classification --target label \\
       --engine ray --cache /shared/cache -o bundle
 
@@ -40,11 +42,13 @@ Each option is also a variable: HEDGED_FIT_METHOD for --method.
 
 
 def fit(
-    model: options.Model,
     data: Annotated[Path, option(help="Labelled rows: .parquet, a folder of them, .csv or .npz")],
     task: options.Task,
     target: options.Target,
     out: Annotated[Path, option("--out", "-o", help="Bundle folder to write")],
+    model: options.Model = None,
+    outputs: options.Outputs = None,
+    features: options.Features = None,
     inputs: options.Inputs = None,
     classes: options.Classes = None,
     group: Annotated[
@@ -57,7 +61,10 @@ def fit(
     ] = ".3,.2,.25,.25",
     method: Annotated[
         str | None,
-        option(help="Module (see hedged modules), or none: scaling alone; default: laplace"),
+        option(
+            help="Module (see hedged modules), or none: scaling alone; default: laplace, with "
+            "--outputs none"
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -209,7 +216,7 @@ def fit(
     asked = options.record(
         FitOptions,
         task=task,
-        method=method or ("laplace" if weights is None else "weights"),
+        method=method or _method(outputs, weights),
         settings=own,
         prediction=prediction,
         predictive=predictive,
@@ -238,7 +245,15 @@ def fit(
         drawn = {} if samples is None else {"samples": samples}
         sampling = options.record(Sampling, weights=weights, curvature=curvature, **drawn)
     columns = options.columns_of(
-        target, inputs, split_by=split_by, group=group, id=id, classes=classes
+        model,
+        target,
+        inputs,
+        outputs=outputs,
+        features=features,
+        split_by=split_by,
+        group=group,
+        id=id,
+        classes=classes,
     )
     with options.mapper_of(engine, workers, device) as mapper, console.progress() as report:
         bundle = fitting.fit(
@@ -280,6 +295,13 @@ def fit(
 
 
 fit.__doc__ = f"{fit.__doc__}\n\n{_MORE}"
+
+
+def _method(outputs: str | None, weights: str | None) -> str:
+    """The module where none was asked for: without a model nothing has a head."""
+    if weights is not None:
+        return "weights"
+    return "laplace" if outputs is None else "none"
 
 
 def _together(

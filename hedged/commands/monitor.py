@@ -34,7 +34,7 @@ rows of --window.
 \b
 Examples:
   hedged monitor hedged-ledger.sqlite
-  hedged monitor postgresql+psycopg://localhost/hedged --port 9100 --window 6h
+  hedged monitor postgresql://localhost/hedged --port 9100 --window 6h
   hedged monitor hedged-ledger.sqlite --bundles models --port 9100
   hedged monitor hedged-ledger.sqlite --once --json
 """

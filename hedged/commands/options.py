@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from posthoc.folds import Mapper
 
 Model = Annotated[
-    Path, typer.Argument(help="The frozen model: an ONNX file, module:factory (torch), or .pt2")
+    Path | None,
+    typer.Argument(
+        help="The frozen model: an ONNX file, module:factory (torch), or .pt2; none with --outputs"
+    ),
+]
+Outputs = Annotated[
+    str | None,
+    option(
+        help="In place of MODEL: columns a,b,c (or one of lists) of what it answered: logits, "
+        "probabilities, means. The bundle takes them as input z"
+    ),
+]
+Features = Annotated[
+    str | None, option(help="With --outputs: columns of features, for scores; input phi")
 ]
 Task = Annotated[str, option(help="classification or regression")]
 Target = Annotated[str, option(help="Column of the labels; a,b for several outputs")]
@@ -59,21 +72,34 @@ Workers = Annotated[
 
 
 def columns_of(
+    model: Path | None,
     target: str,
     inputs: list[str] | None,
     *,
+    outputs: str | None,
+    features: str | None,
     split_by: str | None,
     group: str | None,
     id: str | None,
     classes: Path | None,
 ) -> Columns:
-    """Which columns are what, as the options say it."""
+    """Which columns are what, as the options say it. A usage error where there is neither a model
+    nor its outputs, or both."""
     from calibration.material import Columns
 
-    named = console.pairs(inputs or [], "--inputs")
+    if (model is None) == (outputs is None):
+        raise typer.BadParameter(
+            "give a MODEL, or --outputs with the columns of what it answered"
+            + ", not both" * (model is not None)
+        )
+    if features is not None and outputs is None:
+        raise typer.BadParameter("--features goes with --outputs; of a MODEL they are found")
+    if outputs is not None and inputs:
+        raise typer.BadParameter("--outputs and --features say what the inputs are; leave --inputs")
+    given = {"z": outputs, "phi": features} if outputs else console.pairs(inputs or [], "--inputs")
     return Columns(
         target=target.split(","),
-        inputs={k: v.split(",") for k, v in named.items()} or None,
+        inputs={k: v.split(",") for k, v in given.items() if v is not None} or None,
         split_by=split_by,
         group=group,
         id=id,

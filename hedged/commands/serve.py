@@ -23,7 +23,7 @@ _MORE = """Each flag is also a variable, and so are the settings that have no fl
 Examples:
   hedged serve bundle
   hedged serve models/ --port 8080 --workers 2 \\
-      --ledger postgresql+psycopg://localhost/hedged
+      --ledger postgresql://localhost/hedged
 """
 
 

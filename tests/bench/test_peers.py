@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from bench import peers
 from bench.peers import Peer, Worker, environment, exchange
@@ -85,6 +87,19 @@ def test_a_peer_has_an_environment_of_its_own(cache: Path, monkeypatch: pytest.M
     assert (python.stat().st_mtime_ns, len(list(cache.iterdir()))) == made
     small(monkeypatch, "tqdm", "einops")
     assert environment("small") != python
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_what_a_peer_needs_is_within_the_constraints(name: str) -> None:
+    lines = (line.split("#")[0].strip() for line in peers.CONSTRAINTS.read_text().splitlines())
+    pinned = {
+        canonicalize_name(need.name): need.specifier
+        for need in (Requirement(line) for line in lines if line)
+    }
+    for need in map(Requirement, peers.PEERS[name].needs):
+        key = canonicalize_name(need.name)
+        if key in pinned and need.specifier:
+            assert need.specifier == pinned[key], f"{name} asks for {need}, constraints differ"
 
 
 def test_an_environment_that_cannot_be_made_is_an_error(

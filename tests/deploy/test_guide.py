@@ -20,14 +20,15 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import kubernetes_validate
-import psycopg
 import pytest
+import sqlalchemy as sa
 import yaml
 
 from service.access import ROUTE_ROLES
 from service.bundles import live_version
 from service.keys import read_keys
 from service.ledger import Ledger
+from service.schema import ledger_url, make_engine
 from tests.deploy.clustered import SECRETS, faults
 from tests.deploy.composed import DEPLOY, read_compose
 from tests.deploy.kustomized import pods, read, variables
@@ -131,15 +132,17 @@ def test_every_command_runs(
     reader = Reader(tmp_path, ledger_database, kubectl, classification_bundle)
     url = f"postgresql://hedged@/hedged?host={reader.socket}"
     Ledger.open(url, spool_dir=tmp_path / "spool").close()
-    with psycopg.connect(url) as connection:
-        connection.execute(
-            "INSERT INTO bundles (identity, model, version, task) VALUES ('i', 'm', '1', 'x')"
-        )
+    engine = make_engine(ledger_url(url))
+
+    def ask(statement: str) -> Any:
+        with engine.begin() as connection:
+            found = connection.execute(sa.text(statement))
+            return found.scalar() if found.returns_rows else None
+
+    ask("INSERT INTO bundles (identity, model, version, task) VALUES ('i', 'm', '1', 'x')")
 
     def bundles() -> int:
-        with psycopg.connect(url) as connection:
-            (found,) = connection.execute("SELECT count(*) FROM bundles").fetchone() or (None,)
-            return int(found or 0)
+        return int(ask("SELECT count(*) FROM bundles"))
 
     # What must be so after the block that has these words.
     after: dict[str, Callable[[], object]] = {
@@ -152,8 +155,7 @@ def test_every_command_runs(
     keys = tmp_path / "deploy/secrets/keys/keys.json"
 
     def lose_everything() -> bool:
-        with psycopg.connect(url) as connection:
-            connection.execute("DELETE FROM bundles")
+        ask("DELETE FROM bundles")
         return bundles() == 0
 
     for block in BLOCKS:

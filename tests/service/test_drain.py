@@ -239,7 +239,7 @@ def test_what_is_served_is_said_at_the_start(classifier, tmp_path):
     lines = describe(Settings(**base, threads=1, workers=3, ledger=ledger))
     assert lines[2:4] == [
         "device   cpu, CPUExecutionProvider; workers: 3, threads of each: 1",
-        "ledger   postgresql+psycopg://me:***@127.0.0.1:1/x",
+        "ledger   postgresql://me:***@127.0.0.1:1/x",
     ]
     cores = len(os.sched_getaffinity(0))
     shares = [Settings(workers=n).model_threads for n in (1, 2, 64)]

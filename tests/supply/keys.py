@@ -109,8 +109,9 @@ def certificate(
     issuer_key: ec.EllipticCurvePrivateKey,
     *,
     authority: bool,
+    host: str | None = None,
 ) -> bytes:
-    """A certificate, PEM: of an authority, or of a key that may sign."""
+    """A certificate, PEM: of an authority, or of a key that may sign, of a server named host."""
     named = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, n)]) for n in (name, issuer)]
     start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     usage = x509.KeyUsage(
@@ -133,6 +134,8 @@ def certificate(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
             critical=False,
         )
-        .sign(issuer_key, hashes.SHA256())
     )
-    return made.public_bytes(serialization.Encoding.PEM)
+    if host is not None:
+        names = x509.SubjectAlternativeName([x509.DNSName(host)])
+        made = made.add_extension(names, critical=False)
+    return made.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
