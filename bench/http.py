@@ -12,8 +12,7 @@ in turn. MLServer is asked with and without its batching, and the better figure 
 
 ``overhead_us_c1`` is the median of one call of our application, in process, less the median of the
 bare session's run of the same row. ``ratio_p50_after_burst`` is our median on one connection right
-after a burst over that before it, ``p99_over_p50_c1`` over at least 20,000 requests, beside the
-same of the Starlette floor: what the machine itself does to the slowest requests.
+after a burst over that before it, ``p99_over_p50_c1`` over at least 20,000 requests.
 """
 
 from __future__ import annotations
@@ -50,8 +49,6 @@ def run(quick: bool) -> dict[str, Any]:
         "ratio_throughput_c64_vs_mlserver": ours / mlserver,
         "ratio_p50_after_burst": found["burst"]["ours"]["ratio"],
         "p99_over_p50_c1": found["tail"]["p99_s"] / found["tail"]["p50_s"],
-        "p99_over_p50_c1_starlette": found["tail_starlette"]["p99_s"]
-        / found["tail_starlette"]["p50_s"],
         "tabular": found,
         "magika": reported,
     }
@@ -87,15 +84,14 @@ def _measured(
                     by = loads.setdefault(side.name, {}).setdefault(connections, [])
                     by.append(side.load(connections, seconds))
         burst = {s.name: _burst(s, quick) for s in standing if s.name in ("ours", "bentoml")}
-        ends = {s.name: _tail(s, 1000 if quick else tail) for s in standing[:2]}  # and the floor
+        end = _tail(standing[0], 1000 if quick else tail)
     return {
         "in_process": in_process,
         "sides": {
             name: {str(c): _summary(runs) for c, runs in by.items()} for name, by in loads.items()
         },
         "burst": burst,
-        "tail": ends["ours"],
-        "tail_starlette": ends["starlette"],
+        "tail": end,
     }
 
 
