@@ -94,7 +94,7 @@ def _gains(found: Found) -> str:
 
 
 def _tail(found: Found, side: str) -> float:
-    """p99 over median on one connection: of the floor it is what the machine does to the slowest."""
+    """p99 over median on one connection."""
     one = found["tabular"]["sides"][side]["1"]
     return float(one["p99_s"] / one["p50_s"])
 
