@@ -77,7 +77,8 @@ def parameters(url: sa.URL, environment: Mapping[str, str]) -> dict[str, str]:
     if "host" not in found:
         local = Path(_SOCKETS, f".s.PGSQL.{found['port']}").exists()
         found["host"] = _SOCKETS if local else "localhost"
-    found.setdefault("user", getpass.getuser())
+    if "user" not in found:
+        found["user"] = _own_name()
     found.setdefault("dbname", found["user"])
     if "password" not in found:
         kept = _kept_password(found)
@@ -85,8 +86,23 @@ def parameters(url: sa.URL, environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def _own_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a number without a name, as in a container
+        raise ParameterError("say as which user: postgresql://USER@HOST/DATABASE") from None
+
+
+def _home(path: str) -> Path:
+    """A path whose ~ is resolved; as it stands for a user who has no home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def _service(name: str, environment: Mapping[str, str]) -> dict[str, str]:
-    file = Path(environment.get("PGSERVICEFILE") or "~/.pg_service.conf").expanduser()
+    file = _home(environment.get("PGSERVICEFILE") or "~/.pg_service.conf")
     services = configparser.ConfigParser(interpolation=None, delimiters=("=",), strict=False)
     try:
         services.read_string(file.read_text(encoding="utf-8"))
@@ -100,7 +116,7 @@ def _service(name: str, environment: Mapping[str, str]) -> dict[str, str]:
 def _kept_password(found: Mapping[str, str]) -> str | None:
     """The password of the first line that fits, of host:port:dbname:user:password each."""
     try:
-        lines = Path(found["passfile"]).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = _home(found["passfile"]).read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     wanted = [found[k] for k in ("host", "port", "dbname", "user")]

@@ -5,6 +5,7 @@ The server is real. It is built without TLS, so a relay that ends TLS stands bef
 
 from __future__ import annotations
 
+import pwd
 import socket
 import ssl
 import subprocess
@@ -80,6 +81,21 @@ def test_a_service_file_that_is_none_is_refused(folder: Path) -> None:
     (folder / "bad").write_bytes(b"host=\xff\n")
     with pytest.raises(libpq.ParameterError, match="cannot be read"):
         asked("postgresql:///x?service=a", PGSERVICEFILE=str(folder / "bad"))
+
+
+def test_a_user_without_a_name_and_a_home_needs_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, where a process runs under a number."""
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    url = sa.make_url("postgresql://writer@shelf/books")
+    assert libpq.parameters(url, {})["user"] == "writer"
+    with pytest.raises(libpq.ParameterError, match="say as which user"):
+        libpq.parameters(sa.make_url("postgresql://shelf/books"), {})
 
 
 FIELD = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1)
