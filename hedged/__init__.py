@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from posthoc.contract import Array, Task
     from service.scoring.batches import batches_schema, score_batches
 
-__all__ = ["batches_schema", "control_risk", "evaluate", "fit", "load", "score_batches"]
+__all__ = ["batches_schema", "control_risk", "evaluate", "fit", "load", "score_batches", "show"]
 __version__ = "0.1.0"
 
 
@@ -124,6 +124,13 @@ def evaluate(
         severities=severities,
         data_range=data_range,
     )
+
+
+def show(evaluation: Evaluation) -> None:
+    """Print what `evaluate` found, as ``hedged evaluate`` prints it."""
+    from hedged.commands.evaluate import show as run
+
+    run(evaluation)
 
 
 def control_risk(

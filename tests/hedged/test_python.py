@@ -12,7 +12,8 @@ import pytest
 
 import hedged
 from posthoc.contract import DataError, FitError
-from tests.factory import CLASSES, COLUMNS, frozen_model, rows
+from tests.factory import CLASSES, COLUMNS, data, frozen_model, rows
+from tests.hedged.conftest import Call
 
 
 def table(path: Path, n: int, seed: int, *, labelled: bool = True) -> Path:
@@ -57,3 +58,13 @@ def test_what_the_model_shows_to_be_impossible_is_said_before_a_pass(
     with pytest.raises(DataError, match="--pixels is for a model of maps"):
         hedged.fit(**asked | {"source": {**asked["source"], "pixels": 16}})
     assert not (tmp_path / "cache").exists()
+
+
+def test_an_evaluation_is_shown_as_the_command_shows_it(
+    classification_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], call: Call
+) -> None:
+    fresh = data(tmp_path / "fresh.parquet", n=300, seed=3)
+    hedged.show(hedged.evaluate(classification_bundle, fresh))
+    shown = capsys.readouterr().out
+    done = call("evaluate", classification_bundle, "--data", fresh, "-o", tmp_path / "out")
+    assert shown and done.out == f"{shown}report: {tmp_path / 'out' / 'report.html'}\n"
