@@ -72,7 +72,7 @@ def _coverage(w: str, o: Options) -> Alert:
 
 
 def label_alerts(o: Options) -> list[Alert]:
-    """Labels that stay away."""
+    """Labels that stay away, or are refused."""
     labeled = f"sum without ({o.gone}, version, bin)"
     served = f"sum without ({o.gone}, version, outcome)"
     return [
@@ -93,8 +93,36 @@ def label_alerts(o: Options) -> list[Alert]:
             why="Over all versions, as a new one waits for its first labels; and only where its "
             f"series are older than {o.label_silence}, else every start would be an alarm. Maps "
             "take no labels and have no series here.",
-        )
+        ),
+        *(_refused(w, o) for w in o.alert_windows),
     ]
+
+
+def _refused(w: str, o: Options) -> Alert:
+    def came(results: str) -> str:
+        chosen = f'uq_feedback_total{{result=~"{results}"}}'
+        return f"sum without ({o.gone}, result) (increase({chosen}[{w}]))"
+
+    judged = came("accepted|pending|invalid")
+    return Alert(
+        "UQLabelsRefused",
+        f"    {came('invalid')}\n"
+        "  /\n"
+        f"    {judged}\n"
+        ">\n"
+        f"  {o.refused_ratio:g}\n"
+        "and\n"
+        f"  {judged} >= {o.min_labels}",
+        o.for_,
+        "warning",
+        f"{_PERCENT} of the labels for {{{{ $labels.model }}}} were refused over the last {w}",
+        "They do not fit the model: classes that it does not know, or no labels at all. None of "
+        "them counts, so that accuracy and coverage look better than they are.",
+        "Send one of them to POST /v1/labels by itself: the answer says what is wrong with it. Of "
+        "classes that came new, train the model anew; no set that it makes can hold them.",
+        why="A label that was taken and comes again is not counted again; one that was refused is.",
+        labels={"window": w},
+    )
 
 
 def drift_alerts(o: Options) -> list[Alert]:

@@ -42,13 +42,14 @@ class Options:
     ``margin`` is the number of standard deviations of noise that it may lie off, and
     ``ece_tolerance`` what ECE may lie beyond that: the bundle itself was calibrated on finitely
     many rows. ``coverage_tolerance`` is how far below its level the monitor's bound on coverage
-    must lie. ``for_`` is how long calibration and coverage must be bad, ``service_for`` how long
-    the service. ``drift_evidence`` is log10 of the martingale that is an alarm: rows like those of
-    the fit ever pass L in one stream of 10^L. ``queue_seconds`` is the 99th percentile of the wait
-    for the model; ``full_ratio`` and ``error_ratio`` are shares of requests; ``ledger_rows`` stay
-    in its queue; ``label_silence`` and ``monitor_lag`` are how long no label, and no prediction,
-    was read. ``without`` are the labels of a replica, which figures are summed over. Raises
-    AlertingError, naming the option, for one that makes no sense.
+    must lie; ``refused_ratio`` the share of labels that may be refused. ``for_`` is how long
+    calibration and coverage must be bad, ``service_for`` how long the service. ``drift_evidence``
+    is log10 of the martingale that is an alarm: rows like those of the fit ever pass L in one
+    stream of 10^L. ``queue_seconds`` is the 99th percentile of the wait for the model;
+    ``full_ratio`` and ``error_ratio`` are shares of requests; ``ledger_rows`` stay in its queue;
+    ``label_silence`` and ``monitor_lag`` are how long no label, and no prediction, was read.
+    ``without`` are the labels of a replica, which figures are summed over. Raises AlertingError,
+    naming the option, for one that makes no sense.
     """
 
     windows: tuple[str, ...] = ("5m", "1h", "1d")
@@ -60,6 +61,7 @@ class Options:
     margin: float = 3.0
     ece_tolerance: float = 0.02
     label_silence: str = "1d"
+    refused_ratio: float = 0.01
     coverage_tolerance: float = 0.02
     drift_evidence: float = 3.0
     monitor_lag: str = "15m"
@@ -94,7 +96,8 @@ class Options:
         for name in ("margin", "drift_evidence", "queue_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise AlertingError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("ece_tolerance", "coverage_tolerance", "full_ratio", "error_ratio"):
+        shares = ("ece_tolerance", "coverage_tolerance", "refused_ratio", "full_ratio")
+        for name in (*shares, "error_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise AlertingError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         for name in ("job", "monitor_job"):

@@ -60,6 +60,22 @@ def labels(came: str, served: str) -> dict[str, str]:
     return found
 
 
+def judged(taken: str, refused: str) -> dict[str, str]:
+    """Labels by what became of them; one that is sent again counts nowhere."""
+    key = {"model": "m", "instance": "a"}
+    return {
+        selector("uq_feedback_total", {**key, "result": "accepted"}): taken,
+        selector("uq_feedback_total", {**key, "result": "pending"}): taken,
+        selector("uq_feedback_total", {**key, "result": "invalid"}): refused,
+        selector("uq_feedback_total", {**key, "result": "duplicate"}): "0+90x200",
+    }
+
+
+def refused(window: str, share: str) -> tuple[dict[str, str], str]:
+    said = f"{share} of the labels for m were refused over the last {window}"
+    return {"model": "m", "window": window}, said
+
+
 def requests(good: str, bad: str, code: str = "500") -> dict[str, str]:
     name = "uq_request_duration_seconds_count"
     return {
@@ -142,6 +158,15 @@ CASES = [
     calm("UQLabelsMissing", labels("0x1580 1x20", "0+1x1600"), at=1600),
     calm("UQLabelsMissing", labels("7x1600", "9x1600"), at=1600),
     calm("UQLabelsMissing", labels("0x600", "0+1x600"), at=600),
+    # One of five and fifty; 200 labels are there after 20 minutes.
+    Case(
+        "labels that do not fit",
+        "UQLabelsRefused",
+        judged("0+5x200", "0+0.2x200"),
+        {45: [], 60: [refused("1h", "1.961%"), refused("1d", "1.961%")]},
+    ),
+    calm("UQLabelsRefused", judged("0+5x200", "0+0.1x200")),
+    calm("UQLabelsRefused", judged("0+1x200", "0+1x200"), at=60),
     Case(
         "a change an hour ago",
         "UQDriftDetected",

@@ -60,6 +60,7 @@ def test_every_alert_says_what_is_wrong_and_what_to_do(options):
             "UQLedgerLosing",
             "UQCoverageBelowPromise",
             "UQAccuracyBelowPromise",
+            "UQLabelsRefused",
         ),
     }
     for alert in alerts:
