@@ -15,7 +15,14 @@ from calibration.comparison.latency import ROWS, milliseconds
 from calibration.comparison.records import Comparison
 from calibration.fit_options import FitOptions
 from calibration.head import Head
-from calibration.material import DEFAULT_SPLIT, Material, Progress, prepare, raw_rows
+from calibration.material import (
+    DEFAULT_SPLIT,
+    Material,
+    Progress,
+    left_out,
+    prepare,
+    raw_rows,
+)
 from calibration.strange import corrupted_sets, given_sets, halved, labelled_sets
 
 
@@ -64,7 +71,11 @@ def compare(
     )
     return comparison.model_copy(
         update={
-            "about": {"model": material.frozen.file, "data": str(data)},
+            "about": {
+                "model": material.frozen.file,
+                "data": str(data),
+                **({"rows": told} if (told := left_out(material.cache)) else {}),
+            },
             "standings": table,
             "left_out": left,
             "model_rows": report.rows + run,

@@ -6,6 +6,7 @@ open the model → cache (features, outputs, labels) in one pass → four disjoi
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ Progress = Callable[[str, int, int], None]
 DEFAULT_SPLIT = {"module": 0.3, "calibration": 0.2, "conformal": 0.25, "test": 0.25}
 ROLES = tuple(DEFAULT_SPLIT)
 READ_ROWS, READ_IMAGES = 1024, 16
+LEAST_USABLE = 0.5  # share of rows; with fewer the table is not what its reader thinks
 MOST_PRODUCTION = 20_000  # rows that a shift is learnt from, evenly taken
 
 
@@ -187,9 +189,10 @@ def prepare(
         how["progress"] = lambda done, total: progress("cache", done, total)
     cache = build_cache(frozen, table, mapping, task=options.task, classes=columns.classes, **how)
     usable = np.setdiff1d(np.arange(cache.n_rows), np.fromiter(cache.bad, np.int64))
-    if len(usable) == 0:
-        row, fault = min(cache.bad.items())
-        raise DataError(f"{data}: every row is faulty, the first because row {row}: {fault}")
+    if told := left_out(cache):
+        if len(usable) < cache.n_rows * LEAST_USABLE:
+            raise DataError(f"{data}: {told}; mend them, or take them out of the table")
+        frozen = dataclasses.replace(frozen, notes=(told, *frozen.notes))
     if link in ("log", "log_sigmoid") and not _are_probabilities(cache.z[usable]):
         # The few rows that opened the model looked like probabilities; all of them do not.
         link = "identity" if link == "log" else "sigmoid"
@@ -223,6 +226,18 @@ def prepare(
         train=seen.shared(good, link),
         overlap=int(np.isin(cache.content_hashes[usable], seen.content_hashes[good]).sum()),
     )
+
+
+def left_out(cache: Cache) -> str | None:
+    """How many rows (or images) cannot be used, and the commonest reason; None where all can."""
+    if not cache.bad:
+        return None
+    fault, n = Counter(cache.bad.values()).most_common(1)[0]
+    row = min(r for r, text in cache.bad.items() if text == fault) // cache.per
+    what = "rows" if cache.per == 1 else "images"
+    bad, of = len(cache.bad) // cache.per, cache.n_rows // cache.per
+    like = f" and {n // cache.per - 1:,} like it" if n > cache.per else ""
+    return f"{bad:,} of {of:,} {what} are left out: row {row}{like}: {fault}"
 
 
 def _check_model(frozen: Frozen, options: FitOptions, pixels: int | None) -> None:

@@ -162,7 +162,13 @@ def _input(batch: Any, columns: tuple[str, ...], spec: TensorSpec, bad: Faults) 
 def _column(
     batch: Any, name: str, role: str, dtype: str, shape: tuple[int, ...], bad: Faults
 ) -> Array:
-    values, faults = dense(find(batch, name, role), name, dtype, shape)
+    column = find(batch, name, role)
+    if role.startswith("input") and is_text(column.type):
+        raise DataError(
+            f"column {name!r}: expected {dtype} for {role}, found {column.type}; in a fit, what is "
+            "no input is named with --id, --group or --split-by"
+        )
+    values, faults = dense(column, name, dtype, shape)
     merge(bad, name, faults)
     return values
 

@@ -128,7 +128,10 @@ def _libraries() -> tuple[Any, Any]:
             import torch
     except ImportError as e:
         raise FitError(
-            f"--weights needs laplace-torch ({e}): pip install laplace-torch==0.3"
+            f"--weights needs laplace-torch ({e}). Its own list would bring another torch, so: "
+            "pip install --no-deps laplace-torch==0.3 asdfghjkl==0.1a4 "
+            "backpack-for-pytorch==1.7.1 curvlinops-for-pytorch==3.0.1 unfoldNd==0.2.3; pip "
+            "install einconv einops linear-operator opt-einsum torchmetrics tqdm"
         ) from None
     return torch, laplace
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
@@ -63,7 +64,11 @@ def page(name: str) -> ModuleType:
     """The page of a module or score; HedgedError listing the names for an unknown one."""
     known = {**MODULES, **SCORES}
     if name not in known:
-        raise HedgedError(f"unknown module or score {name!r}; there are {', '.join(sorted(known))}")
+        near = difflib.get_close_matches(name, known, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise HedgedError(
+            f"unknown module or score {name!r}; there are {', '.join(sorted(known))}{meant}"
+        )
     return import_module(known[name])
 
 

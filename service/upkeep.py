@@ -43,6 +43,16 @@ class BusyLedgerError(LedgerError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command again goes on
 
 
+def file_of(url_or_path: str | Path) -> Path | None:
+    """The file of a SQLite ledger, None for a server's. Raises LedgerError where it is not there,
+    or for what `ledger_url` refuses."""
+    url = ledger_url(url_or_path)
+    file = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+    if file is not None and not file.is_file():
+        raise LedgerError(f"{file}: no such ledger")
+    return file
+
+
 @contextmanager
 def opened(url_or_path: str | Path) -> Iterator[Upkeep]:
     """The ledger at a path or URL, brought to the revision of today; it must be there.
@@ -50,10 +60,8 @@ def opened(url_or_path: str | Path) -> Iterator[Upkeep]:
     Raises LedgerError for one that is not, that is newer, or that cannot be opened;
     BusyLedgerError, inside too, when its store fails.
     """
+    file = file_of(url_or_path)
     url = ledger_url(url_or_path)
-    file = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
-    if file is not None and not file.is_file():
-        raise LedgerError(f"{file}: no such ledger")
     engine = make_engine(url)
     try:
         if file is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from hedged.commands import console, options
@@ -172,15 +175,45 @@ def compare(
     if json:
         console.print_json(found.model_dump(mode="json"))
     else:
-        show(found)
+        words: dict[str, object] = {
+            "data": first[1],
+            "task": task,
+            "target": target,
+            "inputs": inputs,
+            "outputs": outputs,
+            "features": features,
+            "classes": classes,
+            "group": group,
+            "id": id,
+            "split-by": split_by,
+            "output": output,
+            "head": head,
+            "checkpoint": checkpoint,
+            "preprocess": preprocess,
+            "example": example,
+            "trust-pickle": trust_pickle,
+        }
+        show(found, _command(model, words))
         console.out.print(f"tables: {out}")
+
+
+def _command(model: Path | None, words: Mapping[str, object]) -> str:
+    """What of the command that was typed a fit needs, too."""
+    found = ["hedged", "fit", *([] if model is None else [str(model)])]
+    for name, value in words.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                found.append(f"--{name}")
+            elif one is not None and one is not False:
+                found += [f"--{name}", str(one)]
+    return shlex.join(found)
 
 
 compare.__doc__ = f"{compare.__doc__}\n\n{_MORE}"
 
 
-def show(found: Comparison) -> None:
-    """The leaderboards, the locked figures and the recommendation."""
+def show(found: Comparison, fit: str) -> None:
+    """The leaderboards, the locked figures and the recommendation: ``fit`` and further options."""
     say = console.out.print
     say(_modules(found))
     if found.scores:
@@ -192,6 +225,8 @@ def show(found: Comparison) -> None:
     for name, errors in failed:
         for why in errors:
             say(f"✗ {name}: {why}", markup=False)
+    if told := found.about.get("rows"):
+        say(told, style="yellow", markup=False)
     if found.left_out:
         say("not compared: " + "; ".join(f"{k} {v}" for k, v in found.left_out.items()))
     say(f"\n[bold]on {found.locked:,} locked rows[/], which chose nothing (95 % intervals)")
@@ -210,7 +245,7 @@ def show(found: Comparison) -> None:
         say(_elsewhere(found))
     advice = found.recommendation
     flags = " ".join(f"--{k} {v}" for k, v in advice.options.items())
-    say(f"\n[bold]recommended:[/] hedged fit {flags}", soft_wrap=True)
+    say("\n[bold]recommended:[/]", escape(f"{fit} {flags} -o bundle"), soft_wrap=True)
     for reason in advice.reasons:
         say(f"  because {reason}", soft_wrap=True, markup=False)
 

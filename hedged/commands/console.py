@@ -100,4 +100,6 @@ def lines(path: Path | None) -> tuple[str, ...] | None:
     try:
         return tuple(x.strip() for x in path.read_text().splitlines() if x.strip())
     except OSError as e:
-        raise typer.BadParameter(f"{path}: {e.strerror}") from None
+        raise typer.BadParameter(
+            f"{path}: {e.strerror}; it takes a file of names, one a line"
+        ) from None

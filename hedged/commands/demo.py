@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +34,8 @@ def demo(
     """
     from hedged.demo.story import tell
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that its server ends with it
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     story = tell(out, quick=quick, keep_serving=keep_serving, quiet=json)
     if json:
         console.print_json(story)

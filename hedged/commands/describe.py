@@ -31,6 +31,8 @@ def describe(bundle: Bundle) -> None:
         say(f"rows: {rows}")
     else:
         say(f"images: {rows}, {m.dense.pixels} pixels of each")
+    if bad := m.data.get("bad_rows"):
+        say(f"[yellow]{bad:,} of {m.data['rows']:,} are left out: see the notes below[/]")
     if m.splits.items is not None and m.splits.by is not None:
         items = ", ".join(f"{k} {v:,}" for k, v in m.splits.items.items())
         say(f"items, by {m.splits.by}: {items}")
@@ -87,7 +89,7 @@ def _promises(bundle: Bundle) -> None:
         a = m.abstain
         q = "abstains on all" if a.threshold is None else f"{a.threshold:.5g}"
         q = "answers all" if a.answered == 1.0 else q
-        what = f"wrong among answered ({a.answered:.1%})"
+        what = f"wrong among the {a.answered:.1%} answered"
         level = f"≤ {a.max_error:g}, {1 - a.delta:.3g} sure"
         table.add_row(what, level, str(a.n), str(a.n_needed), q)
     console.out.print(table)

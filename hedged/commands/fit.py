@@ -211,6 +211,12 @@ def fit(
     _together(
         method=method, weights=weights, samples=samples, curvature=curvature, of=import_laplace
     )
+    levels = console.numbers(alpha, "--alpha")
+    if max(levels) > 0.5:
+        console.err.print(
+            f"[yellow]--alpha is the share that is missed: {max(levels):g} promises a coverage of "
+            f"{1 - max(levels):.3g}[/]"
+        )
     if task == "regression" and max_error and tolerance is None:
         raise typer.BadParameter("--max-error of a regression needs --tolerance: what is wrong")
     asked = options.record(
@@ -231,7 +237,7 @@ def fit(
         shift=shift,
         randomised=randomised,
         mask=_class(mask, console.lines(classes)),
-        alphas=console.numbers(alpha, "--alpha"),
+        alphas=levels,
         ood=ood,
         ood_alpha=ood_alpha,
         ood_delta=ood_delta,

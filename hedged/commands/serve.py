@@ -61,6 +61,8 @@ def serve(
 ) -> None:
     """Serve bundles over HTTP, with labels, metrics and a live page."""
     from hedged.supervisor import supervise
+    from posthoc.contract import HedgedError
+    from service.lock import locked
     from service.settings import load_settings
 
     given = {
@@ -80,9 +82,9 @@ def serve(
         err.print(line, soft_wrap=True, markup=False)
     # BentoML keeps its metric files under its home and empties them at every start, so two
     # servers must not share one.
-    home = settings.data_dir.resolve() / ".bentoml"
+    own = settings.data_dir.resolve() / ".bentoml"
+    home = Path(os.environ.setdefault("BENTOML_HOME", str(own)))
     home.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("BENTOML_HOME", str(home))
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
     command = [
         sys.executable, "-m", "bentoml", "serve", "service.bento:svc",
@@ -90,12 +92,17 @@ def serve(
         # What has begun is answered, however long its own limit lets it take.
         "--timeout-graceful-shutdown", str(math.ceil(max(30, settings.request_timeout_s))),
     ]  # fmt: skip
-    code = supervise(
-        command,
-        drain_s=settings.drain_s,
-        workers=settings.workers,
-        say=lambda line: err.print(f"hedged: {line}", soft_wrap=True, markup=False),
+    alone = HedgedError(
+        f"another server keeps its metrics in {home}: stop it, or give this one a folder of its "
+        f"own with --data-dir{' (and --ledger for the same ledger)' * (home == own)}"
     )
+    with locked(home / "hedged.lock", alone, make=True):
+        code = supervise(
+            command,
+            drain_s=settings.drain_s,
+            workers=settings.workers,
+            say=lambda line: err.print(f"hedged: {line}", soft_wrap=True, markup=False),
+        )
     raise typer.Exit(code)
 
 

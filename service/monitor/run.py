@@ -22,7 +22,7 @@ from service.monitor.stream import Options
 from service.monitor.told import told
 from service.monitor.watch import Watch, look
 from service.monitor.window import windowed
-from service.upkeep import BusyLedgerError, opened
+from service.upkeep import BusyLedgerError, file_of, opened
 
 _REST = 9.0  # reading every label of the window takes a tenth of the time at most
 _log = logging.getLogger("hedged.monitor")
@@ -41,10 +41,11 @@ def monitoring(
     """The monitor of a ledger, which alone has the file ``state`` while inside.
 
     ``window_s``: seconds of predictions whose calibration is published; ``lag_s``: of rows that are
-    left for later; ``bundles``: a bundle, or a root of them, whose promises are watched. Raises
-    DataError at once for a file that another monitor has, or that is not of such a watch, and
-    BundleError for a folder without a bundle.
+    left for later; ``bundles``: a bundle, or a root of them, whose promises are watched. Raises at
+    once LedgerError where there is no ledger, DataError for a file that another monitor has, or
+    that is not of such a watch, and BundleError for a folder without a bundle.
     """
+    file_of(ledger)
     with held(state):
         yield Monitor(
             ledger,

@@ -314,7 +314,11 @@ def with_target(model: Path, name: str, y: object, n: int = 400) -> Path:
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        (np.full(400, 7), "every row is faulty.*row 0: column 'target': is 7, not a class index"),
+        (
+            np.full(400, 7),
+            "400 of 400 rows are left out: row 0 and 399 like it: .* is 7, not a class",
+        ),
+        (np.arange(400) % 8, "250 of 400 rows are left out: row 3 and 49 like it: .* is 3, not a"),
         (["a"] * 400, "expected class indices .* found string; give the class names"),
         (np.zeros(400, np.int64), "at least two classes and has 1"),
         ([None] * 400, "expected one int64"),
@@ -365,3 +369,13 @@ def test_a_bundle_is_never_overwritten(folder: Path, run: Fit) -> None:
     with pytest.raises(FitError, match="exists already"):
         run(model, data)
     assert Predictor(first.path).bundle.identity == first.identity
+
+
+def test_rows_that_are_left_out_are_told_of(folder: Path, run: Fit) -> None:
+    model = network(folder / "some.onnx")
+    bundle = run(model, with_target(model, "some", np.arange(400) % 4))
+    told = "100 of 400 rows are left out: row 3 and 99 like it: column 'target': is 3, not a"
+    assert any(note.startswith(told) for note in bundle.manifest.notes)
+    assert (
+        bundle.manifest.data["bad_rows"] == 100 and sum(bundle.manifest.splits.rows.values()) == 300
+    )

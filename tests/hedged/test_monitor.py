@@ -66,7 +66,9 @@ def test_once_says_what_is_there(path: Path, tmp_path: Path, call: Call) -> None
     again = call("monitor", path, *options)
     assert again.code == 0 and "entropy" in again.out
     assert_one_line(call("monitor", path, "--state", state, "--once"), "another --state")
-    assert_one_line(call("monitor", tmp_path / "none.sqlite", *options), "no such ledger")
+    other = ("--state", tmp_path / "other.json")
+    assert_one_line(call("monitor", tmp_path / "none.sqlite", *other), "no such ledger")
+    assert not list(tmp_path.glob("other.json*"))
     assert call("monitor", path, "--json").code == 2
     assert call("monitor", path, "--window", "tomorrow").code == 2
 

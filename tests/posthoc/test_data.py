@@ -168,7 +168,7 @@ def test_a_bad_row_is_zero_in_every_input_and_the_first_fault_is_kept():
 @pytest.mark.parametrize(
     ("column", "tail", "why"),
     [
-        (["a", "b"], (), "column 'x': expected one float32 a row, found string"),
+        (["a", "b"], (), "column 'x': expected float32 for input 'x', found string; in a fit"),
         ([["a"], ["b"]], (1,), r"column 'x': expected float32 of shape 1, found list<.*string>"),
         (STORED["fixed"], (), "expected one float32 a row, found fixed_size_list"),
         ([1.0, 2.0], (3,), "column 'x': expected float32 of shape 3, found double"),
