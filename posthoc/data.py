@@ -119,6 +119,22 @@ def to_rows(
     return Rows(inputs, y, bad, ids, groups, hashes if keys is None else keys, hashes)
 
 
+def columns_there(table: Table, mapping: TableMapping) -> list[str]:
+    """The columns that a mapping needs. Raises DataError for one that the table lacks, listing
+    those that it has."""
+    needed = list(mapping.columns())
+    for name in needed:
+        if name not in table.columns:
+            role = "target" if name in mapping.target else "input"
+            if name in (mapping.id, mapping.group, mapping.split_by):
+                role = "id, group or split"
+            raise DataError(
+                f"{table.path}: column {name!r} ({role}) is missing; the table has "
+                f"{', '.join(table.columns)}"
+            )
+    return needed
+
+
 def split_roles(
     keys: NDArray[np.uint64], fractions: Mapping[str, float], seed: int
 ) -> NDArray[np.int8]:

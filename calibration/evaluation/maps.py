@@ -17,7 +17,7 @@ from calibration.predictor import Predictor
 from calibration.unseen import Unseen
 from posthoc import pixels
 from posthoc.contract import Array, DataError, output_fields
-from posthoc.data import Rows, open_table, to_rows
+from posthoc.data import Rows, columns_there, open_table, to_rows
 from posthoc.pixels import Layout
 from posthoc.tables import Table
 
@@ -97,7 +97,7 @@ class MapPass:
         self.dropped, done = 0, start
         end = table.n_rows if count is None else start + count
         mapping = self.predictor.manifest.mapping
-        columns = [c for c in mapping.columns(target=labelled) if c in table.columns]
+        columns = columns_there(table, mapping if labelled else mapping.inputs_only())
         size = min(size, max(1, end - start))
         for batch in table.batches(size, columns, start):
             rows = read(batch)
@@ -120,12 +120,13 @@ class MapPass:
         manifest = self.predictor.manifest
         task = manifest.task
         shape = pixels.target_shape(self.layout, task, self.width)
+        mapping = manifest.mapping if labelled else manifest.mapping.inputs_only()
 
         def reader(maps: tuple[int, ...]) -> Callable[[object], Rows]:
             def read(batch: object) -> Rows:
                 return to_rows(
                     batch,
-                    manifest.mapping if labelled else manifest.mapping.inputs_only(),
+                    mapping,
                     manifest.inputs,
                     task=task,
                     classes=manifest.classes,
@@ -136,8 +137,7 @@ class MapPass:
 
             return read
 
-        names = [c for c in manifest.mapping.columns(target=labelled) if c in table.columns]
-        batches = table.batches(1, names)
+        batches = table.batches(1, columns_there(table, mapping))
         first = next(iter(batches), None)
         if first is None:
             raise DataError(f"{table.path} has no rows")

@@ -11,7 +11,7 @@ import numpy as np
 from calibration.predictor import Predictor
 from calibration.unseen import Unseen
 from posthoc.contract import Array
-from posthoc.data import open_table, to_rows
+from posthoc.data import columns_there, open_table, to_rows
 from posthoc.folds import log_softmax
 
 Progress = Callable[[str, int, int], None]
@@ -68,12 +68,13 @@ class RowPass:
         table that the mapping does not fit."""
         manifest = self.predictor.manifest
         table = open_table(data)
-        columns = [c for c in manifest.mapping.columns(target=labelled) if c in table.columns]
+        mapping = manifest.mapping if labelled else manifest.mapping.inputs_only()
+        columns = columns_there(table, mapping)
         self.faulty = self.seen = done = 0
         for batch in table.batches(BATCH, columns):
             rows = to_rows(
                 batch,
-                manifest.mapping if labelled else manifest.mapping.inputs_only(),
+                mapping,
                 manifest.inputs,
                 task=manifest.task,
                 classes=manifest.classes,

@@ -145,8 +145,8 @@ class Job:
             detail = "" if beyond is None else f" ({beyond})"
             raise ErrorRatioError(
                 f"more than {self._limit:,} of {self._listing.rows:,} rows are bad{detail}, and "
-                f"--max-error-ratio is {self._ratio}; mend the input, or raise the ratio and run "
-                "the same command to go on"
+                f"--max-error-ratio is {self._ratio}; mend the input and start again with "
+                "--overwrite, or raise the ratio and run the same command to go on"
             ) from beyond
 
     def _tell(self) -> None:

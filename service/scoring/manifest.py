@@ -128,10 +128,13 @@ def read_manifest(output: Output) -> RunManifest:
 
 
 def check_same_run(folder: str, old: RunManifest, new: RunManifest) -> None:
-    """Raise ScoringError, naming each difference, when ``folder`` belongs to another run."""
-    if old == new:
-        return
+    """Raise ScoringError, naming each difference, when ``folder`` belongs to another run.
+
+    A file that could not be read when the run began may have been mended since, or taken away.
+    """
     found = list(differences(old, new))
+    if not found:
+        return
     shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
     raise ScoringError(
         f"{folder} holds another run: {shown}. Go on as that run was begun, give another folder, "
@@ -153,6 +156,8 @@ def differences(old: RunManifest, new: RunManifest) -> Iterator[str]:
         yield f"the output columns differ ({', '.join(names) or 'their order'})"
     before, after = ({f.name: f for f in m.input} for m in (old, new))
     for name in sorted(before.keys() | after.keys()):
+        if name in before and before[name].rows is None:
+            continue  # nothing was made of it
         if name not in after:
             yield f"input file {name} is gone"
         elif name not in before:

@@ -25,7 +25,7 @@ from service.scoring.places import open_place
 from service.scoring.reading import Reader
 from service.scoring.schema import chosen_fields, kept_columns, output_schema
 from service.scoring.summary import Progress, Summary
-from service.scoring.task import Plan
+from service.scoring.task import Plan, errors_name
 
 
 def score(
@@ -75,7 +75,8 @@ def score(
     Raises DataError for an input or a column that cannot be used, BundleError for a bundle that
     cannot be trusted, ScoringError for an output that belongs to another run or cannot be
     written, ErrorRatioError beyond ``max_error_ratio``, and Interrupted when SIGTERM came (a
-    fragment in hand is finished first). A damaged file stops nothing: it is in the summary.
+    fragment in hand is finished first). A damaged file stops nothing: it is in the summary; where
+    it could not be opened at all it may be mended, and the same call goes on with it.
     """
     started = time.perf_counter()
     _check(batch_size, 1 if fragment_rows is None else fragment_rows, max_error_ratio)
@@ -121,11 +122,14 @@ def score(
     )
     identity = predictor.bundle.identity
     where = open_output(target)
-    plan = Plan(where, manifest.run, identity, reader, schema, alpha, fields, measures)
+    made = {name for f in listing.fragments for name in (f.name, errors_name(f))}
     where.make()
     with where.locked():
-        begin(where, manifest, overwrite=overwrite)
+        begun = begin(where, manifest, made, overwrite=overwrite)
+        plan = Plan(where, begun.run, identity, reader, schema, alpha, fields, measures)
         job = Job(plan, listing, max_error_ratio, progress)
+        if begun != manifest:  # a mended file may have fewer bad rows than before
+            where.remove(*map(errors_name, job.pending))
         job.begin()
         try:
             with job.until_sigterm():

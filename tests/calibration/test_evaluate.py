@@ -340,3 +340,15 @@ def crps_by_integral(y: float, mean: float, std: float) -> float:
     low, high = min(y, mean - 8 * std), max(y, mean + 8 * std)
     below = quad(lambda t: norm.cdf(t, mean, std) ** 2, low, y)[0]
     return float(below + quad(lambda t: norm.sf(t, mean, std) ** 2, y, high)[0])
+
+
+def test_a_missing_column_is_named_beside_those_that_are_there(
+    classification_bundle: Path, folder: Path
+) -> None:
+    whole = pq.read_table(factory.data(folder / "lacking.parquet", n=20))
+    renamed = whole.rename_columns([{"target": "truth"}.get(n, n) for n in whole.column_names])
+    pq.write_table(renamed, folder / "lacking.parquet")
+    with pytest.raises(
+        DataError, match=r"'target' \(target\) is missing.*has a, b, c, d, id, truth"
+    ):
+        evaluate(classification_bundle, folder / "lacking.parquet")
