@@ -30,9 +30,13 @@ def connect(url: sa.URL, environment: Mapping[str, str]) -> Any:
 
     try:
         found = parameters(url, environment)
-        opened = _socket(found)
-    except (HedgedError, OSError) as e:
+    except HedgedError as e:
         raise pg8000.InterfaceError(f"no connection to PostgreSQL: {e}") from e
+    try:
+        opened = _socket(found)
+    except OSError as e:
+        at = f"{found['host']}:{found['port']}"
+        raise pg8000.InterfaceError(f"no connection to PostgreSQL at {at}: {e}") from e
     try:
         made = pg8000.Connection(
             found["user"],

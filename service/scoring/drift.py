@@ -158,11 +158,15 @@ def report(reference: Reference, seen: Seen, manifest: Manifest) -> dict[str, An
     }
 
 
+def _beside(distance: float, floor: float) -> str:
+    return f"{'beyond' if distance > floor else 'within'} chance, {floor:.3f}"
+
+
 def lines(told: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader of the summary is told of a `report`."""
     found = [
-        f"{name}: KS {d['ks']:.3f} (by chance below {d['ks_floor']:.3f}), "
-        f"PSI {d['psi']:.3f} (below {d['psi_floor']:.3f})"
+        f"{name}: KS {d['ks']:.3f} ({_beside(d['ks'], d['ks_floor'])}), "
+        f"PSI {d['psi']:.3f} ({_beside(d['psi'], d['psi_floor'])})"
         for name, d in told["compared"].items()
     ]
     if (flagged := told["flagged"]) is not None:
