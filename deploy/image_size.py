@@ -4,6 +4,8 @@
     python deploy/image_size.py --lock deploy/locks/serve-cpu.txt   those that the image installs
     python deploy/image_size.py --site DIR/site-packages --json     another environment's
 
+Where something of the lock file is not there in its very version, it names that and tells no size.
+
 Sizes are those of the files that each package says it installed, compiled bytecode included, in
 MB of a million bytes. The image is larger by its base, Python on Debian.
 """
@@ -43,7 +45,7 @@ def locked(path: Path) -> dict[str, str]:
 
 
 def missing(packages: Collection[Package], lock: dict[str, str]) -> list[str]:
-    """What of a lock file is not installed in that very version."""
+    """What of a lock file is not installed in that very version, as ``name==version``."""
     have = {p.name: p.version for p in packages}
     return [f"{name}=={v}" for name, v in lock.items() if have.get(name) != v]
 
@@ -68,22 +70,35 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     packages = installed(options.site)
-    absent: list[str] = []
     if options.lock:
         lock = locked(options.lock)
-        absent = missing(packages, lock)
+        if absent := missing(packages, lock):
+            _tell_missing(absent, options.lock, options.json)
+            return 1
         packages = [p for p in packages if p.name in lock]
     total = sum(p.bytes for p in packages)
     if options.json:
-        record = {"bytes": total, "packages": [asdict(p) for p in packages], "missing": absent}
+        record = {"bytes": total, "packages": [asdict(p) for p in packages], "missing": []}
         print(json.dumps(record, indent=1))
     else:
         for package in packages:
             print(f"{package.bytes / 1e6:9.1f} MB  {package.name} {package.version}")
         print(f"{total / 1e6:9.1f} MB  in all, {len(packages)} packages")
-        for name in absent:
-            print(f"  not there: {name}", file=sys.stderr)
-    return int(bool(absent))
+    return 0
+
+
+def _tell_missing(absent: list[str], lock: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"missing": absent}, indent=1))
+        return
+    for name in absent:
+        print(f"not there: {name}", file=sys.stderr)
+    print(
+        f"{len(absent)} packages of {lock} are not here in that version, so no size is told; "
+        f"install them into an environment of their own: "
+        f"pip install --require-hashes --no-deps -r {lock}",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

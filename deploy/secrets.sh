@@ -5,7 +5,8 @@
 #
 # Passwords and the key of Prometheus are random; the URLs are the webhooks that alerts go to. What
 # is there already stays as it is, so to renew a secret, remove its file and run this again; but
-# PostgreSQL takes its password once, when its volume is made. A client gets its key with
+# PostgreSQL takes its password once, when its volume is made, and a container that runs has a new
+# file when it is made anew (`up --force-recreate alertmanager`). A client gets its key with
 # `hedged keys add deploy/secrets/keys/keys.json NAME --role predict,labels`.
 set -eu
 
@@ -41,14 +42,23 @@ keep() {
     fi
 }
 
+# The same for what the caller gives: where it is not what is there, that must be said.
+keep_given() {
+    if [ -e "$1" ] && [ "$(cat "$1")" != "$2" ]; then
+        echo "kept secrets/$1, which differs: remove it to change it" >&2
+    else
+        printf '%s\n' "$2" | keep "$1"
+    fi
+}
+
 random() {
     head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n'
 }
 
 random | keep postgres-password
 random | keep grafana-password
-printf '%s\n' "$1" | keep alerts-critical
-printf '%s\n' "$2" | keep alerts-warning
+keep_given alerts-critical "$1"
+keep_given alerts-warning "$2"
 # PostgreSQL's connection service file: what postgresql:///hedged?service=hedged stands for.
 keep ledger.conf <<END
 [hedged]

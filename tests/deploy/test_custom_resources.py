@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
 from collections.abc import Mapping
 from importlib.metadata import files
 from pathlib import Path
@@ -68,13 +69,13 @@ PROMETHEUS_RULE: Fields = OBJECT | {
 GROUP = {"rayStartParams": dict, "template": dict}
 RAY_JOB: Fields = OBJECT | {
     "spec": {
+        "submissionMode": str,
         "entrypoint": str,
         "backoffLimit": int,
         "activeDeadlineSeconds": int,
         "shutdownAfterJobFinishes": bool,
         "ttlSecondsAfterFinished": int,
         "rayClusterSpec": {
-            "enableInTreeAutoscaling": bool,
             "headGroupSpec": GROUP,
             "workerGroupSpecs": [
                 GROUP | {"groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int}
@@ -159,6 +160,28 @@ def test_kserve_is_told_the_protocol_the_port_and_the_probes() -> None:
         path = container[probe]["httpGet"]["path"]
         assert path in OPEN and path.startswith("/v2/")
     assert container["image"] == f"registry.example/hedged:{project_version()}"
+
+
+def test_jobs_suit_the_namespace_that_they_are_for() -> None:
+    """They mount claims of the namespace `hedged`, whose standard, restricted, admits no folder of
+    the node, and no pod that KubeRay makes by itself."""
+    (namespace,) = read("base/namespace.yaml")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    (bundles,), (textfile,) = read("base/bundles.yaml"), read("jobs/textfile.yaml")
+    validator.validate(textfile, "1.30", strict=True)
+    claims = {claim["metadata"]["name"] for claim in (bundles, textfile)}
+    for _, _, spec in pods(JOBS):
+        for volume in spec["volumes"]:
+            assert volume.keys() - {"name"} <= {"persistentVolumeClaim", "emptyDir"}
+            assert volume.get("persistentVolumeClaim", {}).get("claimName", "bundles") in claims
+    (job,) = read("jobs/rayjob.yaml")
+    assert job["spec"]["submissionMode"] == "HTTPMode"
+    assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
+    for file in ("cronjob.yaml", "rayjob.yaml"):
+        text = (KUBERNETES / "jobs" / file).read_text()
+        assert re.search(r"hedged score /bundles/churn/1\s", text)  # ROOT/<name>/<version>
+        commands = re.findall(r"^#   kubectl .*", text, re.M)
+        assert commands and all("--namespace hedged" in command for command in commands)
 
 
 def test_what_is_a_predictors_is_no_pods() -> None:

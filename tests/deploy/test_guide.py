@@ -24,21 +24,30 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
+from calibration.bundle import load_bundle
+from calibration.predictor import Predictor
 from service.access import ROUTE_ROLES
 from service.bundles import live_version
 from service.keys import read_keys
+from service.labels import LabelItem
 from service.ledger import Ledger
 from service.schema import ledger_url, make_engine
+from tests.calibration.renewals import truth
 from tests.deploy.clustered import SECRETS, faults
 from tests.deploy.composed import DEPLOY, read_compose
 from tests.deploy.kustomized import pods, read, variables
-from tests.factory import version_of
+from tests.factory import rows, version_of
 from tests.supply.dockerfile import ROOT
 from tests.supply.dockerfile import read as read_dockerfile
 
 GUIDE = ROOT / "docs/guides/deploy.md"
-NODE = "tests/deploy/test_guide.py::test_every_command_runs"
-BLOCKS = re.findall(rf"<!-- test: elsewhere {NODE} -->\n```bash\n(.*?)```", GUIDE.read_text(), re.S)
+
+
+def blocks(test: str) -> list[str]:
+    """The guide's blocks that a test of this file runs."""
+    mark = f"<!-- test: elsewhere tests/deploy/test_guide.py::{test} -->"
+    return re.findall(rf"{mark}\n```bash\n(.*?)```", GUIDE.read_text(), re.S)
+
 
 # Writes its words to CALLS, a line of JSON each; runs what is meant for PostgreSQL's container.
 RECORDER = """
@@ -81,7 +90,8 @@ class Reader:
 
     def __init__(self, folder: Path, postgres: Any, kubectl: Path, bundle: Path) -> None:
         self.folder = folder
-        shutil.copytree(DEPLOY, folder / "deploy", ignore=shutil.ignore_patterns("secrets"))
+        unmade = shutil.ignore_patterns("secrets", ".env")
+        shutil.copytree(DEPLOY, folder / "deploy", ignore=unmade)
         for name, version in (("bundle", "1"), ("renewed", "2")):
             made = version_of(bundle, folder / "made", "machines", version)
             made.rename(folder / name)
@@ -101,7 +111,7 @@ class Reader:
             "PGHOST": self.socket,
         }
 
-    def types(self, block: str) -> None:
+    def types(self, block: str, code: int = 0) -> str:
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],
             cwd=self.folder,
@@ -110,7 +120,8 @@ class Reader:
             text=True,
             timeout=120,
         )
-        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, f"{block}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
 
     def live(self) -> str:
         return live_version(self.folder / "models/machines")
@@ -119,7 +130,7 @@ class Reader:
 @pytest.fixture
 def ledger_database(postgres: Any) -> Any:
     """The database of the containers, with the tables of a ledger and a row in one of them."""
-    postgres.psql("DROP DATABASE IF EXISTS hedged")
+    postgres.psql("DROP DATABASE IF EXISTS hedged WITH (FORCE)")
     postgres.psql("DROP ROLE IF EXISTS hedged")
     postgres.psql("CREATE USER hedged")
     postgres.psql("CREATE DATABASE hedged OWNER hedged")
@@ -149,6 +160,7 @@ def test_every_command_runs(
         "cp -r bundle ": lambda: reader.live() == "1",
         "deploy/secrets.sh": lambda: {k.name for k in read_keys(keys)} == {"prometheus", "web"},
         "cp -r renewed ": lambda: reader.live() == "1",
+        "BUNDLES=": lambda: environment_file(tmp_path) == {"BUNDLES": f"{tmp_path}/models"},
         "pg_dump ": lambda: (tmp_path / "ledger.dump").stat().st_size > 0 and lose_everything(),
         "pg_restore ": lambda: bundles() == 1,
     }
@@ -158,7 +170,8 @@ def test_every_command_runs(
         ask("DELETE FROM bundles")
         return bundles() == 0
 
-    for block in BLOCKS:
+    there = {path.name for path in tmp_path.iterdir()}
+    for block in blocks("test_every_command_runs"):
         reader.types(block)
         for words in [w for w in after if w in block]:
             assert after.pop(words)(), words
@@ -166,6 +179,69 @@ def test_every_command_runs(
     for name, *words in lines(reader.calls):
         {"docker": check_docker, "curl": check_curl, "kubectl": check_kubectl}[name](words)
     check_secrets(lines(reader.secrets))
+    engine.dispose()
+    made = {path.name for path in tmp_path.iterdir()} - there
+    made -= {reader.calls.name, reader.secrets.name}
+    assert {"models", "web.key", "keys.json", "key", "pg_service.conf", "ledger.dump"} <= made
+    for name in (*made, "bundle", "renewed", "deploy/.env", "deploy/secrets/grafana-password"):
+        assert ignored(tmp_path, name), name
+    assert not ignored(tmp_path, "deploy/compose.yaml")
+
+
+def environment_file(folder: Path) -> dict[str, str]:
+    """What Compose reads beside its file, which must be what that file asks for."""
+    found = dict(line.split("=", 1) for line in (folder / "deploy/.env").read_text().splitlines())
+    asked = set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text()))
+    assert found.keys() == asked
+    return found
+
+
+def ignored(folder: Path, name: str) -> bool:
+    """Whether git leaves that file of a reader's clone alone."""
+    if not (folder / ".git").exists():
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True, timeout=60)
+        shutil.copy(ROOT / ".gitignore", folder)
+    asked = ["git", "check-ignore", "--quiet", name]
+    return subprocess.run(asked, cwd=folder, timeout=60).returncode == 0
+
+
+def labelled_predictions(url: str, spool: Path, bundle: Path) -> None:
+    """3,000 predictions in a ledger, whose truth is more spread than the bundle believes."""
+    predictor, ledger = Predictor(bundle), Ledger.open(url, spool_dir=spool)
+    m, identity = predictor.manifest, predictor.bundle.identity
+    x, _ = rows("classification", 3000, 40)
+    ledger.register(m.name, m.version, identity, task=m.task, width=3, classes=m.classes)
+    ids = [f"r{i}" for i in range(len(x))]
+    ledger.record(m.name, m.version, identity, ids, predictor.run({"x": x}), "0.9")
+    y = truth("classification", x, 5.0, 41)
+    ledger.add_labels([LabelItem(m.name, i, c) for i, c in zip(ids, y.tolist(), strict=True)])
+    ledger.close()
+
+
+def test_a_bundle_is_renewed_on_the_deployed_ledger(
+    classification_bundle: Path, ledger_database: Any, kubectl: Path, tmp_path: Path
+) -> None:
+    reader = Reader(tmp_path, ledger_database, kubectl, classification_bundle)
+    shutil.rmtree(tmp_path / "renewed")  # the command makes it
+    shutil.copytree(tmp_path / "bundle", tmp_path / "models/machines/1")
+    (tmp_path / "deploy/secrets").mkdir()
+    (tmp_path / "deploy/secrets/postgres-password").write_text("unasked")
+    url = f"postgresql://hedged@/hedged?host={reader.socket}"
+    (block,) = blocks("test_a_bundle_is_renewed_on_the_deployed_ledger")
+    # Of the address nothing is left where docker prints none, and then PGHOST says where.
+    Ledger.open(url, spool_dir=tmp_path / "spool").close()
+    assert "the ledger has no predictions of machines 1" in reader.types(block, code=1)
+    labelled_predictions(url, tmp_path / "spool", tmp_path / "bundle")
+    assert "3,000 of 3,000 predictions have a label" in reader.types(block)
+    assert load_bundle(tmp_path / "renewed").manifest.version == "2"
+    (ps, inspect) = lines(reader.calls)[-2:]
+    assert ps == ["docker", "compose", "-f", "deploy/compose.yaml", "ps", "--quiet", "postgres"]
+    compose = read_compose()
+    (network,) = compose["services"]["postgres"]["networks"]
+    assert f".Networks.{compose['name']}_{network}.IPAddress" in inspect[3]
+    (ledger,) = re.findall(r'--ledger "(.*?)"', block)
+    stored = compose["services"]["postgres"]["environment"]
+    assert ledger == f"postgresql://{stored['POSTGRES_USER']}@$host/{stored['POSTGRES_DB']}"
 
 
 def check_docker(words: list[str]) -> None:
@@ -210,10 +286,14 @@ def check_kubectl(words: list[str]) -> None:
                     kubernetes_validate.validate(found, "1.30", strict=True)
         case ["wait", name]:
             assert name == f"pod/{shelf}"
-        case ["cp", _, target]:
-            assert target.startswith(f"{shelf}:/bundles/")
-        case ["exec", name, "hedged", "activate", root, "machines", "1"]:
+        case ["cp", source, target]:
+            assert target == f"{shelf}:/bundles/{Path(source).relative_to('models')}"
+        case ["exec", name, "hedged", "activate", root, "machines", "1" | "2"]:
             assert (name, root) == (shelf, "/bundles")
+        case ["port-forward", name, ports]:
+            (service,) = (o for o in read("base/service.yaml") if o["kind"] == "Service")
+            assert name == f"service/{service['metadata']['name']}"
+            assert ports == f"3000:{service['spec']['ports'][0]['port']}"
         case ["rollout", "status", name]:
             assert name == "deployment/hedged"
         case other:
@@ -272,6 +352,8 @@ def test_what_is_published_is_listed() -> None:
         (check_kubectl, "rollout status --namespace hedged deployment/hedge"),
         (check_kubectl, "rollout status --namespace default deployment/hedged"),
         (check_kubectl, "cp --namespace hedged models shelf:/models"),
+        (check_kubectl, "cp --namespace hedged models/machines/2 shelf:/bundles/machines"),
+        (check_kubectl, "port-forward --namespace hedged service/hedged 3000:3000"),
     ],
 )
 def test_a_wrong_call_is_found(check: Callable[[list[str]], None], words: str) -> None:

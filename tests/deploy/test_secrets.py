@@ -50,6 +50,12 @@ def test_what_is_there_stays_and_what_is_missing_is_made(tmp_path: Path) -> None
     said = make_secrets(tmp_path, "https://other.example/c", "https://other.example/w")
     assert contents(tmp_path) == before
     assert "made" not in said
+    for name in ("alerts-critical", "alerts-warning"):
+        assert f"kept secrets/{name}, which differs: remove it to change it\n" in said
+    (tmp_path / "secrets/alerts-critical").unlink()
+    assert "differs" not in make_secrets(tmp_path, "https://other.example/c")
+    assert contents(tmp_path)["alerts-critical"] == "https://other.example/c\n"
+    (tmp_path / "secrets/alerts-critical").write_text(before["alerts-critical"])
     (tmp_path / "secrets/prometheus-key").unlink()
     make_secrets(tmp_path)
     after = contents(tmp_path)
