@@ -182,6 +182,7 @@ def forward(weights: Arrays, x: np.ndarray) -> np.ndarray:
     return x
 
 
+@pytest.mark.long
 def test_image_classification(tmp_path: Path) -> None:
     ran = run("image_classification", tmp_path)
     rows = npz(ran.out / "fresh.npz")
@@ -200,6 +201,7 @@ def test_image_classification(tmp_path: Path) -> None:
         assert (flagged > 0.5) == (name != "fresh")
 
 
+@pytest.mark.long
 def test_text_classification(tmp_path: Path) -> None:
     ran = run("text_classification", tmp_path)
     parts = [npz(ran.out / f"{name}.npz") for name in ("train", "held-out", "fresh")]
@@ -229,6 +231,7 @@ def test_tabular_regression(tmp_path: Path) -> None:
     assert np.ptp(widths[0]) < 1e-4 < 0.1 < np.ptp(widths[1])
 
 
+@pytest.mark.long
 def test_segmentation(tmp_path: Path) -> None:
     ran = run("segmentation", tmp_path)
     table = pq.read_table(ran.out / "fresh-scans.parquet")

@@ -176,10 +176,16 @@ class Monitor:
         self._process.stderr.close()
 
 
-def wait_for(what: str, true: Callable[[], bool], traffic: Traffic) -> None:
-    """Until it is true; AssertionError, saying ``what`` never was, after PATIENCE_S."""
+def wait_for(
+    what: str,
+    true: Callable[[], bool],
+    traffic: Traffic,
+    instead: Callable[[], object] = lambda: "",
+) -> None:
+    """Until it is true; AssertionError, saying ``what`` never was and what was ``instead``, after
+    PATIENCE_S."""
     deadline = time.monotonic() + PATIENCE_S
     while not true():
         assert traffic.failed is None, traffic.failed
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, f"never {what}: {instead()}"
         time.sleep(0.2)  # only how often to look

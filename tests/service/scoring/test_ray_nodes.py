@@ -48,6 +48,7 @@ def command(bundle: Path, tmp_path: Path) -> list[str]:
             str(tmp_path / "out")]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_command_outlives_a_worker_and_goes_on_after_a_stop(
     command: list[str], bundle: Path, tmp_path: Path
 ) -> None:
