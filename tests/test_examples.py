@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 import psutil
 import pyarrow.parquet as pq
+import pytest
 from safetensors.numpy import load_file
 from scipy.stats import betabinom
 
