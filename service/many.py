@@ -15,14 +15,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-Values = Sequence[Any]
+Rows = Sequence[tuple[Any, ...]]
 
 
-def insert_many(
-    conn: sa.Connection, table: sa.Table, names: tuple[str, ...], rows: Iterable[Values]
-) -> None:
+def insert_many(conn: sa.Connection, table: sa.Table, names: tuple[str, ...], rows: Rows) -> None:
     """Insert rows of the columns ``names``; one that is there already stays as it is."""
-    rows = list(map(tuple, rows))
     if not rows:
         return
     if conn.dialect.name == "sqlite":
@@ -37,10 +34,9 @@ def update_many(
     table: sa.Table,
     key: str,
     names: tuple[str, ...],
-    rows: Iterable[Values],
+    rows: Rows,
 ) -> None:
     """Set the columns ``names`` where the column ``key`` is the last value of a row."""
-    rows = list(map(tuple, rows))
     if not rows:
         return
     if conn.dialect.name == "sqlite":
@@ -88,7 +84,7 @@ def _quoted(dialect: sa.Dialect, names: Iterable[str]) -> list[str]:
     return [dialect.identifier_preparer.quote(n) for n in names]
 
 
-def _document(names: Sequence[str], rows: Iterable[Values]) -> str:
+def _document(names: Sequence[str], rows: Rows) -> str:
     records = [dict(zip(names, row, strict=True)) for row in rows]
     try:
         return json.dumps(records, default=_bytea, allow_nan=False)

@@ -147,14 +147,16 @@ def describe(settings: Settings) -> list[str]:
         access = f"API keys of {settings.keys}"
     else:
         access = "no keys: " + ("anybody" if settings.open else "this machine only")
-    ledger = ledger_url(settings.ledger_url)
+    url = ledger_url(settings.ledger_url)
+    # As a user writes it, without the driver; str(url) has the password in SQLAlchemy 2.0.
+    ledger = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
     signed = [] if settings.signed_by is None else [f"signed   by keys of {settings.signed_by}"]
     return [
         f"address  http://{settings.host}:{settings.port}",
         f"models   {', '.join(f'{name} {version}' for name, version in models.items())} in {path}",
         f"device   {settings.device}, {planned_provider(settings.device)}; "
         f"workers: {settings.workers}, threads of each: {settings.model_threads or 'one per core'}",
-        f"ledger   {ledger.set(drivername=ledger.get_backend_name())}",  # without its password
+        f"ledger   {ledger}",
         f"access   {access}",
         *signed,
     ]

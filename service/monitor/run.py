@@ -45,7 +45,7 @@ def monitoring(
     once LedgerError where there is no ledger, DataError for a file that another monitor has, or
     that is not of such a watch, and BundleError for a folder without a bundle.
     """
-    file_of(ledger)
+    file_of(ledger)  # said before a lock is made, or a port is open
     with held(state):
         yield Monitor(
             ledger,

@@ -181,3 +181,12 @@ def test_the_development_container_is_made_by_make() -> None:
     for words, works in ((targets, True), (["no-such-target"], False)):
         done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, timeout=60)
         assert (done.returncode == 0) is works
+
+
+def test_the_advice_on_laplace_torch_is_what_make_installs() -> None:
+    made = re.search(r"^ORACLE := (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert made is not None
+    source = (ROOT / "posthoc/laplace_torch.py").read_text()
+    told = re.search(r'pip install --no-deps (.*?); pip "\n', source, re.S)
+    assert told is not None
+    assert set(re.findall(r"[\w-]+==[\w.]+", told[1])) == set(made[1].split())
