@@ -21,7 +21,7 @@ import numpy as np
 from bench import suite
 from bench.material import Files, magika_columns, magika_files
 from bench.peers import ROOT, environment
-from bench.wrk import Load, wrk
+from bench.wrk import Load, latencies, wrk
 from calibration.fit import fit
 from calibration.fit_options import FitOptions
 from calibration.material import Columns
@@ -61,6 +61,10 @@ class Side:
     def load(self, connections: int, seconds: float) -> Load:
         """One run of wrk."""
         return wrk(self.url, self.body, connections, seconds)
+
+    def latencies(self, seconds: float) -> tuple[Load, list[float]]:
+        """One run on one connection, and the seconds that each request took."""
+        return latencies(self.url, self.body, seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from bench.http_sides import Question, plain_sides
-from bench.wrk import wrk
+from bench.wrk import latencies, wrk
 from calibration.predictor import Predictor
 from posthoc.contract import HedgedError
 from tests.factory import tiny_bundle
+
+
+STALL_S = 0.1
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -21,10 +24,15 @@ class Echo(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     seen = 0
+    stalls = 0  # every so many requests, for STALL_S
+    stalled = 0
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
         Echo.seen += 1
+        if Echo.stalls and Echo.seen % Echo.stalls == 0:
+            Echo.stalled += 1
+            threading.Event().wait(STALL_S)
         good = json.loads(body) == {"q": 'a "quoted" \\ word\n'}
         self.send_response(200 if good and self.headers["x-side"] == "1" else 400)
         self.send_header("content-length", "0")
@@ -52,6 +60,18 @@ def test_wrk_sends_the_body_as_it_is_and_counts(echo):
     assert 0 < found.requests <= Echo.seen
     assert 0 < found.p50 <= found.p99 < 1
     assert found.per_second == pytest.approx(found.requests, rel=0.5)
+
+
+def test_latencies_are_of_real_requests_and_wrks_own_add_what_a_wait_held_back(echo, monkeypatch):
+    monkeypatch.setattr(Echo, "stalls", 200)
+    monkeypatch.setattr(Echo, "stalled", 0)
+    body = json.dumps({"q": 'a "quoted" \\ word\n'}).encode()
+    found, took = latencies(echo, body, 2, {"X-Side": "1"})
+    assert 0 <= len(took) - found.requests <= 1  # the last may be answered after the end
+    slow = [seconds for seconds in took if seconds >= STALL_S]
+    assert Echo.stalled - 1 <= len(slow) <= Echo.stalled
+    assert 0 < len(slow) < len(took) / 100  # so the real p99 is none of them
+    assert float(np.quantile(took, 0.99)) < STALL_S / 2 < found.p99
 
 
 def test_an_answer_that_is_no_success_is_an_error(echo):
