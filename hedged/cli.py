@@ -6,6 +6,7 @@ would not be better, and was not written · 75 interrupted, run the same command
 
 from __future__ import annotations
 
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -91,8 +92,25 @@ def main_options(
 ) -> None:
     """Read the configuration file; flags and HEDGED_<COMMAND>_<OPTION> come before it."""
     del version
+    if context.invoked_subcommand is not None:
+        check_variables(context.command, context.invoked_subcommand)
     if config is not None:
         context.default_map = read_config(config, context.command)
+
+
+def check_variables(group: Any, command: str) -> None:
+    """HedgedError for a variable HEDGED_<COMMAND>_… that is no option of this command, naming it:
+    a misspelt one would be ignored."""
+    found, prefix = group.commands.get(command), f"HEDGED_{command.upper()}_"
+    if found is None:
+        return
+    known = {prefix + p.name.upper() for p in found.params if p.name}
+    given = (name for name in os.environ if name.startswith(prefix))
+    if unknown := sorted(name for name in given if name not in known):
+        raise HedgedError(
+            f"hedged {command} has no option for the variable {', '.join(unknown)}; it reads "
+            f"{', '.join(sorted(known))}"
+        )
 
 
 def read_config(path: Path, group: Any) -> dict[str, Any]:

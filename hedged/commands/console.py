@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+_EVERY_S = 30.0  # between lines of progress where there is no terminal
 _WIDTH = None if sys.stdout.isatty() else 110  # a pipe has no width; 80 would break the tables
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False, width=_WIDTH)
@@ -49,8 +52,15 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(unit: str | None = None) -> Iterator[Report]:
-    """A callback (what, done, total) that draws one bar for each ``what`` on stderr, with the time
-    left and, where a ``unit`` is named, how many of them are done in a second."""
+    """A callback (what, done, total) that tells on stderr how far a run is, with the time left and,
+    where a ``unit`` is named, how many of them are done in a second: one bar for each ``what`` on a
+    terminal, elsewhere a line now and then."""
+    with _bars(unit) if err.is_terminal else nullcontext(_lines(unit)) as report:
+        yield report
+
+
+@contextmanager
+def _bars(unit: str | None) -> Iterator[Report]:
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
@@ -58,7 +68,7 @@ def progress(unit: str | None = None) -> Iterator[Report]:
         *(() if unit is None else (_Rate(unit),)),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=not sys.stderr.isatty()) as bars:
+    with Progress(*columns, console=err) as bars:
         known: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
@@ -67,6 +77,25 @@ def progress(unit: str | None = None) -> Iterator[Report]:
             bars.update(known[what], completed=done, total=total)
 
         yield report
+
+
+def _lines(unit: str | None, clock: Callable[[], float] = time.monotonic) -> Report:
+    """What a log gets: nothing of what is quick."""
+    begun: dict[str, tuple[float, int]] = {}
+    told: dict[str, float] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        now = clock()
+        since, before = begun.setdefault(what, (now, done))
+        if now - told.setdefault(what, now) < _EVERY_S:
+            return
+        told[what] = now
+        speed = (done - before) / (now - since)
+        rate = "" if unit is None else f", {speed:,.0f} {unit}/s"
+        left = f", {timedelta(seconds=round((total - done) / speed))} left" if speed else ""
+        err.print(f"{what}: {done:,} of {total:,}{rate}{left}", soft_wrap=True)
+
+    return report
 
 
 def print_json(value: Any) -> None:

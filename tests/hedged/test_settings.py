@@ -74,6 +74,18 @@ def test_a_file_with_unknown_keys_is_refused(
     assert_one_line(call(*config(text), "modules"), message)
 
 
+def test_a_misspelt_variable_of_the_command_is_refused(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEDGED_MODULES_JSN", "1")
+    assert_one_line(
+        call("modules"), "hedged modules has no option for the variable HEDGED_MODULES_JSN; it"
+    )
+    monkeypatch.delenv("HEDGED_MODULES_JSN")
+    monkeypatch.setenv("HEDGED_SCORE_BATCHSIZE", "1")  # another command's business
+    assert call("modules").code == 0
+
+
 def test_a_file_that_is_not_there(call: Call, tmp_path: Path) -> None:
     assert_one_line(call("--config", tmp_path / "none.toml", "modules"), "none.toml")
 
