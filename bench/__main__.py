@@ -10,7 +10,9 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON (the only form there is)")
     parser.add_argument("--out", type=Path, help="folder in which to keep figures, too")
     asked = parser.parse_args()
+    # As Ctrl-C does: servers that a benchmark started end with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if asked.name != "all":
         print(json.dumps(measured(asked.name, asked.quick, asked.out), indent=1, default=str))
         return
@@ -68,12 +72,15 @@ def main() -> None:
 
 def measured(name: str, quick: bool, out: Path | None) -> dict[str, Any]:
     """The figures of a benchmark, with the versions and the machine that made them."""
+    started = time.monotonic()
     found = {
         **import_module(f"bench.{name}").run(quick),
         "quick": quick,
+        "bench_seconds": time.monotonic() - started,
         "versions": versions(),
         "machine": {
             "cpus": os.cpu_count(),
+            "cpu": _processor(),
             "machine": platform.machine(),
             "system": platform.system(),
         },
@@ -81,6 +88,15 @@ def measured(name: str, quick: bool, out: Path | None) -> dict[str, Any]:
     if out:
         keep(found, out / f"{name}.json")
     return found
+
+
+def _processor() -> str | None:
+    """What Linux calls the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((text.partition(":")[2].strip() for text in lines if "model name" in text), None)
 
 
 if __name__ == "__main__":
