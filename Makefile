@@ -9,7 +9,7 @@ APT := chromium prometheus prometheus-alertmanager wrk
 # What is imported is compiled once and not by each of the thousands of processes of the tests.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-long lint site locks sbom audit bench bench-quick clean apt
+.PHONY: demo test test-long image lint site locks sbom audit bench bench-quick clean apt
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/hedged demo --out demo
@@ -17,10 +17,18 @@ demo: $(VENV)/.demo
 # A process a core; what they share is a file of tests.
 SHARED := -n auto --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev apt lint
-	$(PY) -m pytest -q -m "not long and not gpu" $(SHARED)
+	$(PY) -m pytest -q -m "not long and not gpu and not container" $(SHARED)
 
 test-long: $(VENV)/.dev apt
-	$(PY) -m pytest -q -m "long" $(SHARED)
+	$(PY) -m pytest -q -m "long and not container" $(SHARED)
+
+# The serving image, built and then checked in a container over the demo's bundle. With Podman:
+#   make image ENGINE=podman BUILD="podman build --format docker"
+ENGINE ?= docker
+BUILD ?= $(ENGINE) build
+image: $(VENV)/.demo
+	$(BUILD) --tag hedged .
+	$(PY) deploy/check_image.py hedged demo/bundle --engine "$(ENGINE)"
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
