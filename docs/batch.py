@@ -10,7 +10,7 @@ import math
 import sys
 from typing import Any
 
-from docs.drawing import BAD, BLUE, FAINT, GREEN, INK, box, dot, figures, line, picture, text
+from docs.drawing import BAD, BLUE, FAINT, GREEN, INK, box, dot, draw, line, text
 
 PANELS = (
     ("seconds_per_million", "seconds a million rows", BLUE),
@@ -107,16 +107,5 @@ def _bars(
     return y + 12
 
 
-def main(arguments: list[str]) -> None:
-    """Keep the figures and draw them."""
-    found = figures("batch", arguments)
-    drawn: list[str] = []
-    top = 6.0
-    for part in (growth, speed):
-        more, top = part(found, top)
-        drawn += more
-    picture("batch", drawn, int(top))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    draw("batch", (growth, speed), sys.argv[1:])

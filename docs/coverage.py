@@ -18,9 +18,8 @@ from docs.drawing import (
     PURPLE,
     box,
     dot,
-    figures,
+    draw,
     line,
-    picture,
     text,
 )
 
@@ -171,16 +170,5 @@ def peers(found: dict[str, Any], top: float) -> tuple[list[str], float]:
     return made, top + 80 + len(pools) * (tall + 50)
 
 
-def main(arguments: list[str]) -> None:
-    """Keep the figures and draw them."""
-    found = figures("coverage", arguments)
-    drawn: list[str] = []
-    top = 6.0
-    for part in (cells, shift, peers):
-        more, top = part(found, top)
-        drawn += more
-    picture("coverage", drawn, int(top))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    draw("coverage", (cells, shift, peers), sys.argv[1:])

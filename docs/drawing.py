@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,29 @@ INK, FAINT, BAD = "#1f2933", "#7b8794", "#c2410c"
 BLUE, GREEN, PURPLE = "#2563eb", "#0f766e", "#7c3aed"
 
 
-def figures(name: str, arguments: list[str]) -> dict[str, Any]:
-    """Figures of a benchmark: what is in the file that the arguments name, which is kept; without
-    one what was kept."""
+Part = Callable[[dict[str, Any], float], tuple[list[str], float]]
+"""Shapes of some figures below a height, and the height where they end."""
+
+
+def draw(name: str, parts: Sequence[Part], arguments: Sequence[str]) -> None:
+    """docs/pictures/NAME.png, of parts one below the other.
+
+    The figures are those of the file that the arguments name, which is kept then, and else what is
+    kept of the benchmark of that name.
+    """
     if arguments:
         keep(json.loads(Path(arguments[0]).read_text()), RESULTS / f"{name}.json")
     found = kept(name)
     assert found is not None, f"no figures of {name} are kept"
-    return found
+    drawn: list[str] = []
+    top = 6.0
+    for part in parts:
+        more, top = part(found, top)
+        drawn += more
+    _picture(name, drawn, int(top))
 
 
-def picture(name: str, drawn: list[str], height: int) -> None:
-    """Draw shapes into docs/pictures/<name>.png."""
+def _picture(name: str, drawn: Sequence[str], height: int) -> None:
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
         f'font-family="Inter, Helvetica, Arial, sans-serif">{box(0, 0, WIDTH, height, "#ffffff")}'

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from docs.drawing import BLUE, FAINT, GREEN, INK, PURPLE, box, dot, figures, line, picture, text
+from docs.drawing import BLUE, FAINT, GREEN, INK, PURPLE, box, dot, draw, line, text
 
 # Starlette and nothing else is no server of models: what ours has for a floor.
 SIDES = (
@@ -81,16 +81,5 @@ def latency(found: dict[str, Any], top: float) -> tuple[list[str], float]:
     return made, y + 12
 
 
-def main(arguments: list[str]) -> None:
-    """Keep the figures and draw them."""
-    found = figures("http", arguments)
-    drawn: list[str] = []
-    top = 6.0
-    for part in (throughput, latency):
-        more, top = part(found, top)
-        drawn += more
-    picture("http", drawn, int(top))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    draw("http", (throughput, latency), sys.argv[1:])
