@@ -1,18 +1,17 @@
-"""``python -m bench.table FILE``: a quality table as Markdown.
+"""``python -m bench.table heads|dense``: a quality table as Markdown, of what is kept.
 
 Of ``python -m bench heads`` for docs/quality.md, of ``python -m bench dense`` for docs/dense.md.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from bench.heads import BASELINE
+from bench.results import kept
 from bench.suite import suite
 
 _COLUMNS = {
@@ -49,7 +48,7 @@ _TITLES = {
 }
 _HEAD = """# Every module on the developer suite
 
-`python -m bench heads --json > heads.json && python -m bench.table heads.json > docs/quality.md`
+`python -m bench heads --out bench/results && python -m bench.table heads > docs/quality.md`
 makes this page. {splits} seeded splits of each set, mean ± standard deviation over splits (not a
 standard error). The system to beat is `none`: the frozen model with a temperature (a regression:
 one scale) fitted on the same calibration rows. NLL in nats; the difference is the mean over test
@@ -61,7 +60,7 @@ Worse than scaling alone by more than {margin} nats in the mean over splits: {wo
 
 _MAP_HEAD = """# Modules on maps
 
-`python -m bench dense --json > dense.json && python -m bench.table dense.json > docs/dense.md`
+`python -m bench dense --out bench/results && python -m bench.table dense > docs/dense.md`
 makes this page. {splits} seeded split{plural} by photo, mean ± standard deviation over splits (not
 a standard error: the splits share photos). Every module makes a bundle as `hedged fit` does, and
 the bundle is measured as `hedged evaluate` does, on the images of photos that the fit did not see.
@@ -183,6 +182,8 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m bench.table heads.json|dense.json")
-    print(page(json.loads(Path(sys.argv[1]).read_text("utf-8"))), end="")
+    if sys.argv[1:] not in (["heads"], ["dense"]):
+        sys.exit("usage: python -m bench.table heads|dense")
+    if (found := kept(sys.argv[1])) is None:
+        sys.exit(f"nothing of {sys.argv[1]} is kept in bench/results")
+    print(page(found), end="")

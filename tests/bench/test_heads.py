@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench import heads, table
+from bench.results import kept
 from bench.suite import suite
 from calibration.comparison.candidates import BASELINE, Candidate
 from calibration.comparison.measure import Measured
@@ -67,6 +68,13 @@ def test_a_real_split_of_a_small_set() -> None:
     assert {"none", "laplace", "student_t", "vbll", "vbll_t", "bootstrap", "loss"} <= set(found)
     for r in found.values():
         assert math.isfinite(r["nll"]) and r["nll_difference"] < 0.1
+
+
+@pytest.mark.parametrize(("name", "file"), [("heads", "quality.md"), ("dense", "dense.md")])
+def test_the_page_is_made_of_what_is_kept(name: str, file: str) -> None:
+    found = kept(name)
+    assert found is not None
+    assert table.page(found) == (ROOT / "docs" / file).read_text("utf-8")
 
 
 def test_the_guide_quotes_the_page() -> None:

@@ -15,7 +15,6 @@ from calibration.predictor import Predictor
 from posthoc.contract import HedgedError
 from tests.factory import tiny_bundle
 
-
 STALL_S = 0.1
 
 
