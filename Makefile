@@ -54,6 +54,7 @@ audit: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(PY) -m bench all --out bench/results
 
+# Under ten minutes once peers and sets of data are there, which its first run makes.
 bench-quick: $(VENV)/.dev
 	$(PY) -m bench all --quick --out build/bench
 

@@ -2,6 +2,7 @@
 
 With ``--out FOLDER`` each is also kept as FOLDER/NAME.json as soon as it is done, and ``all``
 leaves out what is kept there already: a run that was cut off is gone on with by the same command.
+``all --quick`` leaves out those that take long all the same.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ NAMES = (
 )
 
 
+# More than a minute each even with fewer runs: `all --quick` leaves them to be asked for by name.
+SLOW = ("heads", "ood", "compare", "abnn", "dense")
+
+
 def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
@@ -62,6 +67,9 @@ def main() -> None:
         return
     found = {}
     for name in NAMES:
+        if asked.quick and name in SLOW:
+            print(f"{name}: left out, by name: python -m bench {name} --quick", file=sys.stderr)
+            continue
         if asked.out and (asked.out / f"{name}.json").exists():
             print(f"{name}: kept already", file=sys.stderr)
             continue

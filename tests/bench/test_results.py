@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import figures, folds
+import bench.__main__
+from bench import figures, folds, heads, risk
 from bench.__main__ import main
 from bench.results import RESULTS, keep, kept, rounded
 
@@ -58,3 +59,25 @@ def test_a_benchmark_keeps_what_it_prints(
     found = kept("folds", tmp_path)
     assert found is not None and found["quick"] and found["asked"] and found["pi"] == 3.1416
     assert found == rounded(json.loads(capsys.readouterr().out))
+
+
+def test_all_goes_on_where_it_was_cut_off_and_quick_leaves_the_slow_ones_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.__main__, "NAMES", ("folds", "heads", "risk"))
+    asked = {"folds": folds, "heads": heads, "risk": risk}
+    for name, module in asked.items():
+        monkeypatch.setattr(module, "run", lambda quick, name=name: {"name": name})
+    keep({"name": "kept"}, tmp_path / "folds.json")
+    monkeypatch.setattr(sys, "argv", ["bench", "all", "--quick", "--out", str(tmp_path)])
+    main()
+    told = capsys.readouterr()
+    assert list(json.loads(told.out)) == ["risk"]
+    assert told.err.splitlines() == [
+        "folds: kept already",
+        "heads: left out, by name: python -m bench heads --quick",
+        "risk: done",
+    ]
+    monkeypatch.setattr(sys, "argv", ["bench", "all", "--out", str(tmp_path)])
+    main()
+    assert list(json.loads(capsys.readouterr().out)) == ["heads"]
