@@ -49,7 +49,7 @@ NAMES = (
 
 
 # More than a minute each even with fewer runs: `all --quick` leaves them to be asked for by name.
-SLOW = ("heads", "ood", "compare", "abnn", "dense")
+SLOW = ("heads", "ood", "compare", "abnn", "dense", "batch")
 
 
 def main() -> None:
