@@ -1,4 +1,4 @@
-"""The picture of the servers: ``python -m docs.http [OUTPUT]``.
+"""The picture of the servers: ``python -m docs.servers [OUTPUT]``.
 
 OUTPUT is what ``python -m bench http --json`` printed, kept as bench/results/http.json; without it
 the picture is drawn anew from what is kept.
