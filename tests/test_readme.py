@@ -250,12 +250,15 @@ def test_the_walk(reader: Reader, pages: int) -> None:
 def test_names_exist() -> None:
     benchmarks = re.search(r"^NAMES = (\([^)]*\))", (ROOT / "bench/__main__.py").read_text(), re.M)
     assert benchmarks is not None
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.M))
+    variables = set(re.findall(r"^(\w+) \?=", makefile, re.M))
     for block in of("names"):
         for line in filter(None, block.text.splitlines()):
             match shlex.split(line, comments=True):
-                case ["make", target]:
+                case ["make", target, *given]:
                     assert target in targets, (block, target)
+                    assert {name.partition("=")[0] for name in given} <= variables, (block, given)
                 case ["hedged", command, *_]:
                     assert command in COMMANDS, (block, command)
                 case ["python", "-m", "bench", name, *_]:
