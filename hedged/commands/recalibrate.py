@@ -26,7 +26,9 @@ _MORE = """LEDGER is the SQLite file or the postgresql:// URL of a service, whic
 meanwhile. Its labelled predictions of this very bundle are divided by a hash of their id into
 three: one fits the scaling, one gives the conformal ranks, and on the third the new bundle is held
 against the old one. The module, the answer itself and the out-of-distribution score stay as they
-are. What is promised holds for rows like the labelled ones.
+are. What is promised holds for rows like the labelled ones: let --since reach back no further
+than the change that it is for. Rows of before are like none that come, and with some of them
+among the others the new bundle misses too much.
 
 The new bundle is written only where its loss (log loss, or CRPS) is surely lower or coverage comes
 back into the band that chance allows, and nothing is worse. Exit code 3: it is not better, and
