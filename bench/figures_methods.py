@@ -64,6 +64,13 @@ def _heads(found: Found) -> str:
     )
 
 
+def _agreement(found: Found) -> str:
+    scores = found["agreement"]["scores"].values()
+    given = sum(s["given_ours"] for s in scores)
+    most = max(s["difference"] for s in scores)
+    return f"{most:.0e} of {len(scores)} ({given} of them given our covariance or scale)"
+
+
 def _dense(found: Found) -> str:
     parts = []
     for name in dict.fromkeys(r["set"] for r in found["table"]):
@@ -239,6 +246,11 @@ FIGURES = (
         "flagged clean rows, every set, two levels of p-values and the flag: cells below the 99 % "
         "quantile of their law",
         lambda f: f"{f['flag_cells_inside']:.3f} of {f['flag_cells']}",
+    ),
+    Figure(
+        "ood",
+        "scores beside pytorch-ood 0.4 on the same features: largest relative difference",
+        _agreement,
     ),
     Figure(
         "compare",
