@@ -48,7 +48,7 @@ NAMES = (
 )
 
 
-# More than a minute each even with fewer runs: `all --quick` leaves them to be asked for by name.
+# A minute or more each, even with fewer runs: `all --quick` leaves them to be asked for by name.
 SLOW = ("heads", "ood", "compare", "abnn", "dense", "batch")
 
 

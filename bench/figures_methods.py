@@ -48,11 +48,12 @@ _MODELS = ("magika", "mnistnet", "resnet18")
 
 def _compared(found: Found) -> list[Found]:
     """The rows of a table of modules that were fitted and are not the baseline itself."""
-    return [r for r in found["table"] if isfinite(r.get("nll_difference", nan))]
+    fitted = (r for r in found["table"] if isfinite(r.get("nll_difference", nan)))
+    return [r for r in fitted if r["module"] != "none"]
 
 
 def _heads(found: Found) -> str:
-    rows = [r for r in _compared(found) if r["module"] != "none"]
+    rows = _compared(found)
     least = min(rows, key=lambda r: r["nll_difference"])
     most = max(rows, key=lambda r: r["nll_difference"])
     return "; ".join(
@@ -74,7 +75,7 @@ def _agreement(found: Found) -> str:
 def _dense(found: Found) -> str:
     parts = []
     for name in dict.fromkeys(r["set"] for r in found["table"]):
-        rows = [r for r in _compared(found) if r["set"] == name and r["module"] != "none"]
+        rows = [r for r in _compared(found) if r["set"] == name]
         order = sorted(rows, key=lambda r: r["nll_difference"])
         ends = (f"{r['module']} {r['nll_difference']:+.3f}" for r in (order[0], order[-1]))
         parts.append(f"{name}: {', '.join(ends)}")
@@ -155,10 +156,7 @@ FIGURES = (
         "overhead",
         "throughput of the fused graph with every output over the bare one, batch 32 (batch 1): "
         "magika, MNISTNet, a ResNet-18 with 1,000 classes",
-        lambda f: ", ".join(
-            f"{f[f'ratio_{m}']:.2f} ({f[f'ratio_{m}_b1']:.2f})"
-            for m in ("magika", "mnistnet", "resnet18")
-        ),
+        lambda f: ", ".join(f"{f[f'ratio_{m}']:.2f} ({f[f'ratio_{m}_b1']:.2f})" for m in _MODELS),
     ),
     Figure(
         "laplace",

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from posthoc.contract import HedgedError
 
-# Lua: the request; where all of it is written and all answered, totals. Times in microseconds.
+# Lua: the request, and what is told at the end. Times in microseconds.
 _REQUEST = """
 wrk.method = "POST"
 wrk.body = %s

@@ -105,7 +105,7 @@ def _checked(container: Container, bundle: Path) -> list[str]:
         raise CheckError(f"within: {inside}")
     said.append(f"user {inside['user']} writes to /data and /tmp alone; no torch, pip or compiler")
     started = time.monotonic()
-    container.tell("stop", "--time", str(GRACE_S), container.name)
+    container.tell("stop", "-t", str(GRACE_S), container.name)
     took, code = time.monotonic() - started, container.field(".State.ExitCode")
     if code != 0:
         raise CheckError(f"it ended with {code}, {took:.0f} s after it was asked to")

@@ -10,7 +10,7 @@ import math
 import sys
 from typing import Any
 
-from docs.drawing import BAD, BLUE, FAINT, GREEN, INK, box, dot, draw, line, text
+from docs.drawing import BAD, BLUE, FAINT, GREEN, INK, box, dot, draw, heading, line, text
 
 PANELS = (
     ("seconds_per_million", "seconds a million rows", BLUE),
@@ -22,15 +22,12 @@ LOOPS = (("loop", "tabular"), ("loop_image", "digits"))
 def growth(found: dict[str, Any], top: float) -> tuple[list[str], float]:
     """Cost of a row and memory by the number of rows, a panel each."""
     tall, wide = 150.0, 320.0
-    made = [
-        text(10, top + 16, "As the data set grows", font_size=16, font_weight=600),
-        text(
-            10, top + 36,
-            "hedged score of the small tabular model, every field written, one thread, by rows in "
-            f"the data set; the start, {found['start_s']:.1f} s, is apart",
-            fill=FAINT,
-        ),
-    ]  # fmt: skip
+    made = heading(
+        top,
+        "As the data set grows",
+        "hedged score of the small tabular model, every field written, one thread, by rows in "
+        f"the data set; the start, {found['start_s']:.1f} s, is apart",
+    )
     for i, (name, said, colour) in enumerate(PANELS):
         held = {int(n): v for n, v in found[name].items()}
         most = max(held.values()) * 1.15
@@ -61,7 +58,7 @@ def growth(found: dict[str, Any], top: float) -> tuple[list[str], float]:
 def speed(found: dict[str, Any], top: float) -> tuple[list[str], float]:
     """Seconds of `hedged score` beside those of the loops, and of one and two Ray workers."""
     left, right, high = 190.0, 640.0, 18.0
-    made = [text(10, top + 16, "Beside others, same run", font_size=16, font_weight=600)]
+    made = heading(top, "Beside others, same run")
     y = top + 34
     for key, name in LOOPS:
         it = found[key]

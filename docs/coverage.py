@@ -19,6 +19,7 @@ from docs.drawing import (
     box,
     dot,
     draw,
+    heading,
     line,
     text,
 )
@@ -43,16 +44,15 @@ def cells(found: dict[str, Any], top: float) -> tuple[list[str], float]:
 
     share = found["cells_inside_band"]
     made = [
-        text(10, top + 16, "Coverage of sets and intervals", font_size=16, font_weight=600),
-        text(
-            10, top + 36,
+        *heading(
+            top,
+            "Coverage of sets and intervals",
             f"{found['cells']:,} cells (set × level × split), each where it lies in the law of its "
             f"sample sizes; {share:.1%} are inside the 99 % band",
-            fill=FAINT,
         ),
         text(right + 20, top + 60, "outside", fill=FAINT),
         text(right + 75, top + 60, "chance allows", fill=FAINT),
-    ]  # fmt: skip
+    ]
     start = top + 68
     made.append(box(at(-2.576), start, at(2.576) - at(-2.576), high * len(rows), BAND))
     for i, m in enumerate(rows):
@@ -87,15 +87,14 @@ def shift(found: dict[str, Any], top: float) -> tuple[list[str], float]:
         return left + (min(max(v, low), most) - low) / (most - low) * (right - left)
 
     made = [
-        text(10, top + 16, "Under simulated shift", font_size=16, font_weight=600),
-        text(
-            10, top + 36,
+        *heading(
+            top,
+            "Under simulated shift",
             "mean coverage of each set over its splits, less .9; rows twice or half as likely at "
             "one s.d.",
-            fill=FAINT,
         ),
         text(right + 20, top + 60, "mean", fill=FAINT),
-    ]  # fmt: skip
+    ]
     y = top + 66
     start = y
     for name, said in SHIFTS.items():
@@ -126,15 +125,12 @@ def peers(found: dict[str, Any], top: float) -> tuple[list[str], float]:
     scores = list(dict.fromkeys(r["score"] for r in table))
     sizes = sorted({r["n"] for r in table})
     low, most, tall, wide = 0.84, 0.98, 130.0, 225.0
-    made = [
-        text(10, top + 16, "With few conformal rows", font_size=16, font_weight=600),
-        text(
-            10, top + 36,
-            f"mean coverage of {found['peers']['splits']:,} splits at α = .1, for "
-            f"{', '.join(f'{n:,}' for n in sizes)} rows; grey: ⌈(n+1)(1-α)⌉/(n+1), what is right",
-            fill=FAINT,
-        ),
-    ]  # fmt: skip
+    made = heading(
+        top,
+        "With few conformal rows",
+        f"mean coverage of {found['peers']['splits']:,} splits at α = .1, for "
+        f"{', '.join(f'{n:,}' for n in sizes)} rows; grey: ⌈(n+1)(1-α)⌉/(n+1), what is right",
+    )
     x = 10.0
     for name, colour in LIBRARIES.items():
         made += [dot(x + 5, top + 52, colour, 4, 1), text(x + 14, top + 56, name)]

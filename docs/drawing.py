@@ -58,6 +58,12 @@ def text(x: float, y: float, said: str, *, anchor: str = "start", **style: Any) 
     return f'<text x="{x:.1f}" y="{y:.1f}" {marks}>{escape(said)}</text>'
 
 
+def heading(top: float, title: str, about: str = "") -> list[str]:
+    """What a part of a picture begins with."""
+    made = [text(10, top + 16, title, font_size=16, font_weight=600)]
+    return [*made, text(10, top + 36, about, fill=FAINT)] if about else made
+
+
 def box(x: float, y: float, width: float, height: float, fill: str, opacity: float = 1.0) -> str:
     """A filled rectangle."""
     place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'

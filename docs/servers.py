@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from docs.drawing import BLUE, FAINT, GREEN, INK, PURPLE, box, dot, draw, line, text
+from docs.drawing import BLUE, GREEN, INK, PURPLE, box, dot, draw, heading, line, text
 
 # Starlette and nothing else is no server of models: what ours has for a floor.
 SIDES = (
@@ -24,15 +24,12 @@ LEFT, RIGHT, HIGH = 190.0, 640.0, 17.0
 
 def throughput(found: dict[str, Any], top: float) -> tuple[list[str], float]:
     """Answers a second of every side by connections, least and most over the rounds as a line."""
-    made = [
-        text(10, top + 16, "Answers a second", font_size=16, font_weight=600),
-        text(
-            10, top + 36,
-            "tabular model of ten columns, one row a request, one worker each, wrk on the same "
-            "machine; the line is the least and the most",
-            fill=FAINT,
-        ),
-    ]  # fmt: skip
+    made = heading(
+        top,
+        "Answers a second",
+        "tabular model of ten columns, one row a request, one worker each, wrk on the same "
+        "machine; the line is the least and the most",
+    )
     sides = found["tabular"]["sides"]
     most = max(side[c]["high"] for side in sides.values() for c in side)
     y = top + 54
@@ -56,14 +53,11 @@ def throughput(found: dict[str, Any], top: float) -> tuple[list[str], float]:
 def latency(found: dict[str, Any], top: float) -> tuple[list[str], float]:
     """Median and slowest hundredth of requests one after the other."""
     tails = found["tabular"]["tail"]
-    made = [
-        text(10, top + 16, "One request after the other", font_size=16, font_weight=600),
-        text(
-            10, top + 36,
-            "median (full) and 99 % (hollow) of each side's requests, in milliseconds",
-            fill=FAINT,
-        ),
-    ]  # fmt: skip
+    made = heading(
+        top,
+        "One request after the other",
+        "median (full) and 99 % (hollow) of each side's requests, in milliseconds",
+    )
     most = max(tail["p99_s"] for tail in tails.values())
     y = top + 48
     for name, said, colour in SIDES:

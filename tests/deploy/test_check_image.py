@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.check_image import OPTIONS, CheckError, check
-from tests.deploy.composed import read_compose
+from deploy.check_image import GRACE_S, OPTIONS, CheckError, check
+from tests.deploy.composed import read_compose, seconds
 from tests.supply.dockerfile import ROOT
 
 SCRIPT = str(ROOT / "deploy/check_image.py")
@@ -49,6 +49,7 @@ def test_what_the_engine_says_is_told(classification_bundle: Path) -> None:
 def test_it_runs_as_compose_does() -> None:
     service = read_compose()["services"]["hedged"]
     assert service["read_only"] and "--read-only" in OPTIONS
+    assert seconds(service["stop_grace_period"]) == GRACE_S
     for option, values in (
         ("--cap-drop", service["cap_drop"]),
         ("--tmpfs", service["tmpfs"]),
