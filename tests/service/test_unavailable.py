@@ -149,8 +149,10 @@ def test_a_broken_model_that_is_taken_away_is_missed_no_more(classifier, tmp_pat
         poll(lambda: server.client.get("/readyz").json()["unavailable"], lambda names: names == [])
         assert server.client.get("/v2/models/taken").status_code == 404
         assert gauge(server, "taken") == 0
-        # One that comes broken, while the server runs, is no other.
-        damaged(root, "new", classifier)
+        # One that comes broken, while the server runs, is no other. It comes in one step: what is
+        # whole for a moment may be served from that moment on.
+        damaged(tmp_path / "beside", "new", classifier)
+        (tmp_path / "beside" / "new").rename(root / "new")
         poll(lambda: server.client.get("/readyz").json()["unavailable"], lambda n: n == ["new"])
         assert "head.onnx was changed" in server.client.get("/v2/models/new").json()["error"]
         assert gauge(server, "new") == 1
