@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ _STARTS = 4
 
 
 def main(bundle: str, source: str, output: str, name: str, note: Path) -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of other clusters of this machine
     cluster = Cluster()
     _add(cluster, num_cpus=0, include_dashboard=False)
     workers = [_add(cluster, num_cpus=1) for _ in range(2)]
