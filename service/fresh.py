@@ -37,7 +37,7 @@ _SAMPLE = (1 << 63) + 1  # of the sample: no seed that a user gives
 
 _COLUMNS = (
     *(predictions.c[c] for c in ("id", "grp", "label", "confidence", "bin")),
-    *(predictions.c[c] for c in ("probs", "mean", "std")),
+    *(predictions.c[c] for c in ("probs", "mean", "std", "time")),
 )
 
 
@@ -142,6 +142,7 @@ def _rows(good: Sequence[tuple[Any, Label]], source: Source) -> Labelled:
     found = [r for r, _ in good]
     keys = id_keys([r.id for r in found])
     group = np.asarray([UNKNOWN if r.grp is None else r.grp for r in found], np.int64)
+    times = np.asarray([r.time for r in found], np.float64)
     if source.task == "classification":
         return Labelled(
             keys,
@@ -150,6 +151,7 @@ def _rows(good: Sequence[tuple[Any, Label]], source: Source) -> Labelled:
             label=np.asarray([r.label for r in found], np.int64),
             probs=_matrix([r.probs for r in found], source.width),
             confidence=np.asarray([r.confidence for r in found], np.float64),
+            time=times,
         )
     return Labelled(
         keys,
@@ -157,6 +159,7 @@ def _rows(good: Sequence[tuple[Any, Label]], source: Source) -> Labelled:
         group,
         mean=_matrix([r.mean for r in found], source.width),
         std=_matrix([r.std for r in found], source.width),
+        time=times,
     )
 
 

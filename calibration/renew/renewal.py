@@ -17,6 +17,7 @@ from calibration.head import Head
 from calibration.metrics.totals import level_name
 from calibration.renew import factor as factors
 from calibration.renew.factor import Factor
+from calibration.renew.halves import Halves, halves, warning
 from calibration.renew.measure import Comparison, compare, figures
 from calibration.renew.opened import Opened, take_apart
 from calibration.renew.reference import former_confidences
@@ -57,7 +58,8 @@ class Renewal:
     """What a renewal found, before anything is written.
 
     ``parts`` are the rows of each part; ``renewed`` and ``kept`` say what became of what;
-    ``conformal`` are the conformal rows as they are served now.
+    ``conformal`` are the conformal rows as they are served now; ``halves`` is None where rows are
+    too few to be halved, or have no time.
     """
 
     opened: Opened
@@ -69,6 +71,7 @@ class Renewal:
     renewed: tuple[str, ...]
     kept: tuple[str, ...]
     notes: tuple[str, ...]
+    halves: Halves | None
     conformal: Labelled
     window: Window
     seed: int
@@ -112,6 +115,10 @@ def renew(
     made = dataclasses.replace(made, head=_read_less(made.head))
     comparison = _compared(opened, made, parts["measured"], now["measured"], seed, tolerance)
     _check_cells(m, made, len(rows))
+    by_time = halves(made, now["conformal"], now["measured"], seed)
+    said = notes(m, window, len(rows), abstains_as_before=m.abstain is not None and grid is None)
+    if by_time is not None and by_time.unlike:
+        said = (warning(by_time), *said)
     renewed, kept = changes(opened, made, factor, grid is not None, only)
     return Renewal(
         opened,
@@ -122,7 +129,8 @@ def renew(
         comparison,
         renewed,
         kept,
-        notes(m, window, len(rows), abstains_as_before=m.abstain is not None and grid is None),
+        said,
+        by_time,
         now["conformal"],
         window,
         seed,
@@ -252,6 +260,10 @@ def _with_cells(needed: tuple[Need, ...], m: Manifest, made: Ranked) -> tuple[Ne
     return (*rarest, *(n for n in needed if not n.what.startswith("coverage")))
 
 
+def _plain(found: Halves | None) -> dict[str, Any] | None:
+    return None if found is None else {**dataclasses.asdict(found), "unlike": found.unlike}
+
+
 def summary(found: Renewal) -> dict[str, Any]:
     """Everything that a renewal says, as plain JSON."""
     window = dataclasses.asdict(found.window)
@@ -271,5 +283,6 @@ def summary(found: Renewal) -> dict[str, Any]:
         "renewed": found.renewed,
         "kept": found.kept,
         "comparison": found.comparison.as_dict(),
+        "halves": _plain(found.halves),
         "notes": found.notes,
     }

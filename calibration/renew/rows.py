@@ -31,7 +31,8 @@ class Labelled:
 
     ``keys`` N are hashes of their ids (`id_keys`), ``group`` N their codes, -1 where none was
     given. Of a classification ``label`` N, ``probs`` N×C float32 and ``confidence`` N are as they
-    were served; of a regression ``mean`` and ``std``, N×K float32.
+    were served; of a regression ``mean`` and ``std``, N×K float32. ``time`` N is when, in seconds
+    since the epoch, where that is known.
     """
 
     keys: Array
@@ -42,6 +43,7 @@ class Labelled:
     confidence: Array | None = None
     mean: Array | None = None
     std: Array | None = None
+    time: Array | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -28,7 +28,8 @@ three: one fits the scaling, one gives the conformal ranks, and on the third the
 against the old one. The module, the answer itself and the out-of-distribution score stay as they
 are. What is promised holds for rows like the labelled ones: let --since reach back no further
 than the change that it is for. Rows of before are like none that come, and with some of them
-among the others the new bundle misses too much.
+among the others the new bundle misses too much; it is said when the older half of the rows is
+unlike the newer one.
 
 The new bundle is written only where its loss (log loss, or CRPS) is surely lower or coverage comes
 back into the band that chance allows, and nothing is worse. Exit code 3: it is not better, and
@@ -128,8 +129,9 @@ def _show(found: Renewal, new: Bundle | None) -> None:
     for line in found.kept:
         say(escape(f"kept: {line}"))
     _compared(found)
-    for note in found.notes:
-        say(f"  {escape(note)}", style="dim")
+    odd = found.halves is not None and found.halves.unlike
+    for i, note in enumerate(found.notes):
+        say(f"  {escape(note)}", style="yellow" if odd and i == 0 else "dim")
     if new is None:
         reasons = "; ".join(found.comparison.worse) or "nothing is surely better"
         console.err.print(escape(f"not written: {reasons}"))

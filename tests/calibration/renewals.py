@@ -41,11 +41,14 @@ def served(bundle: Path, x: np.ndarray, y: np.ndarray, group: np.ndarray | None 
         feed["group"] = group
     out = predictor.run(feed)
     keys = id_keys([f"row-{i}" for i in range(len(x))])
+    times = WINDOW.since + np.arange(len(x))
     codes = np.full(len(x), -1) if group is None else group
     if "probs" in out:
         sure = out["confidence"].astype(np.float64)
-        return Labelled(keys, y, codes, label=out["label"], probs=out["probs"], confidence=sure)
-    return Labelled(keys, y, codes, mean=out["mean"], std=out["std"])
+        return Labelled(
+            keys, y, codes, label=out["label"], probs=out["probs"], confidence=sure, time=times
+        )
+    return Labelled(keys, y, codes, mean=out["mean"], std=out["std"], time=times)
 
 
 def moved(bundle: Path, task: Task, spread: float, n: int = 4000, seed: int = 50) -> Labelled:

@@ -97,7 +97,9 @@ def test_only_this_bundle_and_only_since(url, ledger, bundles):
     assert sorted(rows.keys) == sorted(id_keys(stream.ids[20:40]))
     assert (window.since, window.served, window.labelled) == (middle, 20, 20)
     assert window.until >= middle
-    assert len(fresh(url, bundle, 0.0)[0]) == 40
+    every, _ = fresh(url, bundle, 0.0)
+    assert sorted(every.keys[every.time < middle]) == sorted(id_keys(stream.ids[:20]))
+    assert len(every) == 40 and every.time.max() <= window.until
     nothing, window = fresh(url, bundle, time.time() + 60)
     assert (len(nothing), window.served) == (0, 0)
 
