@@ -1,9 +1,8 @@
 """Many rows in one statement, without SQLAlchemy, which takes as long as SQLite to look at every
 value.
 
-SQLite runs a prepared statement for many rows of an insert: each run of one lets go of the
-interpreter and asks for it again, which the threads that answer requests have to make room for.
-PostgreSQL, where each would be a message there and back, gets all rows as one JSON document.
+SQLite runs a prepared statement for each row. PostgreSQL, where each would be a message there and
+back, gets all rows as one JSON document.
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
 
 Rows = Sequence[tuple[Any, ...]]
-_MOST = 256  # rows of a statement; SQLite binds at most 32,766 values
 
 
 def insert_many(conn: sa.Connection, table: sa.Table, names: tuple[str, ...], rows: Rows) -> None:
@@ -26,12 +23,7 @@ def insert_many(conn: sa.Connection, table: sa.Table, names: tuple[str, ...], ro
     if not rows:
         return
     if conn.dialect.name == "sqlite":
-        start = 0
-        while left := len(rows) - start:
-            n = min(_MOST, 1 << (left.bit_length() - 1))  # few texts, which stay prepared
-            values = tuple(chain.from_iterable(rows[start : start + n]))
-            conn.exec_driver_sql(_insert_rows(conn.dialect, table, names, n), values)
-            start += n
+        conn.exec_driver_sql(_insert_each(conn.dialect, table, names), rows)
     else:
         text = _insert_all(conn.dialect, table, names)
         conn.exec_driver_sql(text, (_document(names, rows),))
@@ -55,10 +47,10 @@ def update_many(
 
 
 @cache
-def _insert_rows(dialect: sa.Dialect, table: sa.Table, names: tuple[str, ...], n: int) -> str:
-    columns, marks = ", ".join(_quoted(dialect, names)), ", ".join("?" * len(names))
-    values = ", ".join([f"({marks})"] * n)
-    return f"INSERT INTO {table.name} ({columns}) VALUES {values} ON CONFLICT DO NOTHING"
+def _insert_each(dialect: sa.Dialect, table: sa.Table, names: tuple[str, ...]) -> str:
+    marks = ", ".join("?" * len(names))
+    columns = ", ".join(_quoted(dialect, names))
+    return f"INSERT INTO {table.name} ({columns}) VALUES ({marks}) ON CONFLICT DO NOTHING"
 
 
 @cache

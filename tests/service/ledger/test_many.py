@@ -78,21 +78,6 @@ def test_inserted_rows_are_those_that_sqlalchemy_writes(engine, rows, again) -> 
         conn.rollback()
 
 
-@pytest.mark.parametrize("n", [255, 256, 257, 1000])
-def test_many_rows_take_few_statements_and_the_first_of_an_id_stays(engine, n: int) -> None:
-    names = ("id", "n")
-    rows = [(i % (n - 3), i) for i in range(n)]
-    told = []
-    with engine.connect() as conn:
-        table = fresh(conn)
-        sa.event.listen(conn, "before_cursor_execute", lambda *a: told.append(a[-1]))
-        insert_many(conn, table, names, rows)
-        assert len(told) <= 10 and not any(told)  # none is run for each row (executemany)
-        found = conn.execute(sa.select(table.c.id, table.c.n).order_by(table.c.id)).all()
-        assert [tuple(r) for r in found] == rows[:-3]
-        conn.rollback()
-
-
 @SLOW
 @given(
     rows=st.lists(st.tuples(VALUES, VALUES), max_size=8),
