@@ -24,7 +24,7 @@ from service.later import Later
 from service.ledger import Ledger
 from service.models import Model, NotFiniteError, Plan, threshold_rows
 from service.parsing import Parser
-from service.record import Predicted, record
+from service.record import Predicted, Row, kept, record
 from service.settings import Settings
 from service.shared import Shared
 from service.solve import RowError
@@ -250,14 +250,12 @@ class Core:
             except Exception:
                 _log.exception("a prediction of %s could not be recorded", model.name)
                 return
-        elif len(fields) > len(model.recorded):
-            fields = {name: fields[name] for name in model.recorded}
         # Only the bundle's own levels are metric labels: callers may ask for any alpha.
         levels = [model.levels.get(alpha) for alpha in alphas]
-        self.later.add(self._record, Predicted(model, levels, ids, fields, group), size)
+        self.later.add(self._record, kept(model, levels, ids, fields, group), size)
 
-    def _record(self, predicted: Sequence[Predicted]) -> None:
-        record(self.ledger, predicted)
+    def _record(self, answered: Sequence[Predicted | Row]) -> None:
+        record(self.ledger, answered)
 
 
 def most_rows(inputs: Mapping[str, Array]) -> int:
