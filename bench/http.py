@@ -8,7 +8,9 @@ and not the model are measured, and of magika (which is reported and held to not
 and one thread of the model each; ours with ledger, metrics and BentoML around it, as
 `hedged serve` starts it. Ours and the Starlette floor answer six fields, the two peers the
 probabilities alone. wrk asks from the same machine; all servers stand all the time and are asked
-in turn. MLServer is asked with and without its batching, and the better figure counts.
+in turn. MLServer is asked with and without its batching, and the better figure counts. For the tail
+each server stands alone: others that wait for requests wake now and then, which is what a slowest
+hundredth is made of.
 
 ``overhead_us_c1`` is the median of one call of our application, in process, less the median of the
 bare session's run of the same row. ``ratio_p50_after_burst`` is our median on one connection right
@@ -82,7 +84,7 @@ def _measured(
         )
     loads: dict[str, dict[int, list[Load]]] = {}
     with contextlib.ExitStack() as stack:
-        standing = [stack.enter_context(side) for side in sides(question, folder)]
+        standing = [stack.enter_context(side) for side in sides(question, folder).values()]
         for side in standing:
             side.load(4, 1.0)  # warm
         for _ in range(rounds):
@@ -91,7 +93,13 @@ def _measured(
                     by = loads.setdefault(side.name, {}).setdefault(connections, [])
                     by.append(side.load(connections, seconds))
         burst = {s.name: _burst(s, quick) for s in standing if s.name in ("ours", "bentoml")}
-        end = {s.name: _tail(s, 1000 if quick else tail) for s in standing if s.name in TAILS}
+    alone = folder / "alone"
+    alone.mkdir()
+    end = {}
+    for name, start in sides(question, alone).items():
+        if name in TAILS:
+            with start as side:
+                end[name] = _tail(side, 1000 if quick else tail)
     return {
         "in_process": in_process,
         "sides": {
@@ -126,6 +134,7 @@ def _burst(side: Side, quick: bool) -> dict[str, float]:
 
 def _tail(side: Side, requests: int) -> dict[str, float]:
     """Median and p99 on one connection over at least so many requests."""
+    side.load(4, 1.0)  # warm
     rate = side.load(1, 1.0).per_second
     found, took = side.latencies(1.2 * requests / rate + 1)
     p50, p99 = (float(q) for q in np.quantile(took, [0.5, 0.99]))

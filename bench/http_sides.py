@@ -98,12 +98,12 @@ class Question:
         )
 
 
-Sides = list[contextlib.AbstractContextManager[Side]]
+Sides = dict[str, contextlib.AbstractContextManager[Side]]
 
 
 def sides(question: Question, folder: Path) -> Sides:
-    """Servers of the bundle's graph, ours first; each works in a folder of its own below."""
-    return [*plain_sides(question, folder), *_mlservers(question, folder)]
+    """Servers of the bundle's graph by name, ours first; each has a folder of its own below."""
+    return plain_sides(question, folder) | _mlservers(question, folder)
 
 
 def plain_sides(question: Question, folder: Path) -> Sides:
@@ -115,47 +115,41 @@ def plain_sides(question: Question, folder: Path) -> Sides:
     floor = [sys.executable, "-m", "bench.http_floor", graph, feed, str(port[1]), ",".join(FIELDS)]
     serve = ["-m", "bentoml", "serve", "bench.http_bentoml:Peer"]
     serve += ["--host", "127.0.0.1", "--port", str(port[2])]
-    return [
-        _server(
-            Side(
-                "ours",
-                f"http://127.0.0.1:{port[0]}{question.path}",
-                question.infer,
-            ),
+    return {
+        "ours": _server(
+            Side("ours", f"http://127.0.0.1:{port[0]}{question.path}", question.infer),
             [sys.executable, "-m", "hedged", "serve", str(bundle), "--port", str(port[0])],
             folder / "ours",
             {"HEDGED_THREADS": "1", "HEDGED_DATA_DIR": str(folder / "ours"), "HEDGED_DRAIN_S": "0"},
         ),
-        _server(
+        "starlette": _server(
             Side("starlette", f"http://127.0.0.1:{port[1]}/", question.plain),
             floor,
             folder / "floor",
         ),
-        _server(
+        "bentoml": _server(
             Side("bentoml", f"http://127.0.0.1:{port[2]}/predict", question.plain),
             [sys.executable, *serve],
             folder / "bentoml",
             {**named, "BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"},
         ),
-    ]
+    }
 
 
 def _mlservers(question: Question, folder: Path) -> Sides:
     """MLServer, in an environment of its own: without and with its batching."""
     graph, python = str(question.bundle / "predictor.onnx"), str(environment("mlserver"))
-    found = []
+    found: Sides = {}
     for side, batch in (("mlserver", 0), ("mlserver batching", 64)):
         port = _free_ports(3)
         home = folder / side.replace(" ", "-")
         home.mkdir()
         for file, text in _mlserver(graph, question.feed, port, batch).items():
             (home / file).write_text(json.dumps(text))
-        found.append(
-            _server(
-                Side(side, f"http://127.0.0.1:{port[0]}/v2/models/peer/infer", question.tensors),
-                [python, "-c", "from mlserver.cli import main; main()", "start", str(home)],
-                home,
-            )
+        found[side] = _server(
+            Side(side, f"http://127.0.0.1:{port[0]}/v2/models/peer/infer", question.tensors),
+            [python, "-c", "from mlserver.cli import main; main()", "start", str(home)],
+            home,
         )
     return found
 
