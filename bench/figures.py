@@ -1,7 +1,8 @@
 """The figures that README and docs quote, each a sentence made of what a benchmark found and kept.
 
 `rows` reads ``bench/results``; the part ``figures`` of docs/measured.md is made of it, and a test
-compares the two. A figure of a benchmark whose file is not there is not quoted.
+compares the two. A figure of a benchmark whose file is not there is not quoted. What another
+machine made is kept as NAME@MACHINE.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ def rows() -> list[tuple[str, str, str]]:
     for figure in FIGURES:
         if (it := found[figure.bench]) is not None:
             quick = " --quick" if it.get("quick") else ""
-            command = f"`python -m bench {figure.bench}{quick} --json`"
+            name = figure.bench.partition("@")[0]
+            command = f"`python -m bench {name}{quick} --json`"
             made.append((figure.what, figure.value(it), command))
     return made

@@ -2,9 +2,10 @@
 
 One batcher and one thread per device. Requests of several models and bundle versions wait in one
 queue bounded in rows; those that call the same function with tensors of the same trailing shapes
-share a batch, so images of two sizes do not. A run of the model is bounded in rows and in bytes. A
-batch that fails is bisected, so that only the bad row's request fails. A batch that is known to be
-quick is computed on the event loop itself, while the device's thread is idle.
+share a batch, so images of two sizes do not. A run of the model is bounded in rows, of some models
+in fewer (`service.run_rows`), and in bytes. A batch that fails is bisected, so that only the bad
+row's request fails. A batch that is known to be quick is computed on the event loop itself, while
+the device's thread is idle.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from service.solve import Answer, Run, solve
 class Work:
     """One request's rows, from joining the queue to its answer in ``future``.
 
-    ``row_bytes``: of a row and its answer; ``values``: in all inputs; ``waits`` is called once
-    with the work if it has to wait for others.
+    ``row_bytes``: of a row and its answer; ``most``: rows of a run of this model; ``values``: in
+    all inputs; ``waits`` is called once with the work if it has to wait for others.
     """
 
     run: Run
@@ -40,6 +41,7 @@ class Work:
     rows: int
     values: int
     row_bytes: int
+    most: int
     timeout: float
     pace: Pace | None
     waits: Callable[[Work], None] | None
@@ -106,12 +108,14 @@ class Batcher:
         *,
         timeout: float,
         row_bytes: int = 0,
+        most: int | None = None,
         pace: Pace | None = None,
         waits: Callable[[Work], None] | None = None,
     ) -> Work:
         """Queue the rows of ``feed``: arrays that share axis 0, rows already validated.
 
-        ``row_bytes`` is what a row and its answer take together, about; ``pace`` learns how long
+        ``row_bytes`` is what a row and its answer take together, about; ``most`` bounds the rows of
+        a run of this model beside ``max_batch_rows``; ``pace`` learns how long
         ``run`` takes; ``waits`` is called once with the work if it has to wait for others.
         ``work.future`` gets the answer, or: RowError for a row that fails by itself; ServiceError
         504 when ``timeout`` seconds passed. `drop` takes the work back. Raises ServiceError 503 at
@@ -126,7 +130,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         work = Work(
-            *(run, feed, outputs, rows, values, row_bytes, timeout, pace, waits),
+            *(run, feed, outputs, rows, values, row_bytes, most or self.max_batch_rows),
+            *(timeout, pace, waits),
             *(future, monotonic()),
         )
         self._queue.append(work)
@@ -230,7 +235,7 @@ class Batcher:
     def _due(self) -> float:
         """Seconds that an idle device still waits for a fuller batch."""
         first = self._queue[0]
-        if not self.max_delay or self.queued_rows >= self._room(first.row_bytes):
+        if not self.max_delay or self.queued_rows >= self._room(first.most, first.row_bytes):
             return 0.0
         return first.joined + self.max_delay - monotonic()
 
@@ -239,24 +244,29 @@ class Batcher:
         batch: list[Work] = []
         passed: list[Work] = []
         rows = heaviest = 0
-        while self._queue and rows < self._room(heaviest):
+        most = self.max_batch_rows
+        while self._queue and rows < self._room(most, heaviest):
             work = self._queue.popleft()
             heavier = max(heaviest, work.row_bytes)
             if work.future.done():
                 self._unqueue(work)
-            elif batch and (not work.shares(batch[0]) or rows + work.rows > self._room(heavier)):
+            elif batch and not (
+                work.shares(batch[0]) and rows + work.rows <= self._room(most, heavier)
+            ):
                 passed.append(work)
             else:
                 self._unqueue(work)
                 batch.append(work)
+                most = work.most  # that of the others, too
                 rows += work.rows
                 heaviest = heavier
         self._queue.extendleft(reversed(passed))
         return batch
 
-    def _room(self, row_bytes: int) -> int:
-        """Rows of so many bytes that one run may have."""
-        return max(1, min(self.max_batch_rows, self.max_batch_bytes // max(1, row_bytes)))
+    def _room(self, most: int, row_bytes: int) -> int:
+        """Rows of so many bytes that one run may have, of a model that may have ``most``."""
+        room = min(most, self.max_batch_rows, self.max_batch_bytes // max(1, row_bytes))
+        return max(1, room)
 
     def _compute(self, batch: list[Work], loop: asyncio.AbstractEventLoop) -> None:
         """In the device's thread: answer a batch and hand the answers back to the loop."""
@@ -265,7 +275,8 @@ class Batcher:
     def _timed(self, batch: list[Work]) -> tuple[list[Answer | Exception], float, float]:
         """The answers, when they were begun, and the seconds that they took."""
         start = monotonic()
-        answers = solve(batch, self._room(max([work.row_bytes for work in batch])))
+        room = self._room(batch[0].most, max([work.row_bytes for work in batch]))
+        answers = solve(batch, room)
         return answers, start, monotonic() - start
 
     def _finish(

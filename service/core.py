@@ -162,6 +162,7 @@ class Core:
                 plan.computed,
                 timeout=self.settings.request_timeout_s,
                 row_bytes=row_bytes + answer_bytes,
+                most=model.run_rows,
                 pace=model.pace,
                 waits=watch.begin,
             )

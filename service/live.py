@@ -236,7 +236,8 @@ def announce(model: Model, ledger: Ledger) -> None:
         conformal_rows=conformal_rows(manifest.conformal),
         loss=loss_scale(manifest),
     )
-    _log.info("serving %s %s (%s)", model.name, model.version, model.identity[:12])
+    most = "" if model.run_rows is None else f", in runs of at most {model.run_rows} row(s)"
+    _log.info("serving %s %s (%s)%s", model.name, model.version, model.identity[:12], most)
 
 
 def conformal_rows(record: ConformalRecord) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from service.errors import invalid, shorten
 from service.images import summarised
 from service.pace import Pace
 from service.protocol import has_datatype
-from service.sizes import Sizes, measure
+from service.run_rows import measure_rows
+from service.sizes import Sizes, golden_row, measure, row_bytes, row_values
 from service.tensors import surely_finite
 
 _MAX_PLANS = 256
@@ -52,6 +53,7 @@ class Model:
     frozen_outputs: tuple[TensorSpec, ...]  # those that are served beside the fields
     levels: dict[float, str]  # alpha -> its level as metrics write it, for the bundle's own alphas
     sizes: Sizes  # of a row's answer
+    run_rows: int | None = None  # rows of a run beyond which none becomes cheaper, where known
     pace: Pace = field(default_factory=Pace)
     _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
 
@@ -183,7 +185,7 @@ def load_model(path: Path, *, device: str, threads: int, signed_by: Path | None 
         and spec.shape[:1] == (-1,)
         and has_datatype(spec.dtype)
     )
-    return Model(
+    model = Model(
         name=manifest.name,
         version=manifest.version,
         predictor=predictor,
@@ -191,6 +193,15 @@ def load_model(path: Path, *, device: str, threads: int, signed_by: Path | None 
         levels={alpha: level_name(alpha) for alpha in manifest.alphas},
         sizes=measure(predictor, (*manifest.outputs, *frozen_outputs)),
     )
+    return replace(model, run_rows=_run_rows(model))
+
+
+def _run_rows(model: Model) -> int | None:
+    """`best_rows` of a model, for every field of its first golden row."""
+    row = golden_row(model.predictor)
+    size = row_bytes(row) + model.sizes.answer_bytes(model.fields, row_values(row))
+    row["q_hat"] = threshold_rows(model, next(iter(model.levels)), 1)
+    return measure_rows(lambda feed: model.run(feed, model.fields), row, size)
 
 
 def threshold_rows(model: Model, alpha: float, rows: int) -> Array:

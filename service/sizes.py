@@ -63,8 +63,7 @@ def _total(sizes: Sizes, names: frozenset[str], values: int) -> tuple[int, int]:
 
 def measure(predictor: Predictor, outputs: Sequence[TensorSpec]) -> Sizes:
     """Run a golden row for ``outputs`` (fields, and frozen outputs by their names) and look."""
-    with np.load(io.BytesIO(predictor.bundle.files[GOLDEN]), allow_pickle=False) as golden:
-        row = {s.name: golden[f"in/{s.name}"][:1] for s in predictor.inputs}
+    row = golden_row(predictor)
     q_hat = np.asarray(predictor.q_hat(predictor.manifest.alphas[0]), np.float32)
     answer = predictor.run(row, outputs=[s.name for s in outputs], q_hat=q_hat[None])
     return Sizes(
@@ -72,6 +71,12 @@ def measure(predictor: Predictor, outputs: Sequence[TensorSpec]) -> Sizes:
         input_bytes=row_bytes(row),
         outputs={s.name: _output(s, answer[s.name]) for s in outputs},
     )
+
+
+def golden_row(predictor: Predictor) -> dict[str, Array]:
+    """The inputs of the first golden row."""
+    with np.load(io.BytesIO(predictor.bundle.files[GOLDEN]), allow_pickle=False) as golden:
+        return {s.name: golden[f"in/{s.name}"][:1] for s in predictor.inputs}
 
 
 def row_values(inputs: Mapping[str, Array]) -> int:

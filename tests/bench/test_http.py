@@ -85,6 +85,7 @@ def test_every_side_of_ours_starts_and_answers_the_golden_row(tmp_path):
     with np.load(bundle / "golden.npz", allow_pickle=False) as data:
         assert np.array_equal(np.float32(row), data["in/x"][:1])
     assert question.path == f"/v2/models/{Predictor(bundle).manifest.name}/infer"
-    for side in plain_sides(question, tmp_path):
+    for name, side in plain_sides(question, tmp_path).items():
         with side as standing:
+            assert standing.name == name
             assert standing.load(1, 1).requests > 0

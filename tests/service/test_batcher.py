@@ -286,6 +286,35 @@ def test_a_model_that_loses_rows_is_caught():
     asyncio.run(main())
 
 
+def test_a_model_that_gains_nothing_by_more_rows_gets_fewer():
+    async def main():
+        gate, b = Gate(), batcher()
+        first = b.submit(gate, rows(0), OUT, timeout=30, most=2)
+        await gate.wait_for_batch()
+        others = [b.submit(gate, rows(k), OUT, timeout=30, most=2) for k in range(1, 6)]
+        long = b.submit(gate, rows(6, 7, 8), OUT, timeout=30, most=2)
+        another = b.submit(double, rows(9), OUT, timeout=30)  # of a model without such a bound
+        gate.go.release(9)
+        answers = [(await work.future)["y"].tolist() for work in (first, *others, long, another)]
+        assert answers == [*([2.0 * k] for k in range(6)), [12.0, 14.0, 16.0], [18.0]]
+        assert gate.batches == [[0], [1, 2], [3, 4], [5], [6, 7], [8]]
+        await b.close()
+
+    asyncio.run(main())
+
+
+def test_the_server_s_own_bound_holds_for_every_model():
+    async def main():
+        gate, b = Gate(), batcher(max_batch_rows=2)
+        work = b.submit(gate, rows(0, 1, 2), OUT, timeout=30, most=100)
+        gate.go.release(3)
+        assert (await work.future)["y"].tolist() == [0.0, 2.0, 4.0]
+        assert [len(batch) for batch in gate.batches] == [2, 1]
+        await b.close()
+
+    asyncio.run(main())
+
+
 def test_bytes_bound_a_run_and_one_row_always_goes():
     sizes = []
 
