@@ -43,9 +43,10 @@ scrape_configs:
 def start(stack: ExitStack, out: Path, name: str, *command: str) -> str:
     """Start a command in ``out`` that ends with ``stack``, on a free port in place of its {}; what
     it says goes to NAME.log. Its address."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    held = stack.enter_context(socket.socket())  # nobody else gets the port meanwhile
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port = held.getsockname()[1]
     with (out / f"{name}.log").open("wb") as log:
         words = [word.replace("{}", str(port)) for word in command]
         process = subprocess.Popen(words, cwd=out, stdout=log, stderr=log)

@@ -2,10 +2,10 @@
 
 One batcher and one thread per device. Requests of several models and bundle versions wait in one
 queue bounded in rows; those that call the same function with tensors of the same trailing shapes
-share a batch, so images of two sizes do not. A run of the model is bounded in rows, of some models
-in fewer (`service.run_rows`), and in bytes. A batch that fails is bisected, so that only the bad
-row's request fails. A batch that is known to be quick is computed on the event loop itself, while
-the device's thread is idle.
+share a batch, so images of two sizes do not. A run of the model is bounded in rows and in bytes;
+requests to models that gain nothing by more rows share smaller ones (`service.run_rows`). A batch
+that fails is bisected, so that only the bad row's request fails. A batch that is known to be quick
+is computed on the event loop itself, while the device's thread is idle.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from service.solve import Answer, Run, solve
 class Work:
     """One request's rows, from joining the queue to its answer in ``future``.
 
-    ``row_bytes``: of a row and its answer; ``most``: rows of a run of this model; ``values``: in
-    all inputs; ``waits`` is called once with the work if it has to wait for others.
+    ``row_bytes``: of a row and its answer; ``most``: rows beyond which others are not joined;
+    ``values``: in all inputs; ``waits`` is called once with the work if it has to wait for others.
     """
 
     run: Run
@@ -114,8 +114,8 @@ class Batcher:
     ) -> Work:
         """Queue the rows of ``feed``: arrays that share axis 0, rows already validated.
 
-        ``row_bytes`` is what a row and its answer take together, about; ``most`` bounds the rows of
-        a run of this model beside ``max_batch_rows``; ``pace`` learns how long
+        ``row_bytes`` is what a row and its answer take together, about; no other
+        request joins a run of ``most`` rows; ``pace`` learns how long
         ``run`` takes; ``waits`` is called once with the work if it has to wait for others.
         ``work.future`` gets the answer, or: RowError for a row that fails by itself; ServiceError
         504 when ``timeout`` seconds passed. `drop` takes the work back. Raises ServiceError 503 at
@@ -275,7 +275,9 @@ class Batcher:
     def _timed(self, batch: list[Work]) -> tuple[list[Answer | Exception], float, float]:
         """The answers, when they were begun, and the seconds that they took."""
         start = monotonic()
-        room = self._room(batch[0].most, max([work.row_bytes for work in batch]))
+        # A request is answered as by its own run, whatever others are joined to it: `most` is of
+        # what is joined, so that what a client sends together has the bits of that shape.
+        room = self._room(self.max_batch_rows, max([work.row_bytes for work in batch]))
         answers = solve(batch, room)
         return answers, start, monotonic() - start
 

@@ -236,7 +236,7 @@ def announce(model: Model, ledger: Ledger) -> None:
         conformal_rows=conformal_rows(manifest.conformal),
         loss=loss_scale(manifest),
     )
-    most = "" if model.run_rows is None else f", in runs of at most {model.run_rows} row(s)"
+    most = "" if model.run_rows is None else f", joining requests up to {model.run_rows} row(s)"
     _log.info("serving %s %s (%s)%s", model.name, model.version, model.identity[:12], most)
 
 

@@ -53,7 +53,7 @@ class Model:
     frozen_outputs: tuple[TensorSpec, ...]  # those that are served beside the fields
     levels: dict[float, str]  # alpha -> its level as metrics write it, for the bundle's own alphas
     sizes: Sizes  # of a row's answer
-    run_rows: int | None = None  # rows of a run beyond which none becomes cheaper, where known
+    run_rows: int | None = None  # requests share a run up to so many; None: as the server allows
     pace: Pace = field(default_factory=Pace)
     _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
 

@@ -124,7 +124,7 @@ class Settings(BaseSettings):
     max_batch_rows: int = Field(
         default=256,
         ge=1,
-        description="Most rows in one run of the model; fewer where more make no row cheaper",
+        description="Most rows in one run of the model",
     )
     max_batch_bytes: int = Field(
         default=32 << 20,

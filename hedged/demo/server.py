@@ -28,9 +28,10 @@ class Server:
     def __init__(self, bundle: Path, folder: Path, *, threads: int, workers: int = 1):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = int(s.getsockname()[1])
+        self._held = socket.socket()  # so that nobody else gets the port while the server starts
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.port = int(self._held.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HEDGED_")}
@@ -70,6 +71,7 @@ class Server:
 
     def stop(self) -> None:
         """End the server and wait for it."""
+        self._held.close()
         self._process.terminate()
         try:
             self._process.wait(30)

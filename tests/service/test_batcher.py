@@ -286,7 +286,7 @@ def test_a_model_that_loses_rows_is_caught():
     asyncio.run(main())
 
 
-def test_a_model_that_gains_nothing_by_more_rows_gets_fewer():
+def test_of_a_model_that_gains_nothing_by_more_rows_fewer_requests_share_a_run():
     async def main():
         gate, b = Gate(), batcher()
         first = b.submit(gate, rows(0), OUT, timeout=30, most=2)
@@ -294,10 +294,10 @@ def test_a_model_that_gains_nothing_by_more_rows_gets_fewer():
         others = [b.submit(gate, rows(k), OUT, timeout=30, most=2) for k in range(1, 6)]
         long = b.submit(gate, rows(6, 7, 8), OUT, timeout=30, most=2)
         another = b.submit(double, rows(9), OUT, timeout=30)  # of a model without such a bound
-        gate.go.release(9)
+        gate.go.release(5)
         answers = [(await work.future)["y"].tolist() for work in (first, *others, long, another)]
         assert answers == [*([2.0 * k] for k in range(6)), [12.0, 14.0, 16.0], [18.0]]
-        assert gate.batches == [[0], [1, 2], [3, 4], [5], [6, 7], [8]]
+        assert gate.batches == [[0], [1, 2], [3, 4], [5], [6, 7, 8]]
         await b.close()
 
     asyncio.run(main())

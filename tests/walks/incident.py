@@ -109,9 +109,10 @@ class Prometheus:
             "global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 1s}\n"
             f"rule_files: [rules.yml]\nscrape_configs:\n{jobs}"
         )
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{s.getsockname()[1]}"
+        self._held = socket.socket()  # so that nobody else gets the port before Prometheus does
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._held.getsockname()[1]}"
         self._command = [
             "prometheus",
             f"--config.file={folder / 'prometheus.yml'}",
@@ -128,6 +129,7 @@ class Prometheus:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(30)
+        self._held.close()
 
     def firing(self) -> set[tuple[str, str]]:
         """The alerts that fire: (name, version)."""
