@@ -1,7 +1,8 @@
 """How many rows a run of a model should have: as many as make a row cheaper, and no more.
 
 On a CPU many networks take as long for each of 64 rows as for one, or longer, since what the layers
-hand on leaves the cache; then rows in one run only wait for each other.
+hand on leaves the cache; then rows in one run only wait for each other. The number bounds what is
+joined: the rows of one request stay together.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from service.spool import Entry, Spool
 log = logging.getLogger(__name__)
 
 # One wake-up serves many small requests, which the writer holds up while it works: with a fifth of
-# this the slowest hundredth of them took a quarter longer.
+# this the slowest hundredth of them took a fifth longer.
 _LINGER_S = 0.1
 _WRITE_ROWS = 1000  # rows per transaction
 _RETRY_S = 1.0  # between looks at a store that is away
