@@ -65,7 +65,7 @@ FIGURES = (
     Figure(
         "http@epyc",
         "the same on a machine with faster memory, AMD EPYC, before requests of one row were kept "
-        "as bytes for the ledger and runs had fewer rows where more make none cheaper",
+        "as bytes for the ledger and shared no run where that makes none cheaper",
         lambda f: (
             f"{f['overhead_us_c1']:.0f} µs; {_http(f, 'tabular')}; magika {_http(f, 'magika')}; "
             f"{_one_by_one(f)}"

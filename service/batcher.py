@@ -275,8 +275,8 @@ class Batcher:
     def _timed(self, batch: list[Work]) -> tuple[list[Answer | Exception], float, float]:
         """The answers, when they were begun, and the seconds that they took."""
         start = monotonic()
-        # A request is answered as by its own run, whatever others are joined to it: `most` is of
-        # what is joined, so that what a client sends together has the bits of that shape.
+        # `most` bounds what is joined and slices no request: what a client sends together keeps
+        # the bits of that shape.
         room = self._room(self.max_batch_rows, max([work.row_bytes for work in batch]))
         answers = solve(batch, room)
         return answers, start, monotonic() - start

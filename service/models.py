@@ -201,7 +201,11 @@ def _run_rows(model: Model) -> int | None:
     row = golden_row(model.predictor)
     size = row_bytes(row) + model.sizes.answer_bytes(model.fields, row_values(row))
     row["q_hat"] = threshold_rows(model, next(iter(model.levels)), 1)
-    return measure_rows(lambda feed: model.run(feed, model.fields), row, size)
+
+    def run(feed: Mapping[str, Array]) -> object:
+        return model.predictor.run(feed, outputs=model.fields, q_hat=feed["q_hat"])
+
+    return measure_rows(run, row, size)
 
 
 def threshold_rows(model: Model, alpha: float, rows: int) -> Array:

@@ -7,6 +7,7 @@ joined: the rows of one request stay together.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -53,12 +54,18 @@ def best_rows(seconds: Callable[[int], float], most: int) -> int | None:
 def measure_rows(
     run: Callable[[Mapping[str, Array]], object], row: Mapping[str, Array], size: int
 ) -> int | None:
-    """`best_rows` of ``run`` on copies of one row, which takes ``size`` bytes with its answer."""
+    """`best_rows` of ``run`` on copies of one row, which takes ``size`` bytes with its answer. A
+    number of rows that fails, for want of memory or whatever else, is none to share a run by."""
 
     def seconds(rows: int) -> float:
         feed = {name: np.repeat(value, rows, axis=0) for name, value in row.items()}
         started = time.perf_counter()
-        run(feed)
+        try:
+            run(feed)
+        except Exception:  # onnxruntime raises a dozen unrelated exception types
+            if rows == 1:
+                raise
+            return math.inf
         return time.perf_counter() - started
 
     most = max(1, min(MOST_ROWS, MOST_BYTES // max(1, size)))

@@ -121,11 +121,7 @@ class Settings(BaseSettings):
     )
     max_rows: int = Field(default=4096, ge=1, description="Most rows in one prediction request")
     max_labels: int = Field(default=100_000, ge=1, description="Most labels in one request")
-    max_batch_rows: int = Field(
-        default=256,
-        ge=1,
-        description="Most rows in one run of the model",
-    )
+    max_batch_rows: int = Field(default=256, ge=1, description="Most rows in one run of the model")
     max_batch_bytes: int = Field(
         default=32 << 20,
         ge=1,

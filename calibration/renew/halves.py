@@ -46,15 +46,14 @@ def halves(made: Ranked, conformal: Labelled, measured: Labelled, seed: int) -> 
     the measured rows has fewer than LEAST."""
     if conformal.time is None or measured.time is None:
         return None
-    middle = np.median(np.concatenate([conformal.time, measured.time]))
-    late = measured.time > middle
+    time = np.concatenate([conformal.time, measured.time])
+    newer = time > np.median(time)
+    late = newer[len(conformal) :]
     if min(late.sum(), (~late).sum()) < LEAST:
         return None
-    scores, later = [], []
-    for rows in (conformal, measured):
-        scores.append(true_scores(made.head, rows, drawn(rows, seed)))
-        later.append(np.asarray(rows.time) > middle)
-    score, newer = np.concatenate(scores), np.concatenate(later)
+    score = np.concatenate(
+        [true_scores(made.head, rows, drawn(rows, seed)) for rows in (conformal, measured)]
+    )
     found = ks_2samp(score[~newer], score[newer])
     older, recent = (_levels(made, measured.take(which), seed) for which in (~late, late))
     return Halves(len(score), float(found.statistic), float(found.pvalue), older, recent)

@@ -92,15 +92,16 @@ def test_the_distance_is_the_largest_difference_of_coverage_at_one_threshold(
     mixed = changed(bundles["regression"], "regression", 0.3, 0.6, share=0.4)
     found = renewed(bundles["regression"], mixed)
     parts = divided(mixed, PARTS, 0)
-    used = [*parts["conformal"].time, *parts["measured"].time]  # type: ignore[misc]
-    middle = np.median(used)
     t = found.factor.value if found.factor is not None else 1.0
-    older, newer = [], []
+    scores, times = [], []
     for name in ("conformal", "measured"):
-        part = parts[name]
-        scores = np.abs(part.y - part.mean)[:, 0] / (part.std[:, 0] * t)  # type: ignore[operator,index]
-        for score, when in zip(scores, part.time, strict=True):  # type: ignore[arg-type]
-            (newer if when > middle else older).append(score)
+        y, mean, std, time = (
+            np.asarray(getattr(parts[name], of)) for of in ("y", "mean", "std", "time")
+        )
+        scores.extend(np.abs(y - mean)[:, 0] / (std[:, 0] * t))
+        times.extend(time)
+    older = [s for s, when in zip(scores, times, strict=True) if when <= np.median(times)]
+    newer = [s for s, when in zip(scores, times, strict=True) if when > np.median(times)]
     gaps = [np.mean(np.array(older) <= q) - np.mean(np.array(newer) <= q) for q in (*older, *newer)]
     assert found.halves is not None
     assert found.halves.distance == pytest.approx(np.max(np.abs(gaps)), abs=2e-3)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
+from service import later as latest
+from service import writer
 from service.later import Later
 from service.pace import QUICK_S, Pace
 
@@ -75,3 +79,14 @@ def test_a_pace_needs_several_runs_of_the_size_and_forgets_old_ones():
     for _ in range(5):
         pace.note(100, 1.0)
     assert not pace.quick(100)
+
+
+def test_the_guide_says_at_least_what_a_killed_worker_may_lose():
+    guide = Path(__file__).parents[2] / "docs/guides/promises.md"
+    said = re.search(
+        r"(\d+) ms from the counters and in its last (\d+) ms", guide.read_text("utf-8")
+    )
+    assert said is not None
+    counters, ledger = (int(ms) / 1000 for ms in said.groups())
+    assert counters > latest._SECONDS
+    assert ledger > latest._SECONDS + writer._LINGER_S

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.models import load_model
+from posthoc.contract import Task
+from service import models
+from service.core import Core
+from service.ledger import Ledger
+from service.live import announce
 from service.run_rows import MOST_BYTES, MOST_ROWS, best_rows, measure_rows
+from service.settings import Settings
 from tests.factory import tiny_bundle
 
 HAND_OVER = 100e-6
@@ -91,7 +98,67 @@ def test_runs_are_copies_of_the_row_within_bytes() -> None:
     assert seen[-1] == 1
 
 
-def test_a_model_that_is_served_knows_its_own(tmp_path: Path) -> None:
-    """Of a network of a few numbers it is what the server allows: a row costs next to nothing."""
-    model = load_model(tiny_bundle(tmp_path / "b"), device="cpu", threads=1)
-    assert model.run_rows is None or model.run_rows >= 16
+def test_a_number_that_fails_ends_the_search_and_not_the_load() -> None:
+    def run(feed):
+        if len(feed["x"]) > 1:
+            raise MemoryError("no room for two")
+
+    assert measure_rows(run, {"x": np.ones((1, 2))}, 8) == 1
+    with pytest.raises(KeyError):  # what not even one row can is no model
+        measure_rows(lambda feed: feed["y"], {"x": np.ones((1, 2))}, 8)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_model_is_timed_on_its_first_golden_row_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, task: Task
+) -> None:
+    asked = {}
+
+    def measured(run, row, size):
+        asked.update(fields=run(row), row=row, size=size)
+        return 3
+
+    monkeypatch.setattr(models, "measure_rows", measured)
+    model = models.load_model(tiny_bundle(tmp_path / "b", task), device="cpu", threads=1)
+    assert model.run_rows == 3
+    want = model.run(asked["row"], model.fields)
+    assert asked["fields"].keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_array_equal(asked["fields"][name], value)
+    answer = sum(value.nbytes for value in want.values())
+    assert asked["size"] == asked["row"]["x"].nbytes + answer
+    ledger = Ledger.open(tmp_path / "l.sqlite")
+    with caplog.at_level("INFO", "hedged.live"):
+        announce(model, ledger)
+    ledger.close()
+    assert caplog.messages[-1].endswith("joining requests up to 3 row(s)")
+
+
+def test_requests_share_runs_of_as_many_rows_as_their_model_has_found(tmp_path: Path) -> None:
+    model = replace(
+        models.load_model(tiny_bundle(tmp_path / "b"), device="cpu", threads=1), run_rows=2
+    )
+    ledger = Ledger.open(tmp_path / "l.sqlite")
+    core = Core(Settings(bundles=tmp_path / "b"), {model.name: model}, ledger)
+    sizes: list[int] = []
+
+    async def ask() -> None:
+        submit = core.batcher.submit
+
+        def noted(run, feed, outputs, **more):
+            def seen(feed, names):
+                sizes.append(len(feed["x"]))
+                return run(feed, names)
+
+            return submit(shared.setdefault(run, seen), feed, outputs, **more)
+
+        shared: dict = {}
+        core.batcher.submit = noted  # type: ignore[method-assign]
+        x = np.ones((5, 4), np.float32)
+        single = [core.predict(model, {"x": x[:1]}) for _ in range(5)]
+        await asyncio.gather(*single, core.predict(model, {"x": x}))
+        await core.close()
+
+    asyncio.run(ask())
+    ledger.close()
+    assert sorted(sizes) == [1, 2, 2, 5]
