@@ -62,8 +62,9 @@ class Predictor:
             for f in output_fields(self.manifest.task)
             if f in {s.name for s in self.manifest.outputs}
         )
-        graph_names = self.manifest.output_names
-        self._run = choose_run(self.session, {graph_names.get(f, f) for f in self.fields})
+        self._graph_names = self.manifest.output_names
+        by_row = {self._graph_names.get(f, f) for f in self.fields}
+        self._run = choose_run(self.session, by_row)
         scores = self.bundle.conformal_scores
         self._scores = scores["set" if self.manifest.task == "classification" else "interval"]
         self._risks = self._scores.ndim == 2  # n images × pixels, and not n rows
@@ -105,8 +106,13 @@ class Predictor:
             if value is not None:
                 given = np.asarray(value, dtype=np.float32)
                 feed[name] = given if given.ndim == rank else given[None]
-        graph_names = list(map(self.manifest.output_names.get, names, names))
-        return dict(zip(names, self._run(graph_names, feed), strict=True))
+        return self.answer(feed, names)
+
+    def answer(self, feed: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """`run` without its checks: ``feed`` holds what the graph takes and nothing else, each in
+        the graph's own dtype and rank."""
+        names = list(map(self._graph_names.get, outputs, outputs))
+        return dict(zip(outputs, self._run(names, feed), strict=True))
 
     def predict(self, inputs: Mapping[str, Array], *, alpha: float | None = None) -> Prediction:
         """The typed prediction for N rows, at level ``alpha`` (default: the bundle's first)."""

@@ -36,6 +36,9 @@ from service.routing import Routes
 from service.rows import MAX_STORED_CLASSES
 from service.settings import Settings, load_settings
 
+# New objects between two looks for cycles: the 700 of Python come with every few requests, which
+# leave no cycles behind.
+_GARBAGE = 10_000
 _log = logging.getLogger("hedged.app")
 
 
@@ -116,6 +119,7 @@ class Application:
                 watcher.start()
                 stack.push_async_callback(asyncio.to_thread, watcher.stop)
             gc.freeze()  # what was loaded stays: the collector need not walk it on a request
+            gc.set_threshold(_GARBAGE)
             self.core.ready = True
             yield
 

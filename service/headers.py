@@ -9,6 +9,7 @@ connections that counts; with another server there is nothing to reach, and noth
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,9 @@ def _counting(
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
+            # It makes the text of a line for each answer before it asks whether anybody reads it.
+            if not self.access_logger.isEnabledFor(logging.INFO):
+                self.access_log = False
             met(transport)
 
         def data_received(self, data: bytes) -> None:

@@ -64,7 +64,8 @@ def _check_shape(value: Array, spec: TensorSpec, rows: int, max_rows: int) -> No
     """That an input has the shape of its spec, as many rows as those before it (-1: it is the
     first), and not too many."""
     have, want = value.shape, spec.shape
-    if len(have) != len(want) or any(w not in (-1, h) for w, h in zip(want, have, strict=True)):
+    # Mostly no axis but the first is free.
+    if len(have) != len(want) or (have[1:] != want[1:] and not _fits(have, want)):
         tail = ("any" if d < 0 else str(d) for d in want[1:])
         wanted = ", ".join(("N", *tail) if want else ())
         raise invalid(f"input {spec.name!r} has shape {list(have)}; the model takes [{wanted}]")
@@ -72,6 +73,10 @@ def _check_shape(value: Array, spec: TensorSpec, rows: int, max_rows: int) -> No
         raise invalid(f"input {spec.name!r} has {have[0]} rows and another input has {rows}")
     if not 1 <= have[0] <= max_rows:
         raise invalid(f"input {spec.name!r} has {have[0]} rows; a request holds 1 to {max_rows}")
+
+
+def _fits(have: Sequence[int], want: Sequence[int]) -> bool:
+    return all(w in (-1, h) for w, h in zip(want, have, strict=True))
 
 
 def _refuse(bad: Array, spec: TensorSpec) -> None:

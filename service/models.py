@@ -133,12 +133,12 @@ class Model:
         )
 
     def run(self, feed: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """One run of the graph: the inputs, and ``q_hat`` with one threshold per row.
+        """One run of the graph: validated inputs, and ``q_hat`` with one threshold per row.
 
         Raises NotFiniteError: no NaN leaves the server, and infinity only where a level needs more
         rows than there are.
         """
-        fields = self.predictor.run(feed, outputs=outputs, q_hat=feed["q_hat"])
+        fields = self.predictor.answer(feed, outputs)
         if surely_finite(fields.values()):
             return fields
         for name, value in fields.items():
@@ -203,7 +203,7 @@ def _run_rows(model: Model) -> int | None:
     row["q_hat"] = threshold_rows(model, next(iter(model.levels)), 1)
 
     def run(feed: Mapping[str, Array]) -> object:
-        return model.predictor.run(feed, outputs=model.fields, q_hat=feed["q_hat"])
+        return model.predictor.answer(feed, model.fields)
 
     return measure_rows(run, row, size)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
-from starlette.routing import BaseRoute, Match, Router
+from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 _MOST_KNOWN = 256
@@ -67,7 +67,9 @@ class Routes(Router):
         route, matched = found
         scope["router"], scope["route"] = self, route
         scope.update(matched)
-        await route.handle(scope, receive, send)
+        # The method has been looked at: it is part of what is known.
+        handle = route.app if isinstance(route, Route) else route.handle
+        await handle(scope, receive, send)
 
     def _find(self, scope: Scope) -> tuple[BaseRoute, Scope] | None:
         """The route that matches, and what it adds to the scope."""

@@ -96,8 +96,12 @@ def cast(value: Array, dtype: np.dtype[Any], where: str) -> Array:
         )
         if bad.any():
             raise invalid(f"row {first_row(bad)} of {where} does not fit {dtype.name}")
-    with np.errstate(over="ignore"):  # what overflows is found as infinite, with its row
-        return value.astype(dtype)
+    return _as(value, dtype)
+
+
+@np.errstate(over="ignore")  # what overflows is found as infinite, with its row
+def _as(value: Array, dtype: np.dtype[Any]) -> Array:
+    return value.astype(dtype)
 
 
 def surely_finite(arrays: Collection[Array]) -> bool:

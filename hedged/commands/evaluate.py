@@ -25,7 +25,7 @@ _COMPARED = {
     "mean_iou": "IoU",
     "rmse": "RMSE",
     "nll": "NLL",
-    "debiased_ece": "ECE",
+    "debiased_ece": "debiased ECE",
     "pce": "PCE",
 }
 FIRST = "data"  # a set without a name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,6 +89,7 @@ def modules(
     name: Annotated[
         str | None, typer.Argument(help="A module or score: its settings and their defaults")
     ] = None,
+    short: Annotated[bool, option("--short", help="Names and summaries alone")] = False,
     json: Annotated[bool, option("--json", help="Print the registry as JSON")] = False,
 ) -> None:
     """List every module and score, what it needs and its paper.
@@ -95,16 +97,22 @@ def modules(
     \b
     Examples:
       hedged modules
+      hedged modules --short
       hedged modules laplace
     """
     from posthoc import registry
 
-    if name is not None:
+    if name is not None and not short:
         _one(name, json)
         return
-    records = [registry.info(n) for n in (*registry.MODULES, *registry.SCORES)]
+    names = (*registry.MODULES, *registry.SCORES) if name is None else (name,)
+    records = [registry.info(n) for n in names]
     if json:
-        console.print_json([_record(r) for r in records])
+        console.print_json([_short(r) if short else _record(r) for r in records])
+        return
+    if short:
+        for kind in dict.fromkeys(r.kind for r in records):
+            _names([r for r in records if r.kind == kind], title=f"{kind}s")
         return
     table = Table()
     for column in ("name", "kind", "tasks", "needs", "summary", "paper"):
@@ -114,6 +122,20 @@ def modules(
         paper = f"{r.paper.title} ({r.paper.year})"
         table.add_row(r.name, r.kind, ", ".join(r.tasks), needs, r.summary, paper)
     console.out.print(table)
+
+
+def _names(records: Sequence[Info], title: str) -> None:
+    """Names beside their summaries."""
+    table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for r in records:
+        table.add_row(r.name, r.summary)
+    console.out.print(table)
+
+
+def _short(r: Info) -> dict[str, Any]:
+    return {"name": r.name, "kind": r.kind, "summary": r.summary}
 
 
 def _record(r: Info) -> dict[str, Any]:

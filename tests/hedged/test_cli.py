@@ -144,6 +144,15 @@ def test_modules_is_the_registry(call: Call) -> None:
         assert record["paper"]["url"] == info.paper.url
     shown = call("modules").out
     assert all(name in shown for name in names)
+    short = call("modules", "--short")
+    assert [line.split()[0] for line in short.out.splitlines() if line[:1].strip()] == [
+        *("modules", *registry.MODULES, "scores", *registry.SCORES)
+    ]
+    named = [registry.info(name) for name in names]
+    assert call("modules", "--short", "--json").json == [
+        {"name": i.name, "kind": i.kind, "summary": i.summary} for i in named
+    ]
+    assert call("modules", "knn", "--short").out.split()[:2] == ["scores", "knn"]
 
 
 def test_help_and_version(call: Call) -> None:

@@ -37,7 +37,7 @@ class Notebook:
 
 
 class Detour:
-    """A real predictor whose ``run`` goes somewhere else first."""
+    """A real predictor whose ``answer`` goes somewhere else first."""
 
     def __init__(self, predictor, before):
         self._predictor, self._before = predictor, before
@@ -45,8 +45,8 @@ class Detour:
     def __getattr__(self, name):
         return getattr(self._predictor, name)
 
-    def run(self, inputs, **options):
-        return self._before(inputs) or self._predictor.run(inputs, **options)
+    def answer(self, inputs, outputs):
+        return self._before(inputs) or self._predictor.answer(inputs, outputs)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,15 @@ def test_a_ledger_that_fails_fails_nobody(model, x, caplog):
     answer = predict(model, x, ledger=Notebook(fails=True))
     assert len(answer.ids) == 6
     assert "disk full" in caplog.text
+
+
+@pytest.mark.parametrize("laid", [np.asfortranarray, lambda x: np.repeat(x, 2, axis=1)[:, ::2]])
+def test_how_values_lie_in_memory_changes_nothing(model, x, laid):
+    odd = laid(x)
+    assert not odd.flags.c_contiguous
+    want, got = predict(model, x), predict(model, odd)
+    for name, value in want.fields.items():
+        np.testing.assert_array_equal(got.fields[name], value, err_msg=name)
 
 
 def gather_out_of_bounds(inputs):

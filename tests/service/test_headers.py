@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import socket
 
 import numpy as np
 import psutil
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
 from service.headers import bound_headers
 from tests.service.conftest import BentoServer
@@ -166,3 +169,36 @@ def test_with_h11_its_own_bound_is_set():
     bound_headers(lifespan.receive, 4096, met=lambda _: None, refused=lambda: None)
     assert config.h11_max_incomplete_event_size == 4096
     assert config.http_protocol_class.__name__ == "H11Protocol"
+
+
+@pytest.mark.parametrize(("level", "read"), [(logging.INFO, True), (logging.WARNING, False)])
+def test_the_line_of_an_answer_is_made_where_it_is_read(level, read, caplog):
+    caplog.set_level(level, "uvicorn.access")
+
+    async def answered(scope, receive, send):
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def asked():
+        config = uvicorn.Config(answered, http="httptools", lifespan="on", log_config=None)
+        config.load()
+        bound_headers(
+            config.lifespan_class(config).receive, 4096, met=lambda _: None, refused=lambda: None
+        )
+        state = ServerState()
+        protocol = config.http_protocol_class
+        server = await asyncio.get_running_loop().create_server(
+            lambda: protocol(config, state, {}), "127.0.0.1", 0
+        )
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"GET /there HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"204"
+        (connection,) = state.connections
+        writer.close()
+        server.close()
+        return connection.access_log
+
+    assert asyncio.run(asked()) is read
+    assert [r.getMessage().endswith('"GET /there HTTP/1.1" 204') for r in caplog.records] == (
+        [True] * read
+    )
