@@ -171,8 +171,9 @@ def _cell(r: dict[str, Any], column: str) -> str:
     if column not in r or math.isnan(r[column]):
         return "–"
     sign = "+" if column == "nll_difference" else ""
-    spread = f" ± {r.get(column + '_sd', 0.0):.4f}" if r["splits"] > 1 else ""
-    return f"{r[column]:{sign}.4f}{spread}"
+    decimals = 4 if abs(r[column]) < 10 else 2  # no more than are kept
+    spread = f" ± {r.get(column + '_sd', 0.0):.{decimals}f}" if r["splits"] > 1 else ""
+    return f"{r[column]:{sign}.{decimals}f}{spread}"
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

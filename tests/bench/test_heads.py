@@ -70,10 +70,11 @@ def test_a_real_split_of_a_small_set() -> None:
         assert math.isfinite(r["nll"]) and r["nll_difference"] < 0.1
 
 
-def test_the_page_is_made_of_what_is_kept() -> None:
-    found = kept("heads")
+@pytest.mark.parametrize(("name", "page"), [("heads", "quality.md"), ("dense", "dense.md")])
+def test_the_page_is_made_of_what_is_kept(name: str, page: str) -> None:
+    found = kept(name)
     assert found is not None
-    assert table.page(found) == (ROOT / "docs" / "quality.md").read_text("utf-8")
+    assert table.page(found) == (ROOT / "docs" / page).read_text("utf-8")
 
 
 def test_the_guide_quotes_the_page() -> None:
