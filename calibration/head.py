@@ -326,7 +326,7 @@ def _emit_classes(
         "entropy": g.op("Neg", g.sum(g.op("Mul", p, log_p), 1)),
     }
     if drawn is not None:
-        out["aleatoric"], out["epistemic"] = link_graph.emit_decomposition(g, drawn, head.width)
+        out["aleatoric"], out["epistemic"] = link_graph.emit_decomposition(g, drawn)
     score = emit_class_scores(g, head.conformal, head.conformal_settings, p, top, head.width, u)
     out["set_scores"] = score
     out["set"] = g.op("LessOrEqual", score, q)

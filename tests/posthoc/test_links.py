@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from posthoc import links
 from posthoc.contract import FitError
 from posthoc.graph import Fragment, standalone
-from posthoc.link_graph import emit_draws, emit_probs
+from posthoc.link_graph import emit_decomposition, emit_draws, emit_probs
 from posthoc.links import Spread, SpreadNames
 from posthoc.runtime import open_session
 
@@ -197,6 +197,22 @@ def test_the_graph_gives_the_same(seed: int, scale: float, strength: float, kind
     got = session.run(["p"], {i.name: feeds[i.name] for i in session.get_inputs()})[0]
     want = np.exp(links.log_probs(z, spread, T, strength, predictive, m["eps"]))
     np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1.0])
+@pytest.mark.parametrize(("draws", "classes"), [(16, 10), (64, 1000)])
+def test_the_graph_decomposes_as_float64_does(spread: float, draws: int, classes: int) -> None:
+    """Of rows that nothing is known of, too: all terms of their sums are alike."""
+    rng = np.random.default_rng(0)
+    z = (spread * rng.standard_normal((3, draws, classes))).astype(np.float32)
+    g = Fragment()
+    log_p = g.op("LogSoftmax", g.input("z", "float32", ["N", draws, classes]), axis=-1)
+    found = emit_decomposition(g, (log_p, g.op("Exp", log_p)))
+    session = open_session(standalone(g, {name: ("float32", (-1,)) for name in found}))
+    exact = z.astype(np.float64)
+    want = links.decompose_drawn(exact - np.log(np.exp(exact).sum(-1, keepdims=True)))
+    for got, expected in zip(session.run(list(found), {"z": z}), want, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=4e-6)
 
 
 def test_spreads_of_blocks_join() -> None:
