@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save as save_tensors
@@ -30,6 +32,7 @@ from calibration.bundle import (
     FamilyRecord,
     FrozenRecord,
     Manifest,
+    MemoryRecord,
     SplitRecord,
     write_bundle,
 )
@@ -49,10 +52,13 @@ from posthoc.contract import Array, Features, FitError, output_fields
 from posthoc.data import TableMapping
 from posthoc.frozen import Frozen
 from posthoc.logits import Link
+from posthoc.model.memory import row_bytes
 from posthoc.opening import remaining_modules
 from posthoc.pixels import Layout, taken
 from posthoc.runtime import open_session
+from posthoc.slices import in_slices, most_rows
 
+Run = Callable[[Sequence[str], Mapping[str, Array]], list[Array]]  # names and rows → outputs
 USES = {
     "module": "posterior, out-of-distribution score",
     "calibration": "temperature and module strength, choice of settings and score",
@@ -131,10 +137,11 @@ def assemble(
     head_model = compile_head(head)
     differences = check_head(head, head_model, data.features.phi, data.features.z)
     fused = behind(head, frozen, data.link)
-    session = open_session(fused.model)
-    _check_end_to_end(head, fused, session, data, frozen.dense)
+    memory = _memory(fused.model, data.rows)
+    run = partial(_run, open_session(fused.model), memory)
+    _check_end_to_end(head, fused, run, data, frozen.dense)
     golden = {k: v[: data.golden] for k, v in data.rows.items()}
-    answers = _answers(session, fused, golden)
+    answers = _answers(run, fused, golden)
     manifest = Manifest(
         name=name,
         version=version,
@@ -163,6 +170,7 @@ def assemble(
             spatial=frozen.dense.spatial,
             pixels=data.pixels.shape[1],
         ),
+        memory=memory,
         module=fitted.module,
         prediction=head.prediction,
         predictive=head.predictive,
@@ -247,27 +255,44 @@ def _facts(fitted: Fitted, frozen: Frozen, options: FitOptions, data: Dataset) -
     return tuple(said)
 
 
-def _answers(session: Any, fused: Fused, rows: Mapping[str, Array]) -> dict[str, Array]:
+def _memory(model: bytes, rows: Mapping[str, Array]) -> MemoryRecord | None:
+    found = row_bytes(onnx.load_from_string(model), rows)
+    if found is None:
+        return None
+    return MemoryRecord(row_bytes=found, values=sum(v[:1].size for v in rows.values()))
+
+
+def _run(
+    session: Any, memory: MemoryRecord | None, names: Sequence[str], rows: Mapping[str, Array]
+) -> list[Array]:
+    """Outputs of the fused graph, of as many rows at once as memory holds."""
+    if memory is None:
+        return list(session.run(list(names), dict(rows)))
+    most = most_rows(memory.row_bytes)
+    return in_slices(lambda feed: session.run(list(names), dict(feed)), rows, most)
+
+
+def _answers(run: Run, fused: Fused, rows: Mapping[str, Array]) -> dict[str, Array]:
     """Every field of the fused graph, by name."""
     names = [s.name for s in fused.outputs]
-    made = session.run([fused.names[n] for n in names], dict(rows))
+    made = run([fused.names[n] for n in names], rows)
     return dict(zip(names, made, strict=True))
 
 
 def _check_end_to_end(
-    head: Head, fused: Fused, session: Any, data: Dataset, dense: Layout | None
+    head: Head, fused: Fused, run: Run, data: Dataset, dense: Layout | None
 ) -> None:
     """The fused graph on raw rows agrees with the float64 reference over the same rows' cached
     features, and its label is the frozen argmax where that is served; FitError naming the field
     where not."""
-    got = _answers(session, fused, data.rows)
+    got = _answers(run, fused, data.rows)
     want = reference(head, data.features.phi, data.features.z)
     if dense is not None:
         assert data.pixels is not None
         axes = {n: a for n, (_, a) in output_fields(head.task).items()}
         got = {n: taken(v, dense, axes[n], data.pixels) for n, v in got.items()}
     if fused.logits is not None and head.task == "classification":
-        (logits,) = session.run([fused.logits], data.rows)
+        (logits,) = run([fused.logits], data.rows)
         if dense is not None and data.pixels is not None:
             logits = taken(logits, dense, "C", data.pixels)
         kept = np.array_equal(got["label"], logits.argmax(1))

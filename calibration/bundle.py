@@ -178,6 +178,14 @@ class DenseRecord(_Record):
     pixels: int
 
 
+class MemoryRecord(_Record):
+    """What the graph holds of a row while it runs, about: ``row_bytes`` of one whose inputs have so
+    many ``values`` in all (`posthoc.model.memory`)."""
+
+    row_bytes: int
+    values: int
+
+
 class RenewalRecord(_Record):
     """What a bundle that was renewed on fresh labels came from: identity and version of the former
     one, predictions of it from ``since`` to ``until`` (ISO 8601) of which ``served`` were made and
@@ -217,6 +225,7 @@ class Manifest(_Record):
     output_names: dict[str, str] = {}  # field -> graph output, where a clash forced a prefix
     frozen: FrozenRecord
     dense: DenseRecord | None = None
+    memory: MemoryRecord | None = None  # None: not known
     module: FittedRecord
     prediction: Literal["frozen", "module"] = "frozen"
     predictive: str = "probit"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from calibration.assemble import USES, Dataset, assemble
 from calibration.bundle import Bundle, SplitRecord
@@ -39,10 +40,12 @@ from posthoc.contract import Array, Features, FitError, State
 from posthoc.folds import Mapper
 from posthoc.frozen import expose
 from posthoc.methods.laplace.importing import import_laplace
+from posthoc.model.memory import row_bytes
 from posthoc.model.probe import difference
 from posthoc.pixels import pixels
 from posthoc.rows import SHARE
 from posthoc.runtime import open_session
+from posthoc.slices import in_slices, most_rows
 
 GOLDEN_ROWS, GOLDEN_IMAGES = 8, 2
 CHECK_ROWS, CHECK_IMAGES = 64, 4
@@ -264,11 +267,14 @@ def _beside(material: Material, data: str | Path, roles: Array) -> dict[str, Any
 
 
 def _asked_again(material: Material, raw: Mapping[str, Array], rows: Array) -> Features:
-    """φ and z of a few rows in one batch. The cache has them from other batches, where kernels
-    round differently and dynamic quantisation moves them by per cents; FitError beyond that."""
+    """φ and z of a few rows in the batch of the check. The cache has them from others, in which
+    kernels round differently and dynamic quantisation moves them by per cents; FitError beyond."""
     frozen = material.frozen
     names = [n for n in (frozen.z, frozen.phi) if n is not None]
-    values = open_session(expose(frozen)).run(names, dict(raw))
+    model = expose(frozen)
+    session, inside = open_session(model), row_bytes(onnx.load_from_string(model), raw)
+    most = len(rows) if inside is None else most_rows(inside)
+    values = in_slices(lambda feed: session.run(names, dict(feed)), raw, most)
     if frozen.dense is not None:
         index, axes = _pixels(material, rows), (frozen.dense.axis, frozen.dense.phi_axis)
         maps = [pixels(v, a) for v, a in zip(values, axes, strict=False)]

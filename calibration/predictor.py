@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from posthoc.contract import (
     output_fields,
 )
 from posthoc.runtime import open_session
+from posthoc.slices import MOST_BYTES, in_slices, most_rows
 
 
 class Predictor:
@@ -62,6 +64,9 @@ class Predictor:
             for f in output_fields(self.manifest.task)
             if f in {s.name for s in self.manifest.outputs}
         )
+        memory = self.manifest.memory
+        # Bytes inside of the graph for each value of an input.
+        self._held = 0.0 if memory is None else memory.row_bytes / max(1, memory.values)
         self._graph_names = self.manifest.output_names
         by_row = {self._graph_names.get(f, f) for f in self.fields}
         self._run = choose_run(self.session, by_row)
@@ -112,7 +117,11 @@ class Predictor:
         """`run` without its checks: ``feed`` holds what the graph takes and nothing else, each in
         the graph's own dtype and rank."""
         names = list(map(self._graph_names.get, outputs, outputs))
-        return dict(zip(outputs, self._run(names, feed), strict=True))
+        if self._held * sum([v.size for v in feed.values()]) <= MOST_BYTES:
+            return dict(zip(outputs, self._run(names, feed), strict=True))
+        row = sum([feed[s.name][:1].size for s in self.inputs])
+        found = in_slices(partial(self._run, names), feed, most_rows(self._held * row))
+        return dict(zip(outputs, found, strict=True))
 
     def predict(self, inputs: Mapping[str, Array], *, alpha: float | None = None) -> Prediction:
         """The typed prediction for N rows, at level ``alpha`` (default: the bundle's first)."""

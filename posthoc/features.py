@@ -29,13 +29,13 @@ from posthoc import logits
 from posthoc import rows as blocks_of
 from posthoc.contract import I64, Array, DataError, Features, Task
 from posthoc.data import Table, TableMapping
-from posthoc.filling import ARRAYS, META, Pass, arrays_fit, fill, images_at_once, unseen, widths
+from posthoc.filling import ARRAYS, META, Pass, arrays_fit, fill, rows_at_once, unseen, widths
 from posthoc.folds import Mapper
 from posthoc.frozen import Frozen
 from posthoc.pixels import PER_IMAGE, size
 from posthoc.runtime import planned_provider
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 _SHARD_ROWS = 65_536
 _SHARD_BYTES = 1 << 26
 
@@ -161,7 +161,8 @@ def build_cache(
 
     Of a dense model every row is an image, and ``pixels`` drawn pixels of it (two or more; all of
     them where its maps are known to be smaller) are cached, as so many rows in a row: see
-    `posthoc.pixels`. Large images are run fewer than ``batch_size`` at a time.
+    `posthoc.pixels`. Fewer than ``batch_size`` rows are run at a time where `posthoc.slices` says
+    that what the model holds inside of them would fill the memory.
 
     The cache lies in a folder of ``cache_dir`` (default: `default_cache_dir`) whose name is a hash
     of the model, its tensors, the mapping, the table's content, ``batch_size`` and the provider.
@@ -202,8 +203,7 @@ def build_cache(
                     device,
                     threads,
                 )
-                if frozen.dense is not None:
-                    given = dataclasses.replace(given, batch_size=images_at_once(given))
+                given = dataclasses.replace(given, batch_size=rows_at_once(given))
                 shard = _shard_rows(frozen, given.batch_size, per)
                 fill(dataclasses.replace(given, shard=shard), report, mapper)
                 cache = _open(path, frozen, table.n_rows, per)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,9 +22,11 @@ from posthoc.contract import I64, Array, DataError, ModelError, Task
 from posthoc.data import Rows, Table, TableMapping, to_rows
 from posthoc.folds import Mapper, each
 from posthoc.frozen import Frozen, expose
+from posthoc.model.memory import row_bytes
 from posthoc.pixels import sampled, target_shape
 from posthoc.runtime import open_session
 from posthoc.shards import Writer, allocate, commit, meta_table
+from posthoc.slices import most_rows
 
 ARRAYS = ("z", "phi")
 META = "meta.parquet"
@@ -174,15 +177,19 @@ def unseen(cache: Path) -> DataError:
     )
 
 
-def images_at_once(given: Pass) -> int:
-    """Images of a dense model that are run at once: as many as memory holds, by the first one."""
-    filler = Filler(given)
+def rows_at_once(given: Pass) -> int:
+    """Rows that are run at once: as many as memory holds, by the first good one."""
+    filler, dense = Filler(given), given.frozen.dense is not None
     columns = given.mapping.columns(target=filler.labelled)
     for at, batch in enumerate(given.table.batches(1, columns)):
         if (one := filler.read(batch)).bad:
             continue
-        held = sum(a.nbytes for a in (*one.inputs.values(), *filler.run(one, at).values()))
-        return max(1, min(given.batch_size, _BATCH_BYTES // held))
+        inside = row_bytes(onnx.load_from_string(expose(given.frozen)), one.inputs)
+        most = given.batch_size if inside is None else most_rows(inside)
+        if dense:
+            held = sum(a.nbytes for a in (*one.inputs.values(), *filler.run(one, at).values()))
+            most = min(most, _BATCH_BYTES // held)
+        return max(1, min(given.batch_size, most))
     return given.batch_size
 
 

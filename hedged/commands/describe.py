@@ -7,6 +7,9 @@ from rich.table import Table
 from calibration.bundle import Bundle, Guarantee, Manifest, OodRecord
 from hedged.commands import console
 from posthoc import registry
+from posthoc.slices import most_rows
+
+_MANY_ROWS = 256  # of a run, by default: what allows as many need not be told
 
 
 def describe(bundle: Bundle) -> None:
@@ -36,6 +39,9 @@ def describe(bundle: Bundle) -> None:
     if m.splits.items is not None and m.splits.by is not None:
         items = ", ".join(f"{k} {v:,}" for k, v in m.splits.items.items())
         say(f"items, by {m.splits.by}: {items}")
+    if m.memory is not None and (most := most_rows(m.memory.row_bytes)) < _MANY_ROWS:
+        held = m.memory.row_bytes / 1e6
+        say(f"memory: a row takes about {held:,.0f} MB inside; a run has at most {most} of them")
     scaling = ", ".join(f"{k} {v:.4g}" for k, v in m.scaling.items())
     prior = m.module.settings.get("prior_precision")
     say(f"module {m.module.name}" + (f", prior precision {prior:.4g}" if prior else ""))

@@ -6,11 +6,12 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pyarrow.parquet as pq
 import pytest
 
@@ -32,7 +33,9 @@ from calibration.fit_thresholds import run_head
 from calibration.material import ROLES, Material, split
 from calibration.predictor import Predictor
 from posthoc.contract import Array, BundleError, FitError
+from posthoc.model.memory import row_bytes
 from posthoc.runtime import open_session
+from posthoc.slices import MOST_BYTES
 from tests.calibration import networks
 from tests.calibration.networks import INPUTS, network, table
 
@@ -192,6 +195,40 @@ def test_the_reference_holds_roles_hashes_and_what_traffic_is_held_against(
     np.testing.assert_array_equal(
         np.sort(reference["ood_score"].to_numpy()[conformal]), bundle.conformal_scores["ood"]
     )
+
+
+def test_the_bundle_knows_what_a_row_takes(bundle: Bundle) -> None:
+    predictor, memory = Predictor(bundle), bundle.manifest.memory
+    assert memory is not None
+    rows = {s.name: np.zeros((2, *s.shape[1:]), s.dtype) for s in predictor.inputs}
+    graph = onnx.load_from_string(bundle.files["predictor.onnx"])
+    assert memory.row_bytes == row_bytes(graph, rows) > 4 * memory.values
+    assert memory.values == sum(v[0].size for v in rows.values())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_no_run_has_more_rows_than_memory_holds(
+    bundle: Bundle, material: Material, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bundle.manifest.memory is not None
+    large = bundle.manifest.memory.model_copy(update={"row_bytes": MOST_BYTES // 3})
+    manifest = bundle.manifest.model_copy(update={"memory": large if known else None})
+    predictor = Predictor(replace(bundle, manifest=manifest))
+    rng = np.random.default_rng(0)
+    rows = {s.name: rng.random((10, *s.shape[1:])).astype(s.dtype) for s in predictor.inputs}
+    seen: list[int] = []
+    run, one = predictor._run, predictor.inputs[0].name
+
+    def watched(names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
+        seen.append(len(feed[one]))
+        return run(names, feed)
+
+    monkeypatch.setattr(predictor, "_run", watched)
+    for q in (None, predictor.q_hat(0.2), np.linspace(0.1, 0.9, 10, dtype=np.float32)):
+        got, want = predictor.run(rows, q_hat=q), Predictor(bundle).run(rows, q_hat=q)
+        for name, value in want.items():
+            np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert seen == ([3, 3, 3, 1] if known else [10]) * 3
 
 
 def test_the_examples_are_a_request_that_works(bundle: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import hedged
-from calibration.bundle import MANIFEST, load_bundle, sha256
+from calibration.bundle import MANIFEST, MemoryRecord, load_bundle, sha256
 from calibration.evaluation import Evaluation
 from calibration.predictor import Predictor
 from hedged import cli
+from hedged.commands.describe import describe
 from posthoc import registry
 from tests import factory
 from tests.hedged.conftest import Call, assert_one_line
@@ -132,6 +134,18 @@ def test_score_writes_a_row_for_each_row(
     assert_one_line(other, "another run")
     again = call(*arguments, "--overwrite")
     assert again.code == 0 and again.json["resumed"] == 0
+
+
+def test_a_graph_that_is_large_inside_says_so(
+    classification_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = load_bundle(classification_bundle)
+    for row_bytes, told in ((400_000_000, True), (4_000_000, False)):
+        memory = MemoryRecord(row_bytes=row_bytes, values=4)
+        manifest = bundle.manifest.model_copy(update={"memory": memory})
+        describe(dataclasses.replace(bundle, manifest=manifest))
+        line = "memory: a row takes about 400 MB inside; a run has at most 2 of them"
+        assert (line in capsys.readouterr().out) is told
 
 
 def test_modules_is_the_registry(call: Call) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import posthoc.features
 import posthoc.filling
+import posthoc.slices
 from posthoc.contract import DataError, ModelError
 from posthoc.data import infer_mapping, open_table, to_rows
 from posthoc.features import build_cache, default_cache_dir, estimated_bytes
 from posthoc.frozen import expose, open_frozen
+from posthoc.model.memory import row_bytes
 
 D, C, K = 3, 5, 4
 N = 250
@@ -102,6 +105,19 @@ def test_the_cache_holds_what_the_model_gives_row_by_row(case):
     assert sorted(p.name for p in cache.path.iterdir()) == [
         ".lock", "meta.parquet", "phi.npy", "z.npy",
     ]  # fmt: skip
+
+
+def test_rows_that_are_large_inside_are_run_fewer_at_once(case, monkeypatch):
+    frozen, table, mapping, _ = case
+    rows = to_rows(next(table.batches(1)), mapping, frozen.inputs)
+    inside = row_bytes(onnx.load_from_string(expose(frozen)), rows.inputs)
+    monkeypatch.setattr(posthoc.slices, "MOST_BYTES", 7 * inside + 1)
+    seen = []
+    cache = build(case, progress=lambda done, total: seen.append(done))
+    assert seen == [0, *range(7, N, 7), N, N]
+    phi, z = looped(frozen, table, mapping)
+    np.testing.assert_allclose(cache.phi, phi, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(cache.z, z, rtol=1e-5, atol=1e-6)
 
 
 def column(table, name):

@@ -208,7 +208,7 @@ def test_the_graph_decomposes_as_float64_does(spread: float, draws: int, classes
     g = Fragment()
     log_p = g.op("LogSoftmax", g.input("z", "float32", ["N", draws, classes]), axis=-1)
     found = emit_decomposition(g, (log_p, g.op("Exp", log_p)))
-    session = open_session(standalone(g, {name: ("float32", (-1,)) for name in found}))
+    session = open_session(standalone(g, dict.fromkeys(found, ("float32", (-1,)))))
     exact = z.astype(np.float64)
     want = links.decompose_drawn(exact - np.log(np.exp(exact).sum(-1, keepdims=True)))
     for got, expected in zip(session.run(list(found), {"z": z}), want, strict=True):
