@@ -77,8 +77,10 @@ def loop(bundle: str, data: str, out: str, write: bool, times: int = 1) -> dict[
 def _array(column: pa.Array) -> np.ndarray:
     """A column of tensors or of lists of one length, whose first axis is the row."""
     if isinstance(column, pa.FixedShapeTensorArray):
-        return column.to_numpy_ndarray()
-    return column.flatten().to_numpy().reshape(len(column), -1)
+        found: np.ndarray = column.to_numpy_ndarray()
+    else:
+        found = column.flatten().to_numpy().reshape(len(column), -1)
+    return found
 
 
 def _column(value: np.ndarray) -> pa.Array:

@@ -103,7 +103,7 @@ def value_cells(split: Split, seed: int) -> Iterator[Cell]:
                 own, true = (interval_scores(interval, r.y, r.mean, r.std) for r in (known, new))
                 q = threshold_at(np.sort(own), alpha)
                 low, high = bounds(interval, np.full((1, 1), q), new.mean, new.std)
-                inside = ((low <= new.y) & (new.y <= high)).all(1)
+                inside = np.asarray(((low <= new.y) & (new.y <= high)).all(1))
                 width = float((high - low).mean()) if side == "two" else None
                 name = method if side == "two" else f"{method}, {side}"
                 cell = _cell(name, alpha, own, true, q, covered=inside, size=width)

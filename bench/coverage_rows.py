@@ -51,8 +51,15 @@ class Rows:
 
     def take(self, rows: Array) -> Rows:
         """Some of them."""
-        fields = (self.phi, self.z, self.y, self.group, self.p, self.mean, self.std)
-        return Rows(*(f[rows] for f in fields))
+        return Rows(
+            phi=self.phi[rows],
+            z=self.z[rows],
+            y=self.y[rows],
+            group=self.group[rows],
+            p=self.p[rows],
+            mean=self.mean[rows],
+            std=self.std[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,8 @@ def split_rows(name: str, known: Known, task: Task, seed: int) -> Split:
             assert f.phi is not None
             none, y = np.zeros((len(f), 0)), np.asarray(f.y, np.int64)
             made.append(Rows(f.phi, f.z, y, g, softmax(f.z / t), none, none))
-        return Split(task, *made, np.zeros(0), t)
+        module, calibration, conformal, new = made
+        return Split(task, module, calibration, conformal, new, np.zeros(0), t)
     fitted = fit_head(None, parts, FitOptions(task=task, method="bayescap", ood="none"))
     assert fitted.head.noise is not None
     made = []
@@ -94,7 +102,9 @@ def split_rows(name: str, known: Known, task: Task, seed: int) -> Split:
         assert f.phi is not None
         out, y = run_head(fitted.head, f), np.asarray(f.y, np.float64)
         made.append(Rows(f.phi, f.z, y, g, np.zeros((len(f), 0)), out["mean"], out["std"]))
-    return Split(task, *made, np.asarray(fitted.head.noise, np.float64))
+    module, calibration, conformal, new = made
+    noise = np.asarray(fitted.head.noise, np.float64)
+    return Split(task, module, calibration, conformal, new, noise)
 
 
 def _groups(

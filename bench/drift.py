@@ -177,7 +177,8 @@ def speed(using: Detector, settings: dict[str, Any], seconds: float) -> float:
     rng = np.random.default_rng(0)
     state = using.start(rng.normal(size=REFERENCE), **settings)
     state, _ = watch(using, state, rng.normal(size=200).tolist())
-    xs, rates = rng.normal(size=1000).tolist(), []
+    xs: list[float] = rng.normal(size=1000).tolist()
+    rates: list[float] = []
     ends = time.process_time() + seconds
     while not rates or time.process_time() < ends:
         started = time.process_time()

@@ -14,7 +14,7 @@ import numpy as np
 from bench.http_floor import input_dtype, session
 
 
-@bentoml.service(  # type: ignore[untyped-decorator]
+@bentoml.service(
     name="peer", workers=1, traffic={"timeout": 60}, logging={"access": {"enabled": False}}
 )
 class Peer:

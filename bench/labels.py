@@ -33,6 +33,7 @@ from calibration.predictor import Predictor
 _REQUEST = 4_000  # rows of a request for predictions
 _LABELS = 10_000  # labels of a request
 _WAIT_S = 300
+_SETTLE_S = 3.0  # longer than a prediction's way, and than an answer of the server is kept
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -41,12 +42,16 @@ def run(quick: bool) -> dict[str, Any]:
         folder = Path(name)
         question = Question.of(tabular(folder))
         ratio = _ratio(question, folder, 5 if quick else 20)
-        (folder / "server").mkdir()
-        with plain_sides(question, folder / "server")[0] as server:
-            base = server.url.removesuffix(question.path)
-            with httpx.Client(base_url=base, timeout=120) as client:
-                rates = _rates(client, question, folder, 20_000 if quick else 100_000)
-    return {**rates, **ratio}
+        return {**rates(question, folder, 20_000 if quick else 100_000), **ratio}
+
+
+def rates(question: Question, folder: Path, rows: int) -> dict[str, Any]:
+    """Labels a second for so many predictions of a server, over HTTP and from a file."""
+    (folder / "server").mkdir()
+    with plain_sides(question, folder / "server")["ours"] as server:
+        base = server.url.removesuffix(question.path)
+        with httpx.Client(base_url=base, timeout=120) as client:
+            return _rates(client, question, folder, rows)
 
 
 def _ratio(question: Question, folder: Path, rounds: int) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def _predict(client: httpx.Client, question: Question, name: str, rows: int) -> 
     """The ids of so many new predictions that are in the ledger."""
     (spec,) = Predictor(question.bundle).inputs
     x = np.random.default_rng(0).standard_normal((_REQUEST, *spec.shape[1:])).astype(np.float32)
-    before = _model(client)["served"]
+    before = _settled(client)
     ids: list[str] = []
     for start in range(0, rows, _REQUEST):
         n = min(_REQUEST, rows - start)
@@ -147,6 +152,16 @@ def _model(client: httpx.Client) -> dict[str, Any]:
     (found,) = client.get("/v1/calibration").raise_for_status().json()["models"]
     model: dict[str, Any] = found
     return model
+
+
+def _settled(client: httpx.Client) -> int:
+    """Predictions in the ledger, once none is on its way there: the question that the server was
+    asked to see that it stands arrives a little later."""
+    found = -1
+    while found != (now := int(_model(client)["served"])):
+        found = now
+        time.sleep(_SETTLE_S)
+    return found
 
 
 def _parts(ids: list[str]) -> list[list[str]]:

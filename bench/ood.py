@@ -111,9 +111,9 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     by = {score: auroc(*both) for score, both in told.items()}
     best = max(by[s] for s in by if s != MSP)
     found["chosen"] = chosen["auto"]
-    for how, score in chosen.items():
-        assert score in MIXTURES
-        by[how] = by[score]
+    for how, mixture in chosen.items():
+        assert mixture is not None and mixture in MIXTURES
+        by[how] = by[mixture]
     lost = auroc_difference(told[str(chosen["auto"])], told[MSP])
     error = (lost.high - lost.low) / (2 * 1.96)
     below = lost.value < -max(POINT, 2 * error)
@@ -134,9 +134,9 @@ def flags(
         k = n - math.floor(level * (n + 1) + 1e-9) + 1
         if k <= n:
             found.append(_cell("p_value", level, n, m, k, out["ood_pvalue"] <= level + 1e-7))
-    k = neyman_pearson_rank(n, fitted.ood.alpha, fitted.ood.delta)
-    if k is not None:
-        found.append(_cell("neyman_pearson", fitted.ood.alpha, n, m, k, out["ood"]))
+    rank = neyman_pearson_rank(n, fitted.ood.alpha, fitted.ood.delta)
+    if rank is not None:
+        found.append(_cell("neyman_pearson", fitted.ood.alpha, n, m, rank, out["ood"]))
     return found
 
 

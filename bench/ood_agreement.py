@@ -96,8 +96,8 @@ def _ingredients(module: Features, states: dict[str, State]) -> dict[str, Array]
 
 
 def _rank_correlation(a: Array, b: Array) -> float:
-    ranks = [np.argsort(np.argsort(v)).astype(np.float64) for v in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(v)).astype(np.float64) for v in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _read(path: Path) -> dict[str, Array]:

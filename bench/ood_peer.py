@@ -21,7 +21,7 @@ from bench.worker import serve
 OPERATORS = declare_operators()  # it imports torchvision
 warnings.filterwarnings("ignore")
 
-from pytorch_ood.detector import (  # noqa: E402
+from pytorch_ood.detector import (  # type: ignore[import-not-found]  # noqa: E402
     KNN,
     NCI,
     RMD,
@@ -76,7 +76,7 @@ class Side:
         finally:
             torch.set_default_dtype(torch.float32)
             torch.Tensor.float = single  # type: ignore[method-assign]
-        np.savez(path, **{k: v.numpy() for k, v in found.items()})
+        np.savez(path, **{k: v.numpy() for k, v in found.items()})  # type: ignore[arg-type]
 
     def versions(self) -> dict[str, str]:
         """Of the peer and of what it computes with."""
@@ -87,7 +87,8 @@ class Side:
 
 def _scores(t: dict[str, Tensor]) -> dict[str, Tensor]:
     phi, y, new, new_z = t["phi"], t["y"], t["new_phi"], t["new_z"]
-    linear = torch.nn.Linear(*reversed(t["weight"].shape))
+    outputs, width = t["weight"].shape
+    linear = torch.nn.Linear(width, outputs)
     linear.weight.copy_(t["weight"])
     linear.bias.copy_(t["bias"])
     vim = ViM(None, int(t["vim_d"]), t["weight"], t["bias"])

@@ -35,6 +35,7 @@ SEEDS, QUICK_SEEDS = 20, 3
 QUICK = ("concrete", "nox")
 LIMIT, LIMIT_ONE = 1.25, 3.5
 KINDS: tuple[Kind, ...] = get_args(Kind)
+ALL_KINDS: tuple[Kind | Literal["none"], ...] = ("none", *KINDS)
 CENTRAL = 4, 95  # levels 5/101 and 96/101
 KNOTS = 2001  # of a log density, over [0, 1]
 
@@ -75,10 +76,11 @@ def one(material: Material, seed: int) -> list[dict[str, Any]]:
         out, y = run_head(head, part), np.asarray(part.y, np.float64)
         errors.append(signed_residuals(y, out["mean"], out["std"]))
     std = np.asarray(out["std"], np.float64)  # of the test rows
+    conformal, new = errors
     floor = pce_floor(len(test), len(parts.conformal))
     return [
-        {"kind": kind, "floor": floor, **figures(kind, base, *errors, std)}
-        for kind in ("none", *KINDS)
+        {"kind": kind, "floor": floor, **figures(kind, base, conformal, new, std)}
+        for kind in ALL_KINDS
     ]
 
 

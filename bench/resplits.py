@@ -44,6 +44,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 def figures(known: Known, seed: int) -> dict[str, Any]:
     """Every figure for one split."""
+    assert known.outside is not None
     options = FitOptions(task="classification", seed=seed)
     fitted, test, _ = fit_material(known.material, options)
     out, strange = run_head(fitted.head, test), run_head(fitted.head, known.outside)

@@ -98,7 +98,7 @@ def losses(case: Case, splits: int) -> list[dict[str, Any]]:
                     case.level,
                     delta,
                     order=case.draw(rng, N // 2) if order == "others" else order,
-                    cost=-case.risk if worst else None,
+                    cost=(-case.risk).tolist() if worst else None,
                     binary=case.binary,
                     seed=seed,
                 )

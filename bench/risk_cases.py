@@ -81,7 +81,7 @@ def generator() -> tuple[list[Case], list[Answers]]:
 
     def two_sided(rng: np.random.Generator, n: int) -> Array:
         taken = FARTHER * parts(rng, n)[:, :, None] <= SIZES
-        return misses(rng, n) / 2 + taken.mean(axis=1) / 2
+        return np.asarray(misses(rng, n) / 2 + taken.mean(axis=1) / 2)
 
     def answers(rng: np.random.Generator, n: int) -> tuple[F64, Array]:
         sure = rng.uniform(size=n)
