@@ -49,7 +49,7 @@ NAMES = (
 
 
 # A minute or more each, even with fewer runs: `all --quick` leaves them to be asked for by name.
-SLOW = ("heads", "ood", "compare", "dropout", "abnn", "dense", "batch")
+SLOW = ("heads", "ood", "compare", "dropout", "abnn", "dense", "batch", "shift_kinds")
 
 
 def main() -> None:
