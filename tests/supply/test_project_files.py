@@ -109,7 +109,7 @@ def test_the_citation_is_one_and_says_what_the_project_says(tmp_path: Path) -> N
 def repository(tmp_path: Path) -> Path:
     """A repository with the hooks, the programs that they run, and the house in small."""
     root = tmp_path / "repository"
-    for floor in ("posthoc", "calibration", "service", "hedged"):
+    for floor in ("posthoc", "calibration", "service", "hedged", "bench"):
         (root / floor).mkdir(parents=True)
         (root / floor / "__init__.py").write_text('"""A floor."""\n')
     (root / "tests").mkdir()
