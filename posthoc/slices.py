@@ -8,8 +8,9 @@ import numpy as np
 
 from posthoc.contract import Array
 
-MOST_BYTES = 1 << 30
-"""Of what a model holds inside of the rows of one run, as `posthoc.model.memory` measures it."""
+MOST_BYTES = 1 << 29
+"""Of what a model holds inside of the rows of one run, as `posthoc.model.memory` measures it. ONNX
+Runtime takes up to about twice as much: its arena grows by powers of two."""
 
 
 def most_rows(row_bytes: float) -> int:

@@ -140,11 +140,11 @@ def test_a_graph_that_is_large_inside_says_so(
     classification_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = load_bundle(classification_bundle)
-    for row_bytes, told in ((400_000_000, True), (4_000_000, False)):
+    for row_bytes, told in ((200_000_000, True), (2_000_000, False)):
         memory = MemoryRecord(row_bytes=row_bytes, values=4)
         manifest = bundle.manifest.model_copy(update={"memory": memory})
         describe(dataclasses.replace(bundle, manifest=manifest))
-        line = "memory: a row takes about 400 MB inside; a run has at most 2 of them"
+        line = "memory: a row takes about 200 MB inside; a run has at most 2 of them"
         assert (line in capsys.readouterr().out) is told
 
 
