@@ -38,13 +38,8 @@ if not torch.cuda.is_available():
 warnings.filterwarnings("ignore")
 
 # Nothing public exports the class.
-from torch_uncertainty.methods import (  # type: ignore[import-not-found]  # noqa: E402
-    deep_ensembles,
-)
-from torch_uncertainty.post_processing.abnn import (  # type: ignore[import-not-found]  # noqa: E402
-    ABNN,
-    _replace_bn_layers,
-)
+from torch_uncertainty.methods import deep_ensembles  # noqa: E402
+from torch_uncertainty.post_processing.abnn import ABNN, _replace_bn_layers  # noqa: E402
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # importing it sets another level
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pyarrow.parquet as pq
 
 from bench.material import magika_columns, magika_files

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mapie.classification import SplitConformalClassifier  # type: ignore[import-not-found]
+from mapie.classification import SplitConformalClassifier
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from bench.conformal_peer import serve_side

@@ -23,14 +23,8 @@ sys.modules["torchsort"] = _sort
 
 warnings.filterwarnings("ignore")
 
-from torchcp.classification.predictor import (  # type: ignore[import-not-found]  # noqa: E402
-    SplitPredictor,
-)
-from torchcp.classification.score import (  # type: ignore[import-not-found]  # noqa: E402
-    APS,
-    LAC,
-    RAPS,
-)
+from torchcp.classification.predictor import SplitPredictor  # noqa: E402
+from torchcp.classification.score import APS, LAC, RAPS  # noqa: E402
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -19,7 +19,7 @@ from bench.conformal_peer import K_REG, PENALTY, declare_operators, serve_side
 OPERATORS = declare_operators()
 warnings.filterwarnings("ignore")
 
-from torch_uncertainty.post_processing import (  # type: ignore[import-not-found]  # noqa: E402
+from torch_uncertainty.post_processing import (  # noqa: E402
     ConformalClsAPS,
     ConformalClsRAPS,
     ConformalClsTHR,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from mlserver import MLModel  # type: ignore[import-not-found]
-from mlserver.codecs import NumpyCodec  # type: ignore[import-not-found]
-from mlserver.types import InferenceRequest, InferenceResponse  # type: ignore[import-not-found]
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceRequest, InferenceResponse
 
 
 class Runtime(MLModel):  # type: ignore[misc]  # its environment is not the checker's

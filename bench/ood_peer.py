@@ -21,7 +21,7 @@ from bench.worker import serve
 OPERATORS = declare_operators()  # it imports torchvision
 warnings.filterwarnings("ignore")
 
-from pytorch_ood.detector import (  # type: ignore[import-not-found]  # noqa: E402
+from pytorch_ood.detector import (  # noqa: E402
     KNN,
     NCI,
     RMD,

@@ -112,7 +112,7 @@ def nox() -> pa.Table:
 
 def bikeshare() -> pa.Table:
     """Bicycles hired in an hour in Washington."""
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
     frame = pd.read_csv(fetch("bikeshare") / "Bikeshare.csv")
     return numeric(frame, "bikers", drop=["casual", "registered"])  # those two sum to it

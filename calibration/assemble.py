@@ -266,9 +266,7 @@ def _run(
     session: Any, memory: MemoryRecord | None, names: Sequence[str], rows: Mapping[str, Array]
 ) -> list[Array]:
     """Outputs of the fused graph, of as many rows at once as memory holds."""
-    if memory is None:
-        return list(session.run(list(names), dict(rows)))
-    most = most_rows(memory.row_bytes)
+    most = most_rows(None if memory is None else memory.row_bytes)
     return in_slices(lambda feed: session.run(list(names), dict(feed)), rows, most)
 
 

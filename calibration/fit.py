@@ -272,8 +272,7 @@ def _asked_again(material: Material, raw: Mapping[str, Array], rows: Array) -> F
     frozen = material.frozen
     names = [n for n in (frozen.z, frozen.phi) if n is not None]
     model = expose(frozen)
-    session, inside = open_session(model), row_bytes(onnx.load_from_string(model), raw)
-    most = len(rows) if inside is None else most_rows(inside)
+    session, most = open_session(model), most_rows(row_bytes(onnx.load_from_string(model), raw))
     values = in_slices(lambda feed: session.run(names, dict(feed)), raw, most)
     if frozen.dense is not None:
         index, axes = _pixels(material, rows), (frozen.dense.axis, frozen.dense.phi_axis)

@@ -115,7 +115,7 @@ class Predictor:
 
     def answer(self, feed: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """`run` without its checks: ``feed`` holds what the graph takes and nothing else, each in
-        the graph's own dtype and rank."""
+        the graph's own dtype and rank. In slices where all rows at once would fill the memory."""
         names = list(map(self._graph_names.get, outputs, outputs))
         if self._held * sum([v.size for v in feed.values()]) <= MOST_BYTES:
             return dict(zip(outputs, self._run(names, feed), strict=True))

@@ -184,8 +184,7 @@ def rows_at_once(given: Pass) -> int:
     for at, batch in enumerate(given.table.batches(1, columns)):
         if (one := filler.read(batch)).bad:
             continue
-        inside = row_bytes(onnx.load_from_string(expose(given.frozen)), one.inputs)
-        most = given.batch_size if inside is None else most_rows(inside)
+        most = most_rows(row_bytes(onnx.load_from_string(expose(given.frozen)), one.inputs))
         if dense:
             held = sum(a.nbytes for a in (*one.inputs.values(), *filler.run(one, at).values()))
             most = min(most, _BATCH_BYTES // held)

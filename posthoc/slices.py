@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,9 +14,9 @@ MOST_BYTES = 1 << 29
 Runtime takes up to about twice as much: its arena grows by powers of two."""
 
 
-def most_rows(row_bytes: float) -> int:
-    """Rows of one run, of so many bytes each: at least one."""
-    return max(1, int(MOST_BYTES // max(1.0, row_bytes)))
+def most_rows(row_bytes: float | None) -> int:
+    """Rows of one run, of so many bytes each: at least one; any number where that is not known."""
+    return sys.maxsize if row_bytes is None else max(1, int(MOST_BYTES // max(1.0, row_bytes)))
 
 
 def in_slices(

@@ -1,7 +1,7 @@
 """What a row takes inside a model: the tensors between its inputs and its outputs.
 
-A file says nothing of it: sixteen samples of a network's first layer hold a thousand times what a
-row has, and the rows of a run are held all at once. So the model is run on one row and on two, with
+A file says nothing of it: samples of a network's first layer hold many times what a row has, and
+the rows of a run are held all at once. So the model is run on one row and on two, with
 every inner tensor as an output, and what the second row adds is followed from node to node.
 """
 

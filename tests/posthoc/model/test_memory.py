@@ -114,3 +114,7 @@ def test_slices_give_what_the_whole_gives(rows: int, most: int) -> None:
 )
 def test_a_run_has_a_row_and_no_more_than_fit(row: int, rows: int) -> None:
     assert most_rows(row) == rows
+
+
+def test_what_is_not_known_bounds_nothing() -> None:
+    assert most_rows(None) > 1 << 40
