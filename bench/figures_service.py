@@ -63,9 +63,8 @@ FIGURES = (
         lambda f: f"{_one_by_one(f)}; {_tails(f, 'ratio_corrected')}",
     ),
     Figure(
-        "http@epyc",
-        "the same on a machine with faster memory, AMD EPYC, before requests of one row were kept "
-        "as bytes for the ledger and shared no run where that makes none cheaper",
+        "http@xeon",
+        "the same on two cores of an Intel Xeon with slower memory",
         lambda f: (
             f"{f['overhead_us_c1']:.0f} µs; {_http(f, 'tabular')}; magika {_http(f, 'magika')}; "
             f"{_one_by_one(f)}"
