@@ -151,6 +151,8 @@ class _Exchange:
             _log.exception("request %s failed", self.request_id)
             await self.refuse(ServiceError(500, "internal", "the server failed on this request"))
         finally:
+            # Else both would keep each other, and the body, until the collector looks for cycles.
+            del scope["hedged.reserve"]
             guard.held -= self.held
             guard.reserved -= self.reserved
             seconds = time.perf_counter() - start
