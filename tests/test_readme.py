@@ -20,7 +20,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from typing import Any
 import pytest
 
 from tests.documentation import COMMANDS, PAGES, ROOT
+from tests.ports import held_port
 
 FENCE = re.compile(r"(?:<!-- test: ([^\n]*?) -->\n)?```(\w+)\n(.*?)```", re.S)
 RUNNABLE = ("bash", "python")
@@ -137,14 +137,12 @@ def test_every_block_of_commands_says_how_it_is_tested() -> None:
 class Reader:
     """Somebody who types what the pages say, from a fresh clone in ``root``."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, port: int):
         self.cwd = root
         for name in ("docs", "deploy"):
             (root / name).symlink_to(ROOT / name)
         (root / ".venv").symlink_to(sys.prefix)
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = int(s.getsockname()[1])
+        self.port = port
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("HEDGED_")} | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HEDGED_PORT": str(self.port),
@@ -216,9 +214,10 @@ def wait(ask: Callable[[], Any], why: Callable[[], str]) -> None:
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
-    reader = Reader(tmp_path)
-    yield reader
-    reader.stop()
+    with held_port() as port:
+        reader = Reader(tmp_path, port)
+        yield reader
+        reader.stop()
 
 
 @pytest.mark.parametrize("pages", [1, pytest.param(len(PAGES), marks=pytest.mark.long)])

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from tests.deploy.composed import argv, environment, mounts, read_compose
 from tests.deploy.image import read_image
 from tests.deploy.programs import Program, get
 from tests.factory import version_of
+from tests.ports import held_port
 from tests.service.helpers import poll
 
 COMPOSE, IMAGE = read_compose(), read_image()
@@ -70,12 +70,6 @@ class Host:
 HEDGED = (sys.executable, "-m", "hedged")
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def host(
     deployed: Path,
@@ -112,21 +106,22 @@ class Served:
 @pytest.fixture(scope="module")
 def served(host: Host) -> Iterator[Served]:
     """The container `hedged`, on loopback and another port."""
-    port = free_port()
     client = host.key("web", "predict,labels")
     given = host.environment("hedged")
     assert given["HEDGED_HOST"] == "0.0.0.0"
-    given |= {"HEDGED_HOST": "127.0.0.1", "HEDGED_PORT": str(port)}
     words = host.argv("hedged")
     assert words[:2] == ["hedged", "serve"]
-    with Program([*HEDGED, *words[1:]], host.folder / "hedged.log", given) as program:
-        program.answers(f"http://127.0.0.1:{port}/readyz")
-        yield Served(host, port, client)
-        # Twice: the second signal skips what is left of the drain.
-        program.process.send_signal(signal.SIGTERM)
-        poll(lambda: get(f"http://127.0.0.1:{port}/readyz")[0], lambda status: status == 503)
-        program.process.send_signal(signal.SIGTERM)
-        assert program.process.wait(60) == 0, program.log.read_text()
+    words, log = [*HEDGED, *words[1:]], host.folder / "hedged.log"
+    with held_port() as port:
+        given |= {"HEDGED_HOST": "127.0.0.1", "HEDGED_PORT": str(port)}
+        with Program(words, log, given) as program:
+            program.answers(f"http://127.0.0.1:{port}/readyz")
+            yield Served(host, port, client)
+            # Twice: the second signal skips what is left of the drain.
+            program.process.send_signal(signal.SIGTERM)
+            poll(lambda: get(f"http://127.0.0.1:{port}/readyz")[0], lambda status: status == 503)
+            program.process.send_signal(signal.SIGTERM)
+            assert program.process.wait(60) == 0, program.log.read_text()
 
 
 def check(argv: list[str], port: int, **environ: str) -> int:
@@ -140,7 +135,8 @@ def test_health_is_asked_of_what_answers(served: Served) -> None:
     for path in ("/readyz", "/livez", "/v2/health/ready", "/v2/health/live"):
         assert get(served.url + path)[0] == 200, path
     assert check(IMAGE.health, 0, HEDGED_PORT=str(served.port)) == 0
-    assert check(IMAGE.health, 0, HEDGED_PORT=str(free_port())) != 0
+    with held_port() as port:
+        assert check(IMAGE.health, 0, HEDGED_PORT=str(port)) != 0
 
 
 def test_every_request_needs_a_key_and_its_role(served: Served) -> None:
@@ -218,7 +214,8 @@ def test_the_monitor_reads_what_the_service_wrote(served: Served, monitored: int
     health = COMPOSE["services"]["monitor"]["healthcheck"]["test"]
     assert health[0] == "CMD"
     assert check(health[1:], monitored) == 0
-    assert check(health[1:], free_port()) != 0
+    with held_port() as port:
+        assert check(health[1:], port) != 0
 
 
 def test_nobody_sees_the_password_of_the_ledger(served: Served, monitored: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from posthoc.contract import HedgedError
 from service.lock import locked
 from tests.hedged.conftest import Call, assert_one_line
+from tests.ports import held_port
 from tests.service.helpers import poll
 
 # The demo without its story: a server stands in a context, and the demo waits for it.
@@ -47,10 +47,8 @@ def test_a_second_server_leaves_the_metrics_of_the_first(
     counted = home / "prometheus_multiproc_dir" / "counter_1.db"
     counted.parent.mkdir()
     counted.write_bytes(b"of the first")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with locked(home / "hedged.lock", HedgedError("held"), make=True):
+    lock = locked(home / "hedged.lock", HedgedError("held"), make=True)
+    with held_port() as port, lock:
         done = call("serve", classification_bundle, "--port", port, "--data-dir", tmp_path)
     shown = done._replace(err="\n".join(done.err.splitlines()[-1:]))
     assert_one_line(shown, "another server keeps its metrics in")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 import hedged
 from tests.hedged.conftest import Call, assert_one_line
+from tests.ports import held_port
 
 # Flag > environment > file > default
 
@@ -135,9 +135,6 @@ def test_a_process_keeps_stdout_for_json(
 def test_a_server_starts_beside_variables_of_other_commands(
     classification_bundle: Path, tmp_path: Path
 ) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     (tmp_path / "hedged.toml").write_text("[fit]\nseed = 1\n")
     others = {
         "HEDGED_FIT_METHOD": "none",
@@ -145,32 +142,34 @@ def test_a_server_starts_beside_variables_of_other_commands(
         "HEDGED_EVALUATE_OUT": "elsewhere",
         "HEDGED_CONFIG": str(tmp_path / "hedged.toml"),
     }
-    own = {"HEDGED_DATA_DIR": str(tmp_path), "HEDGED_PORT": str(port), "HEDGED_MAX_ROWS": "3"}
-    log = (tmp_path / "server.log").open("wb")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "hedged", "serve", str(classification_bundle)],
-        env=environment(**others, **own),
-        stdout=log,
-        stderr=log,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 90
-        while not ready(url):
-            assert server.poll() is None, (tmp_path / "server.log").read_text()
-            assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
-            time.sleep(0.1)
-        rows = [dict.fromkeys("abcd", 0.5)] * 4
-        answer = post(f"{url}/v1/predict", {"rows": rows[:3]})
-        assert len(answer["predictions"]) == 3
-        with pytest.raises(urllib.error.HTTPError) as refused:  # the setting that has no flag holds
-            post(f"{url}/v1/predict", {"rows": rows})
-        assert 400 <= refused.value.code < 500
-        refused.value.close()
-    finally:
-        server.terminate()
-        server.wait(60)
-        log.close()
+    with held_port() as port:
+        own = {"HEDGED_DATA_DIR": str(tmp_path), "HEDGED_PORT": str(port), "HEDGED_MAX_ROWS": "3"}
+        log = (tmp_path / "server.log").open("wb")
+        server = subprocess.Popen(
+            [sys.executable, "-m", "hedged", "serve", str(classification_bundle)],
+            env=environment(**others, **own),
+            stdout=log,
+            stderr=log,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            deadline = time.monotonic() + 90
+            while not ready(url):
+                assert server.poll() is None, (tmp_path / "server.log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+                time.sleep(0.1)
+            rows = [dict.fromkeys("abcd", 0.5)] * 4
+            answer = post(f"{url}/v1/predict", {"rows": rows[:3]})
+            assert len(answer["predictions"]) == 3
+            # The setting that has no flag holds.
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                post(f"{url}/v1/predict", {"rows": rows})
+            assert 400 <= refused.value.code < 500
+            refused.value.close()
+        finally:
+            server.terminate()
+            server.wait(60)
+            log.close()
 
 
 def ready(url: str) -> bool:

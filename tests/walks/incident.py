@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from hedged.demo.server import Server
 from posthoc.contract import TensorSpec
 from tests import factory
+from tests.ports import held_port
 
 ROWS = 50  # of a request
 PATIENCE_S = 150.0
@@ -109,10 +110,8 @@ class Prometheus:
             "global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 1s}\n"
             f"rule_files: [rules.yml]\nscrape_configs:\n{jobs}"
         )
-        self._held = socket.socket()  # so that nobody else gets the port before Prometheus does
-        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._held.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._held.getsockname()[1]}"
+        self._stack = ExitStack()
+        self.url = f"http://127.0.0.1:{self._stack.enter_context(held_port())}"
         self._command = [
             "prometheus",
             f"--config.file={folder / 'prometheus.yml'}",
@@ -129,7 +128,7 @@ class Prometheus:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(30)
-        self._held.close()
+        self._stack.close()
 
     def firing(self) -> set[tuple[str, str]]:
         """The alerts that fire: (name, version)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.request import urlopen
+
+from tests.ports import held_port
 
 # What is to become of a request (its number from 1, its method and its target): an HTTP status to
 # answer with, seconds to wait before it is passed on, or None.
@@ -120,25 +121,23 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
 @contextmanager
 def running_store() -> Iterator[Proxy]:
     """moto's server behind a proxy."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    proxy = Proxy(port)
-    try:
-        _wait_for(port, server)
-        proxy.start()
+    with held_port() as port:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        proxy = Proxy(port)
         try:
-            yield proxy
+            _wait_for(port, server)
+            proxy.start()
+            try:
+                yield proxy
+            finally:
+                proxy.stop()
         finally:
-            proxy.stop()
-    finally:
-        server.kill()
-        server.wait(30)
+            server.kill()
+            server.wait(30)
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
