@@ -151,7 +151,9 @@ class _Exchange:
             _log.exception("request %s failed", self.request_id)
             await self.refuse(ServiceError(500, "internal", "the server failed on this request"))
         finally:
-            # Else both would keep each other, and the body, until the collector looks for cycles.
+            # A server keeps the scope while the connection is idle. It need not keep the body, nor
+            # may it keep this, which keeps the scope: the collector seldom looks for such cycles.
+            scope.pop("hedged.body", None)
             del scope["hedged.reserve"]
             guard.held -= self.held
             guard.reserved -= self.reserved
