@@ -194,7 +194,7 @@ def test_work_of_a_client_that_left_is_not_computed(model, x):
         await third
         assert computed == [1, 3]
         await core.close()
-        assert [len(call[3]) for call in ledger.calls] == [4]
+        assert sum(len(call[3]) for call in ledger.calls) == 4  # together or apart
 
     asyncio.run(main())
 
