@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import pytest
 import hedged
 from tests.hedged.conftest import Call, assert_one_line
 from tests.ports import held_port
+from tests.service.helpers import poll
 
 # Flag > environment > file > default
 
@@ -153,11 +153,8 @@ def test_a_server_starts_beside_variables_of_other_commands(
         )
         url = f"http://127.0.0.1:{port}"
         try:
-            deadline = time.monotonic() + 90
-            while not ready(url):
-                assert server.poll() is None, (tmp_path / "server.log").read_text()
-                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
-                time.sleep(0.1)
+            poll(lambda: ready(url) or server.poll() is not None, bool, seconds=90)
+            assert server.poll() is None, (tmp_path / "server.log").read_text()
             rows = [dict.fromkeys("abcd", 0.5)] * 4
             answer = post(f"{url}/v1/predict", {"rows": rows[:3]})
             assert len(answer["predictions"]) == 3
